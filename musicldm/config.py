@@ -1,0 +1,234 @@
+"""One dataclass per training stage, and how a YAML file and ``key=value`` overrides change it.
+
+Defaults live here, so that an installed package works without files; they are those of the published model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vocoder.mel import MelConfig
+
+T = TypeVar("T")
+PRECISIONS = ("no", "bf16", "fp16")
+SCHEDULES = ("constant", "cosine")
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """Dataclass defaults, then the YAML file, then ``key=value`` overrides (``mel.n_mels=80`` reaches inside).
+
+    Raises:
+        ValueError: a key that the stage does not have, or a value of the wrong type or out of range.
+        FileNotFoundError: no such file.
+    """
+    if bad := [override for override in overrides if "=" not in override]:
+        raise ValueError(f"overrides are written key=value, got {bad[0]!r}")
+    if path is not None and not Path(path).is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    try:
+        changes = ([] if path is None else [OmegaConf.load(path)]) + [OmegaConf.from_dotlist(list(overrides))]
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *changes))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{'the overrides' if path is None else path}: {str(error).splitlines()[0]}") from error
+
+
+def save_config(config: object, path: Path) -> None:
+    """Write ``config`` as YAML that `load_config` reads back."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def differences(old: object, new: object, prefix: str = "") -> list[str]:
+    """``key: old value -> new value`` of every field in which two configs of one kind differ."""
+    lines = []
+    for f in fields(old):
+        before, after = getattr(old, f.name), getattr(new, f.name)
+        if is_dataclass(before):
+            lines += differences(before, after, f"{prefix}{f.name}.")
+        elif before != after:
+            lines.append(f"{prefix}{f.name}: {before} -> {after}")
+    return lines
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass
+class TrainConfig:
+    """What all stages share."""
+
+    seed: int = 0
+    steps: int = 100_000  # optimiser steps
+    batch_size: int = 16  # clips for each process
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0  # the learning rate rises linearly from 0
+    schedule: str = "constant"  # or cosine, to 0 at the last step
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "no"  # no, bf16 or fp16
+    device: str = "auto"  # auto or cpu
+    log_every: int = 50  # steps
+    save_every: int = 5000  # steps
+    keep_checkpoints: int = 2
+    validate_every: int = 5000  # steps
+    validation_batches: int = 8
+    mel: MelConfig = field(default_factory=MelConfig)
+
+    def __post_init__(self):
+        _positive(self, "steps", "batch_size", "learning_rate", "max_grad_norm", "log_every", "save_every")
+        _positive(self, "keep_checkpoints", "validate_every", "validation_batches")
+        _one_of("mixed_precision", self.mixed_precision, PRECISIONS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("device", self.device, ("auto", "cpu"))
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+
+
+@dataclass
+class VAEConfig(TrainConfig):
+    """Variational autoencoder of log-mel spectrograms (published: factor 4, 8 channels, 128-256-512 wide)."""
+
+    learning_rate: float = 4.5e-5
+    segment_s: float = 10.24  # seconds of one training item
+    channels: tuple[int, ...] = (128, 256, 512)  # one width for each level; each but the last halves both axes
+    layers_per_level: int = 2
+    norm_groups: int = 32
+    latent_channels: int = 8
+    kl_weight: float = 1e-6  # times the KL divergence summed over a clip's latents and divided by its mel values
+    adversarial_from: int = 50_001  # step from which the patch discriminator takes part
+    adversarial_weight: float = 0.5
+    discriminator_channels: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        _positive(self, "segment_s", "layers_per_level", "latent_channels", "norm_groups")
+        if bad := [width for width in self.channels if width % self.norm_groups]:
+            raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups}), got {bad[0]}")
+        if self.mel.n_mels % self.factor:
+            raise ValueError(f"n_mels ({self.mel.n_mels}) must be a multiple of the VAE's factor {self.factor}")
+
+    @property
+    def factor(self) -> int:
+        """Mel frames (and bands) of one latent."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass
+class VocoderConfig(TrainConfig):
+    """HiFi-GAN (published: 1024 channels, rates 5-4-2-2-2, Adam 2e-4 with betas 0.8 and 0.99)."""
+
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.8, 0.99)
+    max_grad_norm: float = 1000.0
+    segment_samples: int = 8192
+    channels: int = 1024
+    upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 8, 4, 4)
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilations: tuple[int, ...] = (1, 3, 5)
+    mel_weight: float = 45.0
+    stft_weight: float = 0.0
+    features_weight: float = 2.0
+    adversarial_from: int = 0  # step from which the discriminators take part
+
+    def __post_init__(self):
+        super().__post_init__()
+        _positive(self, "channels")
+        if self.segment_samples % self.mel.hop_length and self.segment_samples < self.mel.n_fft:
+            raise ValueError(f"segment_samples must be at least n_fft ({self.mel.n_fft}), got {self.segment_samples}")
+
+
+@dataclass
+class CLAPConfig(TrainConfig):
+    """Contrastive language-audio pretraining (published: HTSAT-base and RoBERTa-base, 512-dimensional)."""
+
+    vocabulary: int = 50_265  # byte-level BPE pieces, at most
+    embedding_size: int = 512
+    text_width: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    text_positions: int = 512  # tokens
+    audio_width: int = 128  # of the first HTSAT stage; doubles at each later one
+    audio_depths: tuple[int, ...] = (2, 2, 12, 2)
+    audio_heads: tuple[int, ...] = (4, 8, 16, 32)
+    audio_image: int = 256  # side of the square image that the log-mel is folded to
+    audio_sample_rate: int = 48_000  # Hz
+    audio_hop_length: int = 480  # samples
+    audio_n_fft: int = 1024  # samples
+    audio_n_mels: int = 64
+    audio_f_min: float = 50.0  # Hz
+    audio_f_max: float = 14_000.0  # Hz
+    audio_s: float = 10.0  # seconds; shorter clips are repeated, longer ones cut
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.text_width % self.text_heads:
+            raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
+        if len(self.audio_depths) != len(self.audio_heads):
+            raise ValueError(f"audio_depths {self.audio_depths} and audio_heads {self.audio_heads} differ in length")
+        frames = self.audio_image**2 // self.audio_n_mels
+        if self.audio_s * self.audio_sample_rate / self.audio_hop_length > frames:
+            raise ValueError(
+                f"{self.audio_s} s are more than the {frames} frames that an image of {self.audio_image} holds: "
+                "raise audio_image or audio_hop_length"
+            )
+
+
+@dataclass
+class DiffusionConfig(TrainConfig):
+    """Latent diffusion conditioned on CLAP (published: UNet 128-256-384-640, AdamW 3e-5, batch 24, EMA 0.9999)."""
+
+    learning_rate: float = 3e-5
+    vae: str = ""  # folder with the trained VAE
+    clap: str = ""  # folder with the trained CLAP: text_encoder, tokenizer and feature_extractor
+    vocoder: str = ""  # folder with the trained vocoder
+    channels: tuple[int, ...] = (128, 256, 384, 640)
+    head_channels: int = 32  # width of one attention head
+    attention_from_level: int = 1  # levels below it have convolutions only
+    layers_per_level: int = 2
+    norm_groups: int = 32
+    prediction: str = "epsilon"  # or v_prediction
+    drop_condition: float = 0.1  # share of items trained without a condition, for classifier-free guidance
+    text_condition: float = 0.0  # share of items conditioned on the caption instead of the audio
+    ema_decay: float = 0.9999
+    train_timesteps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+
+    def __post_init__(self):
+        super().__post_init__()
+        _one_of("prediction", self.prediction, PREDICTIONS)
+        for name in ("drop_condition", "text_condition"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if bad := [width for width in self.channels if width % self.head_channels or width % self.norm_groups]:
+            raise ValueError(
+                f"channels must be multiples of head_channels ({self.head_channels}) "
+                f"and norm_groups ({self.norm_groups}), got {bad[0]}"
+            )
+
+
+STAGES: dict[str, type[TrainConfig]] = {
+    "vae": VAEConfig,
+    "vocoder": VocoderConfig,
+    "clap": CLAPConfig,
+    "diffusion": DiffusionConfig,
+}

@@ -1,0 +1,1 @@
+"""Collections of recordings and captions, rendering of scores, and batches for training."""
