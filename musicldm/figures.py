@@ -1,0 +1,122 @@
+"""A waveform and its mel spectrogram as a picture (PNG), with axes in seconds and Hz.
+
+The spectrogram is for the eye: finer than the one the models work on, in dB below the loudest point.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from musicldm.audio import write_whole
+
+DYNAMIC_RANGE_DB = 80.0
+MAX_COLUMNS = 1600  # time steps of the picture; more than its pixels show nothing
+ROUND_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
+
+
+def save_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, title: str = "") -> None:
+    """Write a PNG of ``waveform (L,)``: the samples over time above the mel spectrogram.
+
+    Raises:
+        ValueError: if the waveform is not one-dimensional, or empty.
+        OSError: if the file cannot be written; nothing is left behind.
+    """
+    save_comparison(path, {"": waveform}, sample_rate, title)
+
+
+def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_rate: int, title: str = "") -> None:
+    """The same for several waveforms, one above the other under their labels; all spectrograms share one scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    for label, waveform in waveforms.items():
+        if np.ndim(waveform) != 1 or not len(waveform):
+            raise ValueError(f"a waveform must be (samples,) and not empty, got {np.shape(waveform)} {label}".rstrip())
+    mels = {label: _mel_db(waveform, sample_rate) for label, waveform in waveforms.items()}
+    loudest = max(mel.max() for mel in mels.values())
+
+    figure = Figure(figsize=(10, 0.6 + 4.4 * len(waveforms)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * len(waveforms), 1, sharex=True, height_ratios=[1, 2.4] * len(waveforms), squeeze=False)
+    for (label, waveform), above, below in zip(waveforms.items(), axes[::2, 0], axes[1::2, 0], strict=True):
+        duration_s = len(waveform) / sample_rate
+        _draw_waveform(above, waveform, duration_s)
+        if label:
+            above.set_title(label, loc="left", fontsize=11)
+        image = _draw_mel(below, mels[label] - loudest, duration_s, sample_rate)
+        bar = figure.colorbar(image, ax=below, pad=0.01, aspect=18)
+        bar.set_label("dB", fontsize=10)
+        bar.outline.set_visible(False)
+    axes[-1, 0].set_xlabel("time (s)", fontsize=11)
+    axes[-1, 0].set_xlim(0, max(len(waveform) for waveform in waveforms.values()) / sample_rate)
+    if title:
+        figure.suptitle(_one_line(title), fontsize=13)
+
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())
+
+
+def _draw_waveform(axes, waveform: np.ndarray, duration_s: float) -> None:
+    """Lowest and highest sample of each column of the picture."""
+    columns = np.array_split(waveform, min(MAX_COLUMNS, len(waveform)))
+    times = np.linspace(0, duration_s, len(columns), endpoint=False)
+    low, high = [c.min() for c in columns], [c.max() for c in columns]
+    axes.fill_between(times, low, high, color="#3b528b", linewidth=0.4, edgecolor="#3b528b")
+    axes.axhline(0, color="0.6", linewidth=0.5, zorder=0)
+    axes.set_ylim(-1.02, 1.02)
+    axes.set_yticks([-1, 0, 1])
+    axes.set_ylabel("amplitude", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_mel(axes, mel_db: np.ndarray, duration_s: float, sample_rate: int):
+    """Draw ``mel_db (T, F)``; returns the image, which the colour bar needs."""
+    import torch
+
+    from vocoder.mel import hz_to_mel
+
+    top = sample_rate / 2
+    ticks = [hz for hz in ROUND_HZ if hz <= top]
+    *positions, highest = hz_to_mel(torch.tensor([*ticks, top], dtype=torch.float64)).tolist()
+    image = axes.imshow(
+        mel_db.T,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=-DYNAMIC_RANGE_DB,
+        vmax=0.0,
+        extent=(0, duration_s, 0, highest),
+        interpolation="nearest",
+    )
+    axes.set_yticks(positions, [f"{hz:,}".replace(",", " ") for hz in ticks])
+    axes.set_ylabel("frequency (Hz)", fontsize=11)
+    return image
+
+
+def _mel_db(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Log-mel spectrogram ``(T, F)`` in dB, at most about MAX_COLUMNS frames."""
+    import torch
+
+    from vocoder import MelConfig, log_mel_spectrogram
+
+    n_fft = 2 ** round(math.log2(sample_rate / 8))  # 2048 at 16 kHz: fine enough to tell harmonics apart
+    config = MelConfig(
+        sample_rate=sample_rate,
+        n_fft=n_fft,
+        hop_length=min(max(len(waveform) // MAX_COLUMNS, n_fft // 16), n_fft),
+        n_mels=160,
+        f_max=sample_rate / 2,
+        floor=1e-7,
+    )
+    padded = np.pad(np.asarray(waveform, np.float32), (0, max(0, n_fft // 2 + 1 - len(waveform))))
+    return log_mel_spectrogram(torch.from_numpy(padded)[None], config)[0].numpy() * (20 / math.log(10))
+
+
+def _one_line(title: str, longest: int = 90) -> str:
+    title = " ".join(title.split()).replace("$", r"\$")  # a dollar sign starts a formula in matplotlib
+    return title if len(title) <= longest else title[: longest - 1].rstrip() + "…"
