@@ -1,0 +1,244 @@
+"""CLAP: text or waveform to a unit vector; texts and recordings that belong together lie close.
+
+    text      -> tokens -> RoBERTa -> projection -> (B, D)
+    waveform (B, L) at any rate -> resample, repeat or crop -> log-mel (B, 1, T, F) -> HTSAT -> projection -> (B, D)
+
+The networks are ``transformers.ClapModel``; the front end here is what CLAP was trained with, in torch, batched and
+on any device. Rate, window, bands and clip length come from the feature extractor. Gradients flow when they are on.
+
+Wu et al. (2023), Large-scale contrastive language-audio pretraining. https://arxiv.org/abs/2211.06687
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional
+from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, RobertaTokenizer
+
+ZERO_CROSSINGS = 6  # of the resampler's sinc, to either side
+ROLL_OFF = 0.99  # the resampler's cut-off, as a fraction of the lower Nyquist frequency
+POWER_FLOOR = 1e-10  # -100 dB
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # ids 0 to 4; the first four as in RoBERTa
+
+
+def clap_feature_extractor(
+    sample_rate: int = 48_000,
+    clip_s: float = 10,
+    n_fft: int = 1024,
+    hop_length: int = 480,
+    n_mels: int = 64,
+    f_min: float = 50.0,
+    f_max: float = 14_000.0,
+) -> ClapFeatureExtractor:
+    """The front end's parameters as transformers stores them; the defaults are those of the released CLAP.
+
+    transformers' own defaults (0 Hz and fusion) are not what CLAP was trained with.
+    """
+    if not 0 <= f_min < f_max <= sample_rate / 2:
+        raise ValueError(f"mel bands from {f_min} to {f_max} Hz do not fit below {sample_rate} / 2 Hz")
+    if round(clip_s * sample_rate) <= n_fft // 2:
+        raise ValueError(f"clip_s must exceed half a window of {n_fft} samples at {sample_rate} Hz, got {clip_s}")
+    return ClapFeatureExtractor(
+        feature_size=n_mels,
+        sampling_rate=sample_rate,
+        hop_length=hop_length,
+        max_length_s=clip_s,
+        fft_window_size=n_fft,
+        frequency_min=f_min,
+        frequency_max=f_max,
+        truncation="rand_trunc",
+        padding="repeatpad",
+    )
+
+
+def embed_text(clap: ClapModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+    """Unit-norm embeddings (B, D) of ``texts``, padded to the longest of them.
+
+    A text longer than the model has positions is cut, with a warning.
+    """
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"texts must be a list of at least one string, got {texts!r}")
+    config = clap.config.text_config
+    n_positions = config.max_position_embeddings - config.pad_token_id - 1  # RoBERTa numbers positions from pad + 1
+    lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+    for text, length in zip(texts, lengths, strict=True):
+        if length > n_positions:
+            warnings.warn(f"only the first {n_positions} of {length} tokens are used of {text!r}", stacklevel=2)
+    tokens = tokenizer(texts, padding="longest", truncation=True, max_length=n_positions, return_tensors="pt")
+    input_ids, mask = tokens["input_ids"].to(clap.device), tokens["attention_mask"].to(clap.device)
+    return _pooled(clap.get_text_features(input_ids=input_ids, attention_mask=mask))
+
+
+def embed_audio(
+    clap: ClapModel,
+    feature_extractor: ClapFeatureExtractor,
+    waveforms: Tensor,
+    sample_rate: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Unit-norm embeddings (B, D) of ``waveforms (B, L)`` at ``sample_rate`` Hz.
+
+    Only one clip of the feature extractor's length is heard: the middle of longer audio, or with a ``generator`` a
+    random crop of each row.
+    """
+    if not torch.isfinite(waveforms).all():
+        raise ValueError("waveforms hold NaN or infinity; replace these samples first")
+    waveforms = resample(waveforms.to(clap.device, torch.float32), sample_rate, feature_extractor.sampling_rate)
+    return embed_log_mel(clap, clap_log_mel(waveforms, feature_extractor, generator))
+
+
+def embed_log_mel(clap: ClapModel, log_mel: Tensor) -> Tensor:
+    """Unit-norm embeddings (B, D) of ``log_mel (B, 1, T, F)`` from `clap_log_mel`."""
+    config = clap.config.audio_config
+    if config.enable_fusion:
+        raise ValueError("CLAP models with feature fusion are not supported; use an unfused one (enable_fusion=False)")
+    n_frames, n_bands = log_mel.shape[-2:]
+    most_frames = config.spec_size * (config.spec_size // config.num_mel_bins)  # the image holds them in rows
+    if n_bands != config.num_mel_bins or n_frames > most_frames:
+        raise ValueError(
+            f"got {n_frames} frames of {n_bands} bands; this CLAP takes up to {most_frames} of {config.num_mel_bins}: "
+            "use the feature extractor that belongs to it"
+        )
+    return _pooled(clap.get_audio_features(input_features=log_mel.to(clap.device, clap.dtype)))
+
+
+def _pooled(features) -> Tensor:
+    """transformers 5 returns an output object whose ``pooler_output`` is normalised, 4.x that tensor itself."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def clap_log_mel(
+    waveforms: Tensor, feature_extractor: ClapFeatureExtractor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Log-mel spectrograms (B, 1, T, F) in dB of ``waveforms (B, L)`` at the feature extractor's rate.
+
+    Equals ``ClapFeatureExtractor`` with ``truncation="rand_trunc"``, except that without a ``generator`` longer audio
+    is cropped in the middle, so that results repeat.
+    """
+    if feature_extractor.truncation == "fusion":
+        warnings.warn(
+            "the feature extractor asks for fusion, which other mel filters belong to; using 'rand_trunc' "
+            "(build it with clap_feature_extractor())",
+            stacklevel=2,
+        )
+    clips = fit_to_clip(waveforms.float(), feature_extractor, generator)
+    spectrum = torch.stft(
+        clips,
+        feature_extractor.fft_window_size,
+        feature_extractor.hop_length,
+        window=torch.hann_window(feature_extractor.fft_window_size, device=clips.device),
+        center=True,
+        pad_mode="reflect",
+        return_complex=True,
+    )  # (B, n_fft / 2 + 1, T)
+    power = spectrum.real.square() + spectrum.imag.square()
+    filters = torch.as_tensor(feature_extractor.mel_filters_slaney, dtype=power.dtype, device=power.device)
+    mel = power.transpose(1, 2) @ filters  # (B, T, F)
+    return 10 * mel.clamp(min=POWER_FLOOR).log10().unsqueeze(1)
+
+
+def fit_to_clip(
+    waveforms: Tensor, feature_extractor: ClapFeatureExtractor, generator: torch.Generator | None = None
+) -> Tensor:
+    """``waveforms (B, L)`` repeated and padded, or cropped, to the feature extractor's clip length (B, N)."""
+    if waveforms.ndim != 2 or waveforms.shape[1] == 0:
+        raise ValueError(f"waveforms must be (batch, samples) with at least one sample, got {tuple(waveforms.shape)}")
+    n_samples = round(feature_extractor.nb_max_samples)
+    batch, length = waveforms.shape
+    if length > n_samples:
+        if generator is None:
+            start = (length - n_samples) // 2
+            return waveforms[:, start : start + n_samples]
+        starts = torch.randint(length - n_samples + 1, (batch,), generator=generator, device=generator.device)
+        rows = [row[start : start + n_samples] for row, start in zip(waveforms, starts.tolist(), strict=True)]
+        return torch.stack(rows)
+    repeats = n_samples // length
+    match feature_extractor.padding:
+        case "repeatpad":
+            waveforms = waveforms.repeat(1, repeats)
+        case "repeat":
+            waveforms = waveforms.repeat(1, repeats + 1)[:, :n_samples]
+        case "pad":
+            pass
+        case other:
+            raise ValueError(f"the feature extractor's padding must be repeatpad, repeat or pad, got {other!r}")
+    return functional.pad(waveforms, (0, n_samples - waveforms.shape[1]))
+
+
+def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """``waveform (..., L)`` at ``from_rate`` Hz brought to ``to_rate`` Hz: (..., ceil(L * to_rate / from_rate)).
+
+    A sinc of six zero crossings to either side under a squared cosine, cut off at 0.99 of the lower Nyquist
+    frequency: the resampling that CLAP's audio went through. Output n lies at input position n * from / to, of which
+    only ``to`` / gcd different fractions exist (the phases); each has its own taps.
+    """
+    if from_rate != int(from_rate) or to_rate != int(to_rate) or min(from_rate, to_rate) < 1:
+        raise ValueError(f"rates must be positive whole numbers of Hz, got {from_rate} and {to_rate}")
+    if from_rate == to_rate:
+        return waveform
+    divisor = math.gcd(int(from_rate), int(to_rate))
+    source, target = int(from_rate) // divisor, int(to_rate) // divisor
+    cutoff = ROLL_OFF * min(source, target) / source  # of the input's Nyquist frequency
+    reach = math.ceil(ZERO_CROSSINGS / cutoff)  # taps to either side
+    offsets = torch.arange(-reach, reach + 2)  # taps relative to the input sample at or before the output's position
+
+    fractions = torch.arange(target, dtype=torch.float64) * source % target / target
+    distance = (offsets[:, None] - fractions) * cutoff  # (taps, phases) in zero crossings
+    window = torch.cos(distance.clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS) * math.pi / (2 * ZERO_CROSSINGS)).square()
+    taps = (torch.sinc(distance) * window * cutoff).to(waveform)
+
+    n_out = -(-waveform.shape[-1] * target // source)
+    outputs = torch.arange(n_out, device=waveform.device)
+    before, phase = outputs * source // target, outputs % target
+    padded = functional.pad(waveform, (reach, reach + 2))
+    result = waveform.new_zeros(*waveform.shape[:-1], n_out)
+    # one pass for each tap: a dense convolution would need target x source taps, gigabytes for coprime rates
+    for offset, weights in zip(offsets.tolist(), taps, strict=True):
+        result = result + weights[phase] * padded[..., before + (offset + reach)]
+    return result
+
+
+def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric cross-entropy over unit-norm pairs ``audio (B, D)``, ``text (B, D)``; row i belongs to row i.
+
+    ``scale`` multiplies the cosine similarities (an inverse temperature, not its logarithm).
+    """
+    if audio.shape != text.shape or audio.ndim != 2:
+        raise ValueError(f"audio and text must both be (B, D), got {tuple(audio.shape)} and {tuple(text.shape)}")
+    logits = scale * audio @ text.T  # (B, B)
+    labels = torch.arange(len(logits), device=logits.device)
+    return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int) -> RobertaTokenizer:
+    """Byte-level byte-pair encoding of at most ``vocab_size`` pieces, learned from ``captions``.
+
+    All 256 bytes are pieces, so no text is unknown: words that the captions lack are spelled in shorter pieces, at
+    worst in single bytes. The first word is encoded like the same word elsewhere. Letter case counts.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    smallest = len(SPECIAL_TOKENS) + len(alphabet)
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size must be at least {smallest} (all bytes and the special tokens), got {vocab_size}")
+    captions = list(captions)
+    if not any(caption.strip() for caption in captions):
+        raise ValueError("there are no captions to train a tokenizer on")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return RobertaTokenizer(
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], add_prefix_space=True
+    )
