@@ -109,7 +109,7 @@ class VAEConfig(TrainConfig):
     layers_per_level: int = 2
     norm_groups: int = 32
     latent_channels: int = 8
-    kl_weight: float = 1e-6  # times the KL divergence summed over a clip's latents and divided by its mel values
+    kl_weight: float = 1.5e-5  # times nats for each latent value (published: 1 beside an error summed over 65,536)
     adversarial_from: int = 50_001  # step from which the patch discriminator takes part
     adversarial_weight: float = 0.5
     discriminator_channels: int = 64

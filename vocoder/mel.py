@@ -34,7 +34,9 @@ class MelConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hop_length > self.n_fft:
-            raise ValueError(f"hop_length ({self.hop_length}) must not exceed n_fft ({self.n_fft}): samples would be lost")
+            raise ValueError(
+                f"hop_length ({self.hop_length}) must not exceed n_fft ({self.n_fft}): samples would be lost"
+            )
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise ValueError(
                 f"mel bands need 0 <= f_min < f_max <= {self.sample_rate / 2} Hz (half the sample rate), "
@@ -91,7 +93,9 @@ def _at_least_float32(waveform: Tensor) -> torch.dtype:
 def hz_to_mel(frequency: Tensor) -> Tensor:
     """Slaney's scale: linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 mel per factor 6.4)."""
     linear = frequency * 3.0 / 200.0
-    return torch.where(frequency < 1000.0, linear, 15.0 + 27.0 * (frequency.clamp(min=1.0) / 1000.0).log() / math.log(6.4))
+    return torch.where(
+        frequency < 1000.0, linear, 15.0 + 27.0 * (frequency.clamp(min=1.0) / 1000.0).log() / math.log(6.4)
+    )
 
 
 def mel_to_hz(mel: Tensor) -> Tensor:

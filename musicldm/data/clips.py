@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 from torch import Tensor
-
-from musicldm.audio import read_audio
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 VALIDATION_SHARE = 0.05
@@ -141,7 +140,10 @@ def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.
     info = soundfile.info(clip.path)
     start = round((clip.start_s + offset_s) * info.samplerate)
     wanted = math.ceil(n_samples * info.samplerate / sample_rate) + 1
-    waveform, _ = read_audio(clip.path, sample_rate, start=start, frames=wanted)
+    frames, rate = soundfile.read(clip.path, frames=wanted, start=start, dtype="float32", always_2d=True)
+    waveform = frames.mean(axis=1)  # mono
+    if rate != sample_rate:
+        waveform = soxr.resample(waveform, rate, sample_rate)
     return np.pad(waveform[:n_samples], (0, max(0, n_samples - len(waveform))))
 
 

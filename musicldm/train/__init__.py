@@ -1,0 +1,32 @@
+"""Training of the four parts: variational autoencoder, vocoder, CLAP and diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from musicldm.config import STAGES, load_config
+
+
+def run(
+    stage: str,
+    config: str | Path | None,
+    data: str | Path,
+    out: str | Path,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train ``stage`` (vae, vocoder, clap or diffusion) on the collection ``data``; returns ``OUT/final``.
+
+    Leaves ``OUT/checkpoint-N/`` while it runs and ``OUT/final/`` in diffusers layout when done. ``resume`` continues
+    from the newest checkpoint of the same configuration.
+
+    Raises:
+        ValueError: unknown stage, wrong configuration, or ``OUT`` holds another run.
+        FileNotFoundError: no configuration file or no recordings.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+    settings = load_config(STAGES[stage], config, overrides)
+    return import_module(f"musicldm.train.{stage}").train(settings, Path(data), Path(out), resume=resume)

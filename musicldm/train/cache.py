@@ -1,0 +1,112 @@
+"""What the diffusion trainer needs of every clip, computed once and kept on disk.
+
+clip -> log-mel -> VAE moments (2C, T/f, F/f)          moments.npy, float16
+     -> CLAP -> audio embedding (D,)                    audio.npy
+captions -> CLAP -> text embeddings (D,)                text.npy, rows offsets[i] to offsets[i + 1] of clip i
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.lib.format import open_memmap
+from tqdm import tqdm
+from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
+
+from musicldm.clap import embed_audio, embed_text
+from musicldm.data.clips import Clip, read_clip
+from vocoder import MelConfig, log_mel_spectrogram
+
+BATCH = 8
+
+
+class Conditioner(NamedTuple):
+    """CLAP and what it takes to feed it."""
+
+    clap: ClapModel
+    tokenizer: PreTrainedTokenizerBase
+    feature_extractor: ClapFeatureExtractor
+
+
+class Cache(NamedTuple):
+    """Arrays over the clips of a collection, memory-mapped."""
+
+    moments: np.ndarray  # (N, 2C, T/f, F/f): means, then log variances
+    audio: np.ndarray  # (N, D)
+    text: np.ndarray  # (M, D)
+    offsets: np.ndarray  # (N + 1,)
+
+
+def fingerprint(clips: list[Clip], vae: AutoencoderKL, clap: ClapModel, mel: MelConfig) -> str:
+    """A digest of all that the cached numbers depend on: the clips, the front end and both networks' weights."""
+    digest = hashlib.sha256(repr(mel).encode())
+    for clip in clips:
+        stat = clip.path.stat()
+        digest.update(f"{clip.path.name} {stat.st_size} {clip.start_s} {clip.texts}".encode())
+    for module in (vae, clap):
+        for name, parameter in module.named_parameters():
+            digest.update(
+                f"{name} {parameter.double().sum().item():.12e} {parameter.double().norm().item():.12e}".encode()
+            )
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def build_cache(
+    clips: list[Clip],
+    vae: AutoencoderKL,
+    conditioner: Conditioner,
+    mel: MelConfig,
+    folder: Path,
+    device: torch.device,
+) -> Cache:
+    """Fill ``folder``, continuing where an interrupted run stopped; another collection or model starts it anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = fingerprint(clips, vae, conditioner.clap, mel)
+    progress_file = folder / "progress.json"
+    progress = json.loads(progress_file.read_text()) if progress_file.exists() else {}
+    done = progress.get("done", 0) if progress.get("key") == key else 0
+    offsets = np.concatenate([[0], np.cumsum([len(clip.texts) for clip in clips])])
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    frames = mel.clip_frames // factor * factor
+    shape = (2 * vae.config.latent_channels, frames // factor, mel.n_mels // factor)
+    width = conditioner.clap.config.projection_dim
+    shapes = {
+        "moments": ((len(clips), *shape), np.float16),
+        "audio": ((len(clips), width), np.float32),
+        "text": ((int(offsets[-1]), width), np.float32),
+    }
+    arrays = {
+        name: open_memmap(folder / f"{name}.npy", "r+" if done else "w+", dtype=dtype, shape=None if done else size)
+        for name, (size, dtype) in shapes.items()
+    }
+    vae, clap = vae.to(device).eval(), conditioner.clap.to(device).eval()
+    bar = tqdm(total=len(clips), initial=done, unit="clip", desc="cache", file=sys.stderr, mininterval=1.0)
+    for first in range(done, len(clips), BATCH):
+        last = min(first + BATCH, len(clips))
+        waves = np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips[first:last]])
+        waveform = torch.from_numpy(waves).to(device)
+        log_mel = log_mel_spectrogram(waveform, mel)[:, :frames].unsqueeze(1)  # (B, 1, T, F)
+        arrays["moments"][first:last] = vae.encode(log_mel).latent_dist.parameters.cpu().numpy()
+        heard = embed_audio(clap, conditioner.feature_extractor, waveform, mel.sample_rate)
+        arrays["audio"][first:last] = heard.cpu().numpy()
+        if texts := [text for clip in clips[first:last] for text in clip.texts]:
+            arrays["text"][offsets[first] : offsets[last]] = (
+                embed_text(clap, conditioner.tokenizer, texts).cpu().numpy()
+            )
+        if last == len(clips) or last % (25 * BATCH) == 0:
+            for array in arrays.values():
+                array.flush()
+            scratch = progress_file.with_suffix(".tmp")
+            scratch.write_text(json.dumps({"key": key, "done": last}))
+            scratch.replace(progress_file)
+        bar.update(last - first)
+    bar.close()
+    return Cache(arrays["moments"], arrays["audio"], arrays["text"], offsets)

@@ -1,0 +1,215 @@
+"""CLAP: a text tower and an audio tower whose unit vectors agree for pairs that belong together.
+
+    captions -> RoBERTa -> (B, D) \
+                                   contrastive loss
+    clips (B, L) -> HTSAT -> (B, D) /
+
+Wu et al. (2023), https://arxiv.org/abs/2211.06687. The tokenizer is a byte-level BPE trained on the captions.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig, RobertaTokenizer
+
+from musicldm.clap import (
+    clap_feature_extractor,
+    clap_log_mel,
+    contrastive_loss,
+    embed_log_mel,
+    embed_text,
+    resample,
+    train_tokenizer,
+)
+from musicldm.config import CLAPConfig
+from musicldm.data.clips import Clip, Item, item_rng, load_clips, read_clip, split_clips
+from musicldm.train.common import (
+    Log,
+    State,
+    after_step,
+    batches,
+    final_folder,
+    load_state,
+    make_accelerator,
+    make_optimizer,
+    optimise,
+    seed_step,
+    start,
+)
+
+MAX_LOGIT_SCALE = 4.6052  # log 100, as in CLIP: beyond it single pairs dominate
+
+
+class CaptionedClips(torch.utils.data.Dataset):
+    """``dataset[Item]`` is (waveform (L,), caption): the whole clip, and one of its captions drawn at random."""
+
+    def __init__(self, clips: list[Clip], config: CLAPConfig, *, random_caption: bool = True):
+        self.clips, self.config, self.random_caption = clips, config, random_caption
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, str]:
+        clip, mel = self.clips[item.index], self.config.mel
+        choice = item_rng(self.config.seed, item, "caption").integers(len(clip.texts)) if self.random_caption else 0
+        return torch.from_numpy(read_clip(clip, mel.sample_rate, mel.clip_samples)), clip.texts[choice]
+
+
+class Towers(nn.Module):
+    """Both towers as one module whose forward pass does all: what data-parallel wrappers need."""
+
+    def __init__(self, clap: ClapModel, tokenizer: RobertaTokenizer):
+        super().__init__()
+        self.clap, self.tokenizer = clap, tokenizer
+
+    def forward(self, log_mel: Tensor, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Audio and text embeddings (B, D) each, and the scale of their similarities."""
+        scale = self.clap.logit_scale_a.clamp(max=MAX_LOGIT_SCALE).exp()
+        return embed_log_mel(self.clap, log_mel), embed_text(self.clap, self.tokenizer, captions), scale
+
+
+def make_clap(config: CLAPConfig, vocabulary: int) -> ClapModel:
+    """Freshly initialised towers for a tokenizer of ``vocabulary`` pieces."""
+    text = ClapTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_heads,
+        intermediate_size=4 * config.text_width,
+        max_position_embeddings=config.text_positions + 2,  # RoBERTa numbers positions from 2
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        type_vocab_size=1,
+    )
+    audio = ClapAudioConfig(
+        spec_size=config.audio_image,
+        num_mel_bins=config.audio_n_mels,
+        patch_embeds_hidden_size=config.audio_width,
+        depths=list(config.audio_depths),
+        num_attention_heads=list(config.audio_heads),
+        hidden_size=config.audio_width * 2 ** (len(config.audio_depths) - 1),
+        num_hidden_layers=len(config.audio_depths),
+        enable_fusion=False,
+    )
+    return ClapModel(
+        ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=config.embedding_size)
+    )
+
+
+def make_feature_extractor(config: CLAPConfig) -> ClapFeatureExtractor:
+    """The front end of the audio tower."""
+    return clap_feature_extractor(
+        sample_rate=config.audio_sample_rate,
+        clip_s=config.audio_s,
+        n_fft=config.audio_n_fft,
+        hop_length=config.audio_hop_length,
+        n_mels=config.audio_n_mels,
+        f_min=config.audio_f_min,
+        f_max=config.audio_f_max,
+    )
+
+
+def log_mel_of(waveform: Tensor, config: CLAPConfig, feature_extractor: ClapFeatureExtractor) -> Tensor:
+    """The audio tower's input (B, 1, T, F) of ``waveform (B, L)`` at the collection's rate."""
+    return clap_log_mel(resample(waveform, config.mel.sample_rate, feature_extractor.sampling_rate), feature_extractor)
+
+
+def train_step(
+    state: State,
+    batch: tuple[Tensor, list[str]],
+    feature_extractor: ClapFeatureExtractor,
+    config: CLAPConfig,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """One update of both towers."""
+    seed_step(config, state.step)
+    waveform, captions = batch
+    log_mel = log_mel_of(waveform.to(accelerator.device), config, feature_extractor)
+    with accelerator.autocast():
+        audio, text, scale = state.parts["towers"](log_mel, list(captions))
+        loss = contrastive_loss(audio.float(), text.float(), scale)
+    norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state.step)
+    return {"loss": loss.detach(), "scale": scale.detach(), "grad_norm": norm}
+
+
+@torch.no_grad()
+def validate(
+    towers: nn.Module,
+    dataset: CaptionedClips,
+    feature_extractor: ClapFeatureExtractor,
+    config: CLAPConfig,
+    device: torch.device,
+) -> dict[str, float]:
+    """Contrastive loss over batches of held-out clips, and recall of text-to-audio retrieval among all of them.
+
+    ``constant_loss`` is the loss of embeddings that say nothing: the logarithm of the batch size.
+    """
+    towers.eval()
+    n = min(len(dataset), config.validation_batches * config.batch_size)
+    audios, texts, losses, constants = [], [], [], []
+    for first in range(0, n, config.batch_size):
+        pairs = [dataset[Item(0, index)] for index in range(first, min(n, first + config.batch_size))]
+        waveform = torch.stack([waveform for waveform, _ in pairs]).to(device)
+        log_mel = log_mel_of(waveform, config, feature_extractor)
+        audio, text, scale = towers(log_mel, [caption for _, caption in pairs])
+        losses.append(float(contrastive_loss(audio, text, scale)) * len(pairs))
+        constants.append(float(torch.tensor(len(pairs)).log()) * len(pairs))
+        audios.append(audio)
+        texts.append(text)
+    towers.train()
+    similarity = torch.cat(texts) @ torch.cat(audios).T  # (N, N)
+    rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
+    return {
+        "loss": sum(losses) / n,
+        "constant_loss": sum(constants) / n,
+        "recall_at_1": float((rank < 1).float().mean()),
+        "recall_at_10": float((rank < 10).float().mean()),
+        "clips": float(n),
+    }
+
+
+def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
+    """Train CLAP on the captioned collection ``data``.
+
+    ``OUT/final`` holds ``text_encoder/`` (both towers), ``tokenizer/`` and ``feature_extractor/``, named as in the
+    pipeline.
+
+    Raises:
+        ValueError: a recording has no caption.
+    """
+    clips = load_clips(data, config.mel.clip_s)
+    if bare := [clip.path for clip in clips if not clip.texts]:
+        raise ValueError(f"{len(bare)} recordings of {data} have no caption, the first is {bare[0].name}: add text")
+    train_clips, held_out = split_clips(clips)
+    start(config, out, resume)
+    accelerator = make_accelerator(config)
+    tokenizer = train_tokenizer([text for clip in train_clips for text in clip.texts], config.vocabulary)
+    feature_extractor = make_feature_extractor(config)
+    towers = Towers(make_clap(config, len(tokenizer)), tokenizer)
+    towers, optimizer = accelerator.prepare(towers, make_optimizer(towers, config))
+    state = State({"towers": towers, "optimizer": optimizer})
+    load_state(state, out)
+    dataset = CaptionedClips(train_clips, config)
+    check = partial(
+        validate,
+        towers,
+        CaptionedClips(held_out, config, random_caption=False),
+        feature_extractor,
+        config,
+        accelerator.device,
+    )
+    with Log(config, out, state.step, config.mel.clip_s) as log:
+        for batch in batches(dataset, config, state.step):
+            losses = train_step(state, batch, feature_extractor, config, accelerator)
+            state.step += 1
+            after_step(state, losses, config, out, log, check)
+    final = final_folder(out)
+    accelerator.unwrap_model(towers).clap.save_pretrained(final / "text_encoder")
+    tokenizer.save_pretrained(final / "tokenizer")
+    feature_extractor.save_pretrained(final / "feature_extractor")
+    return final

@@ -1,0 +1,295 @@
+"""Latent diffusion: predict the noise in scaled VAE latents, conditioned on CLAP.
+
+    latents (B, C, T/f, F/f) + noise at time t, embedding (B, D)  -> unet ->  noise (or v)  -> mean squared error
+
+Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546; Ho et al. (2020), https://arxiv.org/abs/2006.11239.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, SpeechT5HifiGan
+
+from musicldm.clap import embed_text
+from musicldm.config import DiffusionConfig, VAEConfig, load_config
+from musicldm.data.clips import Item, item_rng, load_clips, split_clips
+from musicldm.train.cache import Cache, Conditioner, build_cache
+from musicldm.train.common import (
+    CONFIG_FILE,
+    Average,
+    Log,
+    State,
+    after_step,
+    batches,
+    final_folder,
+    load_state,
+    make_accelerator,
+    make_optimizer,
+    optimise,
+    start,
+)
+from vocoder import mel_config
+
+
+class Parts(NamedTuple):
+    """The trained models that the diffusion model works between."""
+
+    vae: AutoencoderKL
+    vocoder: SpeechT5HifiGan
+    conditioner: Conditioner
+
+
+class Example(NamedTuple):
+    """One drawn training item; batched by the loader."""
+
+    latents: Tensor  # (C, T/f, F/f), unscaled
+    embedding: Tensor  # (D,)
+    dropped: Tensor  # bool: train without the condition
+    noise: Tensor  # (C, T/f, F/f)
+    timestep: Tensor
+
+
+def make_scheduler(config: DiffusionConfig) -> DDIMScheduler:
+    """The schedule: betas are squares of equally spaced numbers; the last step goes to the first training step."""
+    return DDIMScheduler(
+        num_train_timesteps=config.train_timesteps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule="scaled_linear",
+        prediction_type=config.prediction,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def make_unet(config: DiffusionConfig, latent_channels: int, latent_frames: int, embedding_size: int):
+    """A freshly initialised `UNet2DConditionModel`; the embedding is concatenated to the time embedding."""
+    levels = range(len(config.channels))
+    attends = [level >= config.attention_from_level for level in levels]
+    return UNet2DConditionModel(
+        sample_size=latent_frames,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=tuple(config.channels),
+        layers_per_block=config.layers_per_level,
+        norm_num_groups=config.norm_groups,
+        down_block_types=tuple("CrossAttnDownBlock2D" if attends[level] else "DownBlock2D" for level in levels),
+        up_block_types=tuple("CrossAttnUpBlock2D" if attends[level] else "UpBlock2D" for level in reversed(levels)),
+        attention_head_dim=tuple(width // config.head_channels for width in config.channels),  # in truth head counts
+        cross_attention_dim=tuple(config.channels),  # without a context both attentions are self-attentions
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=embedding_size,
+        class_embeddings_concat=True,
+    )
+
+
+def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Draw x_t given x_0: eq. 4 of Ho et al. (2020). x0, noise (B, ...); timestep (B,); alpha_bar (steps,)."""
+    a = alpha_bar[timestep].view(-1, *[1] * (x0.ndim - 1))
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise
+
+
+def prediction_target(x0: Tensor, noise: Tensor, timestep: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:
+    """What the network is asked for: the noise, or v (Salimans and Ho, 2022, https://arxiv.org/abs/2202.00512)."""
+    if prediction == "epsilon":
+        return noise
+    a = alpha_bar[timestep].view(-1, *[1] * (x0.ndim - 1))
+    return a.sqrt() * noise - (1 - a).sqrt() * x0
+
+
+def variational_weights(betas: Tensor) -> Tensor:
+    """Weights (steps,) of the variational bound: beta^2 / (2 posterior variance alpha (1 - cumulative alpha)).
+
+    The first, where the posterior variance is 0, is set to the second.
+    """
+    betas = betas.double()
+    alphas = 1 - betas
+    alpha_bar = alphas.cumprod(0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64, device=betas.device), alpha_bar[:-1]])
+    variance = betas * (1 - before) / (1 - alpha_bar)
+    weights = betas.square() / (2 * variance * alphas * (1 - alpha_bar))
+    weights[0] = weights[1]
+    return weights.float()
+
+
+def diffusion_losses(predicted: Tensor, target: Tensor, timestep: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """``loss``: squared error averaged per item, then over the batch; ``variational``: the same weighted, to log."""
+    per_item = (predicted - target).square().flatten(1).mean(dim=1)  # (B,)
+    return {"loss": per_item.mean(), "variational": (weights[timestep] * per_item).mean()}
+
+
+def load_parts(config: DiffusionConfig) -> Parts:
+    """The autoencoder, vocoder and CLAP that the configuration names.
+
+    Raises:
+        ValueError: a folder is not named, or parts were trained on different spectrograms.
+        FileNotFoundError: a named folder does not exist.
+    """
+    for name in ("vae", "clap", "vocoder"):
+        folder = getattr(config, name)
+        if not folder:
+            raise ValueError(f"the diffusion model needs {name}=FOLDER, the final/ folder of that stage")
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"no trained {name} at {folder}: train it first (musicldm train {name})")
+    vocoder = SpeechT5HifiGan.from_pretrained(config.vocoder)
+    if mel_config(vocoder) != config.mel:
+        raise ValueError(f"the vocoder was trained on {mel_config(vocoder)}, the configuration says {config.mel}")
+    recorded = Path(config.vae) / CONFIG_FILE
+    if recorded.exists() and (of_vae := load_config(VAEConfig, recorded).mel) != config.mel:
+        raise ValueError(f"the VAE was trained on {of_vae}, the configuration says {config.mel}")
+    clap = Path(config.clap)
+    conditioner = Conditioner(
+        ClapModel.from_pretrained(clap / "text_encoder"),
+        AutoTokenizer.from_pretrained(clap / "tokenizer"),
+        ClapFeatureExtractor.from_pretrained(clap / "feature_extractor"),
+    )
+    return Parts(AutoencoderKL.from_pretrained(config.vae), vocoder, conditioner)
+
+
+class CachedLatents(torch.utils.data.Dataset):
+    """``dataset[Item]`` is an `Example` drawn for that item: the same in whichever process and after whatever else."""
+
+    def __init__(self, cache: Cache, indices: list[int], config: DiffusionConfig):
+        self.cache, self.indices, self.config = cache, indices, config
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: Item) -> Example:
+        index, rng = self.indices[item.index], item_rng(self.config.seed, item, "diffusion")
+        mean, logvar = np.split(self.cache.moments[index].astype(np.float32), 2)
+        std = np.exp(0.5 * np.clip(logvar, -30, 20))
+        latents = mean + std * rng.standard_normal(mean.shape, dtype=np.float32)
+        noise = rng.standard_normal(mean.shape, dtype=np.float32)
+        timestep = rng.integers(self.config.train_timesteps)
+        dropped, by_text = rng.random(2) < (self.config.drop_condition, self.config.text_condition)
+        first, last = self.cache.offsets[index : index + 2]
+        if by_text and last > first:
+            embedding = self.cache.text[rng.integers(first, last)]
+        else:
+            embedding = self.cache.audio[index]
+        return Example(
+            torch.from_numpy(latents),
+            torch.from_numpy(embedding.copy()),
+            torch.tensor(bool(dropped)),
+            torch.from_numpy(noise),
+            torch.tensor(timestep),
+        )
+
+
+def losses_of(
+    unet: nn.Module,
+    example: Example,
+    empty: Tensor,
+    scaling_factor: float,
+    config: DiffusionConfig,
+    scheduler: DDIMScheduler,
+) -> dict[str, Tensor]:
+    """Losses of a batch of examples; ``empty (D,)`` is the embedding of the empty text."""
+    alpha_bar = scheduler.alphas_cumprod.to(empty.device)
+    x0 = scaling_factor * example.latents
+    embedding = torch.where(example.dropped[:, None], empty, example.embedding)  # (B, D)
+    noisy = add_noise(x0, example.noise, example.timestep, alpha_bar)
+    predicted = unet(noisy, example.timestep, encoder_hidden_states=None, class_labels=embedding).sample
+    target = prediction_target(x0, example.noise, example.timestep, alpha_bar, config.prediction)
+    weights = variational_weights(scheduler.betas).to(empty.device)
+    return diffusion_losses(predicted.float(), target, example.timestep, weights)
+
+
+def train_step(
+    state: State,
+    example: Example,
+    empty: Tensor,
+    config: DiffusionConfig,
+    scheduler: DDIMScheduler,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """One update of the UNet and of its average."""
+    unet = state.parts["unet"]
+    example = Example(*(value.to(accelerator.device) for value in example))
+    with accelerator.autocast():
+        losses = losses_of(unet, example, empty, state.numbers["scaling_factor"], config, scheduler)
+    losses["grad_norm"] = optimise(accelerator, state.parts["optimizer"], losses["loss"], unet, config, state.step)
+    state.parts["average"].update(accelerator.unwrap_model(unet))
+    return {name: value.detach() for name, value in losses.items()}
+
+
+@torch.no_grad()
+def validate(
+    unet: nn.Module,
+    dataset: CachedLatents,
+    empty: Tensor,
+    scaling_factor: float,
+    config: DiffusionConfig,
+    scheduler: DDIMScheduler,
+) -> dict[str, float]:
+    """Mean loss on held-out clips at fixed times and noise; ``constant_loss`` is that of always predicting 0."""
+    unet.eval()
+    total, constant = 0.0, 0.0
+    n = config.validation_batches * config.batch_size
+    for k in range(n):
+        drawn = dataset[Item(k // len(dataset), k % len(dataset))]
+        example = Example(*(value[None].to(empty.device) for value in drawn))
+        total += float(losses_of(unet, example, empty, scaling_factor, config, scheduler)["loss"])
+        x0, alpha_bar = scaling_factor * example.latents, scheduler.alphas_cumprod.to(empty.device)
+        target = prediction_target(x0, example.noise, example.timestep, alpha_bar, config.prediction)
+        constant += float(target.square().mean())
+    unet.train()
+    return {"loss": total / n, "constant_loss": constant / n}
+
+
+def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
+    """Train a diffusion model on ``data``; ``OUT/final`` is a whole `MusicLDMPipeline` folder with averaged weights."""
+    from musicldm.pipeline import MusicLDMPipeline
+
+    clips = load_clips(data, config.mel.clip_s)
+    _, held_out = split_clips(clips)
+    parts = load_parts(config)
+    start(config, out, resume)
+    accelerator = make_accelerator(config)
+    cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, out / "cache", accelerator.device)
+    held_out_set = set(held_out)
+    training = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip not in held_out_set], config)
+    validation = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out_set], config)
+    with torch.no_grad():
+        empty = embed_text(parts.conditioner.clap, parts.conditioner.tokenizer, [""])[0]  # (D,)
+    latent_channels, latent_frames = cache.moments.shape[1] // 2, cache.moments.shape[2]
+    unet = make_unet(config, latent_channels, latent_frames, len(empty)).to(memory_format=torch.channels_last)
+    average, scheduler = Average(unet, config.ema_decay), make_scheduler(config)
+    unet, optimizer = accelerator.prepare(unet, make_optimizer(unet, config))
+    for name in average.shadow:
+        average.shadow[name] = average.shadow[name].to(accelerator.device)
+    state = State({"unet": unet, "optimizer": optimizer, "average": average})
+    load_state(state, out)
+    if "scaling_factor" not in state.numbers:
+        first = next(batches(training, config, 0))
+        state.numbers["scaling_factor"] = 1.0 / float(first.latents.std())
+    check = partial(validate, unet, validation, empty, state.numbers["scaling_factor"], config, scheduler)
+    with Log(config, out, state.step, config.mel.clip_s) as log:
+        for example in batches(training, config, state.step):
+            losses = train_step(state, example, empty, config, scheduler, accelerator)
+            state.step += 1
+            after_step(state, losses, config, out, log, check)
+    final = final_folder(out)
+    unet = accelerator.unwrap_model(unet)
+    average.copy_to(unet)
+    parts.vae.register_to_config(scaling_factor=state.numbers["scaling_factor"])
+    MusicLDMPipeline(
+        vae=parts.vae,
+        text_encoder=parts.conditioner.clap,
+        tokenizer=parts.conditioner.tokenizer,
+        feature_extractor=parts.conditioner.feature_extractor,
+        unet=unet,
+        scheduler=scheduler,
+        vocoder=parts.vocoder,
+    ).save_pretrained(final)
+    return final
