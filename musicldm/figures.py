@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,9 @@ def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_r
         figure.suptitle(_one_line(title), fontsize=13)
 
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # drawn as boxes
+        figure.savefig(png, format="png")
     write_whole(path, png.getvalue())
 
 
