@@ -167,6 +167,7 @@ class CLAPConfig(TrainConfig):
     audio_depths: tuple[int, ...] = (2, 2, 12, 2)
     audio_heads: tuple[int, ...] = (4, 8, 16, 32)
     audio_image: int = 256  # side of the square image that the log-mel is folded to
+    audio_patch: int = 4  # side of one patch of that image
     audio_sample_rate: int = 48_000  # Hz
     audio_hop_length: int = 480  # samples
     audio_n_fft: int = 1024  # samples
@@ -182,8 +183,14 @@ class CLAPConfig(TrainConfig):
             raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
         if len(self.audio_depths) != len(self.audio_heads):
             raise ValueError(f"audio_depths {self.audio_depths} and audio_heads {self.audio_heads} differ in length")
+        smallest = self.audio_image // (self.audio_patch * 2 ** (len(self.audio_depths) - 1))  # patches, halved by each stage
+        if smallest < 8:
+            raise ValueError(
+                f"the last of {len(self.audio_depths)} stages would see {smallest} x {smallest} patches, less than its "
+                "window of 8: raise audio_image or take fewer stages"
+            )
         frames = self.audio_image**2 // self.audio_n_mels
-        if self.audio_s * self.audio_sample_rate / self.audio_hop_length > frames:
+        if 1 + int(self.audio_s * self.audio_sample_rate) // self.audio_hop_length > frames:
             raise ValueError(
                 f"{self.audio_s} s are more than the {frames} frames that an image of {self.audio_image} holds: "
                 "raise audio_image or audio_hop_length"

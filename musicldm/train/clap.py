@@ -89,6 +89,8 @@ def make_clap(config: CLAPConfig, vocabulary: int) -> ClapModel:
     audio = ClapAudioConfig(
         spec_size=config.audio_image,
         num_mel_bins=config.audio_n_mels,
+        patch_size=config.audio_patch,
+        patch_stride=[config.audio_patch] * 2,
         patch_embeds_hidden_size=config.audio_width,
         depths=list(config.audio_depths),
         num_attention_heads=list(config.audio_heads),
@@ -209,7 +211,9 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
             state.step += 1
             after_step(state, losses, config, out, log, check)
     final = final_folder(out)
-    accelerator.unwrap_model(towers).clap.save_pretrained(final / "text_encoder")
+    clap = accelerator.unwrap_model(towers).clap
+    clap.logit_scale_t.data.copy_(clap.logit_scale_a.data)  # one scale serves both directions
+    clap.save_pretrained(final / "text_encoder")
     tokenizer.save_pretrained(final / "tokenizer")
     feature_extractor.save_pretrained(final / "feature_extractor")
     return final

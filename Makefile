@@ -1,0 +1,57 @@
+# Everything happens in one environment, .venv, with one set of version bounds (setup.cfg).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint format beats clean
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: $(VENV)/.installed ## three prompts to three WAV files with pictures, in demo/
+	$(BIN)/musicldm generate --out demo --seed 1 \
+		"solo piano, slow, in a minor key" \
+		"a fast rock band with drums and electric guitar" \
+		"a string quartet plays a calm waltz"
+	@echo "Listen to demo/*.wav and look at demo/*.png"
+
+test: $(VENV)/.installed-all lint ## the whole test suite, beats and vocoder training included
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-all ## style checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-all ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+beats: $(VENV)/.installed-beats ## madmom, for beat tracking
+
+clean: ## remove the environment
+	rm -rf $(VENV)
+
+$(VENV)/.created:
+	@echo "Creating $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
+	@echo "Installing the package (the first time this fetches PyTorch: some minutes)"
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+# madmom 0.16.1 imports Cython and numpy in its setup.py, so they must be there first and its build not be isolated;
+# it imports pkg_resources, which setuptools 81 removed.
+$(VENV)/.installed-beats: $(VENV)/.installed
+	@echo "Installing madmom"
+	$(BIN)/pip install --quiet "setuptools<81" wheel cython
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[beats]" "madmom>=0.16.1"
+	@touch $@
+
+# tinysoundfont declares PyAudio, which needs PortAudio's headers and only matters for live sound.
+$(VENV)/.installed-all: $(VENV)/.installed-beats
+	@echo "Installing what training, rendering and the tests need"
+	$(BIN)/pip install --quiet --editable ".[all,test]"
+	$(BIN)/pip install --quiet --no-deps "tinysoundfont>=0.3"
+	@touch $@
