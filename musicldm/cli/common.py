@@ -1,0 +1,117 @@
+"""What several commands need: checked argument types, the folder to write to, devices, and results on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+LONGEST_NAME = 60  # characters of a text that become part of a file's name; 255 bytes is what file systems take
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """An argparse type: a finite ``kind`` (int or float) above 0."""
+
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (value > 0 and math.isfinite(value)):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{what} above 0 is needed, got {text!r}")
+        return value
+
+    return convert
+
+
+def choose_device(name: str):
+    """The torch device called ``name``.
+
+    Raises:
+        ValueError: if it is not known or not here.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one each for names, CUDA and the others
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"there is no device {name!r} here ({reason}); use --device cpu, or auto") from error
+    return device
+
+
+def choose_dtype(name: str, device):
+    """The torch dtype called ``name``, for work on ``device``."""
+    import torch
+
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make ``path`` and see that files can be written there; folders made for nothing are removed again.
+
+    Raises:
+        OSError: if it is a file, or may not be written.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"the output folder {path} is a file; give another one with --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        _remove_empty(missing)
+        raise OSError(
+            f"cannot write to the output folder {path} ({error.strerror}); give another one with --out"
+        ) from error
+    try:
+        yield path
+    finally:
+        _remove_empty(missing)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of ``folders`` (inner first) that are empty."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def slug(text: str) -> str:
+    """``text`` as part of a file name: lower-case letters and digits of any script, joined by hyphens."""
+    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
+    joined = "-".join(words)
+    while len(joined) > LONGEST_NAME or len(joined.encode()) > 3 * LONGEST_NAME:
+        joined = joined[:-1]
+    return joined.strip("-") or "music"
+
+
+def free_name(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
+    """``folder/stem`` (without suffix), numbered if a file of that name with one of ``suffixes`` is there."""
+    name, number = stem, 1
+    while any((folder / f"{name}{suffix}").exists() for suffix in suffixes):
+        number += 1
+        name = f"{stem}_{number}"
+    return folder / name
+
+
+def report(as_json: bool, record: dict, text: str) -> None:
+    """One result on stdout: ``record`` as a line of JSON, or ``text``."""
+    print(json.dumps(record) if as_json else text, flush=True)

@@ -1,0 +1,63 @@
+"""``musicldm convert``: a checkpoint in its authors' layout to a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from musicldm.cli.common import output_folder, report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="the authors' file (.ckpt, .pt or .safetensors)")
+    parser.add_argument(
+        "--config", type=Path, metavar="YAML", help="the authors' configuration (default: the released one)"
+    )
+    parser.add_argument("--vocoder-config", type=Path, metavar="JSON", help="HiFi-GAN's (default: the released one)")
+    parser.add_argument(
+        "--clap-config", type=Path, metavar="JSON", help="LAION's model JSON (default: the released one)"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="CLAP's tokenizer: a folder, or a hub name such as roberta-base"
+    )
+    parser.add_argument(
+        "--raw-weights", action="store_true", help="not the averaged weights of the UNet, which are better"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the folder, whole or not at all."""
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise FileExistsError(f"{args.out} exists already; give a new folder with --out")
+    for path in (args.checkpoint, args.config, args.vocoder_config, args.clap_config):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+    with output_folder(args.out.absolute().parent) as parent:
+        from musicldm.pipeline import MusicLDMPipeline
+
+        pipeline = MusicLDMPipeline.from_original(
+            args.checkpoint,
+            args.config,
+            args.vocoder_config,
+            args.clap_config,
+            use_ema=not args.raw_weights,
+            tokenizer=args.tokenizer,
+        )
+        scratch = parent / f".{args.out.name}.part"
+        try:
+            pipeline.save_pretrained(scratch)
+            scratch.replace(args.out)  # an empty folder of that name may be there
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    if pipeline.tokenizer is None:
+        print(
+            "musicldm: warning: without a tokenizer the model takes no prompts, only embeddings; "
+            "give --tokenizer roberta-base for the released model",
+            file=sys.stderr,
+        )
+    parts = [name for name, part in pipeline.components.items() if part is not None]
+    report(args.json, {"folder": str(args.out), "parts": parts}, f"{args.out} ({', '.join(parts)})")

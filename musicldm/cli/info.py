@@ -1,0 +1,44 @@
+"""``musicldm info``: the recipe of a file, or what is installed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from musicldm.audio import read_recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", type=Path, metavar="AUDIO", help="files that `musicldm generate` wrote")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each file, or one, on stdout")
+    parser.set_defaults(several="files")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print recipes, or the environment."""
+    if args.files:
+        for path in args.files:
+            recipe = read_recipe(path)
+            show({"file": str(path), **recipe}, args.json)
+    else:
+        from musicldm.info import environment
+
+        show(environment(), args.json)
+
+
+def show(record: dict, as_json: bool) -> None:
+    """``record`` as one line of JSON, or as lines of names and values."""
+    if as_json:
+        print(json.dumps(record))
+        return
+    width = max(len(name) for name in record) + 2
+    for name, value in record.items():
+        rows = (
+            [f"{key} {'not installed' if v is None else v}" for key, v in value.items()]
+            if isinstance(value, dict)
+            else value
+        )
+        rows = rows if isinstance(rows, list) else ["-" if rows is None or rows == "" else str(rows)]
+        for label, row in zip([name] + [""] * len(rows), rows or ["none"], strict=False):
+            print(f"{label:<{width}}{row}")
