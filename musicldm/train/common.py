@@ -6,6 +6,7 @@ position of a run is one number and a run that was killed and resumed equals a s
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -26,6 +27,7 @@ from musicldm.data.clips import batch_items
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "training.yaml"
+METRICS_FILE = "metrics.jsonl"
 
 
 class Average:
@@ -194,7 +196,7 @@ def final_folder(out: Path) -> Path:
 
 
 class Log:
-    """Progress bar on stderr and TensorBoard curves of one run."""
+    """Progress bar on stderr, TensorBoard curves and ``OUT/metrics.jsonl`` of one run."""
 
     def __init__(self, config: TrainConfig, out: Path, first_step: int, seconds_per_item: float):
         self.config, self.seconds_per_item = config, seconds_per_item
@@ -204,6 +206,10 @@ class Log:
         except ImportError as error:
             raise ImportError("training writes its curves with tensorboard: pip install 'musicldm[train]'") from error
         self.writer = SummaryWriter(out / "tensorboard", purge_step=first_step)
+        self.metrics = out / METRICS_FILE
+        if self.metrics.exists():  # what an interrupted run wrote beyond its last checkpoint will come again
+            rows = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
+            self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= first_step))
         self.sums: dict[str, float] = {}
         self.count, self.since = 0, time.monotonic()
 
@@ -232,6 +238,8 @@ class Log:
         """Add one point to each curve of ``group``."""
         for name, value in values.items():
             self.writer.add_scalar(f"{group}/{name}", value, step)
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
         if group != "train":
             line = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
             tqdm.write(f"step {step}  {group}  {line}", file=sys.stderr)

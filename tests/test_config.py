@@ -1,0 +1,56 @@
+"""Configurations: files only override, and mistakes are errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+
+from musicldm.config import STAGES, VAEConfig, differences, load_config, save_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+assert len(CONFIGS) == 12
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_configuration_loads_and_refuses_a_misspelled_key(path):
+    load_config(STAGES[path.stem], path)
+    with pytest.raises(ValueError, match="stepz"):
+        load_config(STAGES[path.stem], path, ["stepz=3"])
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = tmp_path / "vae.yaml"
+    file.write_text("steps: 7\nmel: {n_mels: 32}\n")
+    config = load_config(VAEConfig, file, ["steps=9", "mel.hop_length=80"])
+    assert (config.steps, config.mel.n_mels, config.mel.hop_length, config.seed) == (9, 32, 80, 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps=0", "steps must be positive, got 0"),
+        ("steps=many", "many"),
+        ("schedule=linear", "constant, cosine"),
+        ("channels=[100]", "multiples of norm_groups"),
+        ("mel.n_mels=30", "n_mels"),
+        ("mel.hop_length=0", "hop_length"),
+        ("steps", "key=value"),
+    ],
+)
+def test_bad_values_are_named(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(VAEConfig, None, [override])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.yaml"):
+        load_config(VAEConfig, tmp_path / "none.yaml")
+
+
+def test_saved_configurations_come_back_equal(tmp_path):
+    config = load_config(VAEConfig, None, ["channels=[32, 64]", "mel.clip_s=5.12"])
+    save_config(config, tmp_path / "c.yaml")
+    again = load_config(VAEConfig, tmp_path / "c.yaml")
+    assert again == config
+    assert differences(config, load_config(VAEConfig, tmp_path / "c.yaml", ["mel.clip_s=1"])) == [
+        "mel.clip_s: 5.12 -> 1.0"
+    ]

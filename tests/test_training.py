@@ -1,0 +1,200 @@
+"""The four trainers, at the size of ``configs/tiny``: they learn, they resume exactly, they refuse what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from musicldm.config import DiffusionConfig, VAEConfig
+from musicldm.train import common, run
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
+RATE, CLIP_S = 16_000, 1.28
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """Forty short recordings of two kinds, low and high, with captions; four are held out."""
+    folder = tmp_path_factory.mktemp("collection")
+    rng = np.random.default_rng(0)
+    time_s = np.arange(round(CLIP_S * RATE)) / RATE
+    rows = []
+    for i in range(40):
+        high = i % 2 == 1
+        frequency = (1800 if high else 220) * rng.uniform(0.9, 1.1)
+        tone = 0.4 * np.sin(2 * np.pi * frequency * time_s) * np.exp(-4 * (4 * time_s % 1))
+        soundfile.write(folder / f"{i:02d}.flac", tone, RATE)
+        text = "a high flute, fast" if high else "a low cello, slow"
+        split = "validation" if i >= 36 else "train"
+        rows.append({"file_name": f"{i:02d}.flac", "text": text, "split": split})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(collection, tmp_path_factory) -> dict[str, Path]:
+    """Run folders of all four stages."""
+    root = tmp_path_factory.mktemp("runs")
+    for stage in ("vae", "vocoder", "clap", "diffusion"):
+        run(stage, CONFIGS / f"{stage}.yaml", collection, root / stage, overrides=parts_of(stage, root))
+    return {stage: root / stage for stage in ("vae", "vocoder", "clap", "diffusion")}
+
+
+def parts_of(stage: str, root: Path) -> list[str]:
+    if stage != "diffusion":
+        return []
+    return [f"{part}={root / part / 'final'}" for part in ("vae", "vocoder", "clap")]
+
+
+def metrics(out: Path, group: str) -> list[dict]:
+    rows = [json.loads(line) for line in (out / common.METRICS_FILE).read_text().splitlines()]
+    return [row for row in rows if row["group"] == group]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    files = sorted((out / "final").rglob("*.safetensors"))
+    assert files
+    return {f"{file.parent.name}/{key}": value for file in files for key, value in load_file(file).items()}
+
+
+@pytest.mark.parametrize(
+    ("stage", "loss", "constant"),
+    [
+        ("vae", "l1", "constant_l1"),
+        ("vocoder", "mel", "constant_mel"),
+        ("clap", "loss", "constant_loss"),
+        ("diffusion", "loss", "constant_loss"),
+    ],
+)
+def test_held_out_loss_is_below_that_of_the_best_constant(trained, stage, loss, constant):
+    last = metrics(trained[stage], "validation")[-1]
+    assert last["step"] == 60
+    assert last[loss] < last[constant]
+
+
+@pytest.mark.parametrize("stage", ["vae", "vocoder", "clap", "diffusion"])
+def test_an_interrupted_run_equals_a_straight_one(trained, collection, tmp_path, monkeypatch, stage):
+    """Stopped after step 30, ten steps beyond its last checkpoint, and resumed."""
+
+    def stop_after_30(self, step, losses, original=common.Log.step):
+        original(self, step, losses)
+        if step == 30:
+            raise KeyboardInterrupt
+
+    overrides = parts_of(stage, trained["vae"].parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(common.Log, "step", stop_after_30)
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=overrides)
+    assert [path.name for path in common.checkpoints(tmp_path / "run")] == ["checkpoint-20"]
+    run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", resume=True, overrides=overrides)
+
+    straight, resumed = weights(trained[stage]), weights(tmp_path / "run")
+    assert straight.keys() == resumed.keys()
+    for name in straight:
+        assert torch.equal(straight[name], resumed[name]), name
+    steps = [row["step"] for row in metrics(tmp_path / "run", "train")]
+    assert steps == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_killed_run_resumes(trained, collection, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", "vae", "--config", str(CONFIGS / "vae.yaml"), f"data={collection}", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "musicldm", *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint-20").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run("vae", CONFIGS / "vae.yaml", collection, out, resume=True)
+    straight, resumed = weights(trained["vae"]), weights(out)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_a_corrupt_newest_checkpoint_is_passed_over(trained, collection, tmp_path, capsys):
+    out = tmp_path / "run"
+    run("vae", CONFIGS / "vae.yaml", collection, out)
+    newest = common.checkpoints(out)[-1] / common.STATE_FILE
+    newest.write_bytes(newest.read_bytes()[:1000])
+    capsys.readouterr()
+    run("vae", CONFIGS / "vae.yaml", collection, out, resume=True)
+    assert "checkpoint-60 cannot be read" in capsys.readouterr().err
+    straight, resumed = weights(trained["vae"]), weights(out)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_finals_are_what_the_public_classes_load(trained):
+    from musicldm import MusicLDMPipeline
+
+    AutoencoderKL.from_pretrained(trained["vae"] / "final")
+    pipeline = MusicLDMPipeline.from_pretrained(trained["diffusion"] / "final")
+    scale = pipeline.vae.config.scaling_factor
+    latents = np.load(trained["diffusion"] / "cache" / "moments.npy")[:36]
+    means = latents[:, : latents.shape[1] // 2].astype(np.float64)
+    assert 0.8 < scale * means.std() < 1.2
+    output = pipeline("a low cello", audio_length_in_s=1.0, num_inference_steps=2, seed=0)
+    assert output.audios.shape == (1, RATE)
+
+
+def test_a_folder_with_another_run_is_refused(trained, collection):
+    with pytest.raises(ValueError, match="already holds a run"):
+        run("vae", CONFIGS / "vae.yaml", collection, trained["vae"])
+    with pytest.raises(ValueError, match=r"learning_rate: 0.003 -> 0.5"):
+        run("vae", CONFIGS / "vae.yaml", collection, trained["vae"], resume=True, overrides=["learning_rate=0.5"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(collection, tmp_path):
+    with pytest.raises(FloatingPointError, match="step"):
+        run("vae", CONFIGS / "vae.yaml", collection, tmp_path / "run", overrides=["learning_rate=1e30"])
+
+
+def test_wrong_stage_data_and_parts_are_named(collection, tmp_path):
+    with pytest.raises(ValueError, match="'vea'"):
+        run("vea", None, collection, tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run("vae", CONFIGS / "vae.yaml", tmp_path / "nowhere", tmp_path / "b")
+    with pytest.raises(ValueError, match="vae=FOLDER"):
+        run("diffusion", CONFIGS / "diffusion.yaml", collection, tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_other_spectrograms_are_refused(trained, collection, tmp_path):
+    overrides = [*parts_of("diffusion", trained["vae"].parent), "mel.f_max=7000"]
+    with pytest.raises(ValueError, match="f_max"):
+        run("diffusion", CONFIGS / "diffusion.yaml", collection, tmp_path / "run", overrides=overrides)
+
+
+def test_learning_rate_rises_and_falls():
+    config = VAEConfig(steps=1100, warmup_steps=100, learning_rate=1.0, schedule="cosine")
+    assert common.learning_rate(config, 0) == 0
+    assert common.learning_rate(config, 50) == 0.5
+    assert common.learning_rate(config, 600) == pytest.approx(0.5)
+    assert common.learning_rate(config, 1100) == pytest.approx(0)
+
+
+def test_v_prediction_is_the_rotated_pair():
+    """v = dx/dphi on the circle x = cos(phi) x0 + sin(phi) noise, so x0 = sqrt(a) x - sqrt(1 - a) v."""
+    from musicldm.train.diffusion import add_noise, make_scheduler, prediction_target
+
+    alpha_bar = make_scheduler(DiffusionConfig()).alphas_cumprod
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 4, 3, 8, 2, generator=generator)
+    timestep = torch.tensor([0, 10, 500, 999])
+    x = add_noise(x0, noise, timestep, alpha_bar)
+    v = prediction_target(x0, noise, timestep, alpha_bar, "v_prediction")
+    a = alpha_bar[timestep].view(-1, 1, 1, 1)
+    torch.testing.assert_close(a.sqrt() * x - (1 - a).sqrt() * v, x0, rtol=1e-4, atol=1e-4)
