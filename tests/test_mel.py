@@ -1,0 +1,117 @@
+"""The log-mel front end and the generator that belongs to it."""
+
+import librosa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import SpeechT5HifiGan
+
+from vocoder import MelConfig, log_mel_spectrogram, make_generator, mel_config
+from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss
+from vocoder.mel import mel_filters
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n_mels=st.integers(1, 128),
+    n_fft=st.sampled_from([256, 1000, 1024, 2048]),
+    rate=st.sampled_from([16_000, 22_050, 48_000]),
+    f_min=st.floats(0, 500),
+)
+def test_filters_are_those_of_librosa(n_mels, n_fft, rate, f_min):
+    config = MelConfig(sample_rate=rate, n_fft=n_fft, hop_length=160, n_mels=n_mels, f_min=f_min, f_max=7000.0)
+    expected = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=7000.0)
+    torch.testing.assert_close(mel_filters(config), torch.from_numpy(expected), rtol=1e-4, atol=1e-7)
+
+
+@settings(deadline=None, max_examples=20)
+@given(n_samples=st.integers(513, 5000), batch=st.integers(1, 3))
+def test_frames_and_batches(n_samples, batch):
+    waveform = torch.randn(batch, n_samples, generator=torch.Generator().manual_seed(n_samples)) / 4
+    mel = log_mel_spectrogram(waveform)
+    assert mel.shape == (batch, 1 + n_samples // 160, 64)
+    torch.testing.assert_close(mel[-1:], log_mel_spectrogram(waveform[-1:]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_tone_lights_its_band():
+    time = torch.arange(16_000) / 16_000
+    mel = log_mel_spectrogram(torch.sin(2 * torch.pi * 1000 * time)[None])
+    centres = librosa.mel_frequencies(66, fmin=0, fmax=8000)[1:-1]
+    assert abs(centres[int(mel[0, 50].argmax())] - 1000) < 60
+
+
+def test_silence_has_a_finite_gradient_and_loud_samples_are_clipped():
+    waveform = torch.zeros(1, 2000, requires_grad=True)
+    log_mel_spectrogram(waveform).sum().backward()
+    assert torch.isfinite(waveform.grad).all()
+    loud = 3 * torch.sin(torch.arange(4000) / 10)[None]
+    torch.testing.assert_close(log_mel_spectrogram(loud), log_mel_spectrogram(loud.clamp(-1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hop_length": 2000}, "hop_length"),
+        ({"f_max": 9000.0}, "8000"),
+        ({"floor": 0.0}, "floor"),
+        ({"n_mels": 0}, "0"),
+    ],
+)
+def test_impossible_front_ends_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        MelConfig(**wrong)
+
+
+def test_waveforms_of_the_wrong_shape_or_length_are_refused():
+    with pytest.raises(ValueError, match="batch, samples"):
+        log_mel_spectrogram(torch.zeros(1000))
+    with pytest.raises(ValueError, match="at least 513"):
+        log_mel_spectrogram(torch.zeros(1, 512))
+
+
+def test_the_front_end_travels_with_the_generator(tmp_path):
+    mel = MelConfig(sample_rate=24_000, n_fft=512, hop_length=120, n_mels=20, f_max=11_000.0, clip_s=5.0)
+    make_generator(mel, 16, (5, 6, 4), (11, 12, 8)).save_pretrained(tmp_path)
+    generator = SpeechT5HifiGan.from_pretrained(tmp_path)
+    assert mel_config(generator) == mel
+    assert generator(torch.zeros(1, 10, 20)).shape == (1, 1200)
+
+
+def test_a_published_generator_without_the_entry_is_understood(tmp_path):
+    generator = make_generator(MelConfig(), 32, (5, 4, 2, 2, 2), (16, 16, 8, 4, 4))
+    del generator.config.mel
+    assert mel_config(generator) == MelConfig()
+
+
+def test_generators_that_do_not_fit_the_hop_are_refused():
+    with pytest.raises(ValueError, match="multiply to 80"):
+        make_generator(MelConfig(), 32, (5, 4, 4), (16, 16, 8))
+
+
+def test_losses_are_zero_for_equal_waveforms_and_grow_with_noise():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(2, 8192, generator=generator) / 5
+    noise = torch.randn(2, 8192, generator=generator)
+    for loss in (lambda x: mel_loss(x, real, MelConfig()), lambda x: multi_resolution_stft_loss(x, real)):
+        assert loss(real) == 0
+        assert loss(real + 0.01 * noise) < loss(real + 0.1 * noise)
+
+
+def test_discriminators_learn_to_tell_and_feed_the_generator():
+    torch.manual_seed(0)
+    losses = AdversarialLosses()
+    optimizer = torch.optim.Adam(losses.parameters(), lr=1e-3)
+    real = torch.sin(torch.arange(4096) / 5).repeat(2, 1)
+    fake = (torch.randn(2, 4096) / 3).requires_grad_()
+    first = losses.discriminator_loss(fake, real)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = losses.discriminator_loss(fake, real)
+        loss.backward()
+        optimizer.step()
+    assert losses.discriminator_loss(fake, real) < first
+    assert fake.grad is None  # the discriminator's loss must not reach the generator
+    parts = losses.generator_losses(fake, real)
+    (parts["adversarial"] + parts["features"]).backward()
+    assert fake.grad.abs().sum() > 0
