@@ -77,14 +77,17 @@ def read_file(path: str | Path) -> Any:
         ValueError: if it is no checkpoint, truncated, or holds objects that are not on the allow-list.
     """
     path = Path(path)
-    with path.open("rb"):  # an honest OSError first: the readers below report unreadable files in several ways
-        pass
+    with path.open("rb") as file:  # an honest OSError first: the readers below report unreadable files in several ways
+        beginning = file.read(4)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        is_zip = zipfile.is_zipfile(path)
+        if beginning == b"PK\x03\x04" and not is_zip:
+            raise EOFError("its end is missing")
         known = torch.serialization.get_safe_globals()
         with torch.serialization.safe_globals([entry for entry in ALLOWED if entry not in known]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
@@ -94,9 +97,17 @@ def read_file(path: str | Path) -> Any:
             "Save its state_dict alone, as safetensors, where you trust it"
         ) from error
     except (
-        SafetensorError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error
-    ) as error:  # fmt: skip
-        # all of these are what damaged bytes make of the unpickler and the zip reader
+        SafetensorError,
+        zipfile.BadZipFile,
+        struct.error,
+        AssertionError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # what damaged bytes make of the unpickler and of the readers of zip files and safetensors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is truncated or no checkpoint: {reason}") from error
 
