@@ -86,13 +86,15 @@ def write_audio(path: str | Path, waveform: np.ndarray, sample_rate: int, recipe
         )
     # ASCII, with everything else escaped: the comment of a WAV file has no declared encoding.
     comment = json.dumps(recipe) if recipe is not None else None
+    # Not left to libsndfile, which truncates for WAV, rounds for FLAC, and scales differently when it reads.
+    samples = np.round(waveform * 32768.0).clip(-32768, 32767).astype(np.int16)
     encoded = io.BytesIO()
     with soundfile.SoundFile(
         encoded, "w", sample_rate, 1 if waveform.ndim == 1 else waveform.shape[1], "PCM_16", format=kind
     ) as file:
         if comment is not None and kind == "flac":
             file.comment = comment
-        file.write(waveform)
+        file.write(samples)
     content = encoded.getvalue()
     if comment is not None and kind == "wav":
         content = _with_wav_comment(content, comment)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from musicldm.audio import read_audio, read_recipe, write_audio, write_whole
 
 RATE = 16_000
-HALF_STEP = 1 / 32767  # of 16-bit samples; libsndfile writes with 32767 and reads with 32768
+ERROR = 1 / 2**16  # half a step of 16 bits
 
 
 def tone(seconds=0.5, rate=RATE, hz=440.0):
@@ -26,20 +26,29 @@ def test_written_audio_is_read_back(tmp_path, kind):
     waveform, rate = read_audio(tmp_path / f"a.{kind}")
     assert rate == RATE
     assert waveform.dtype == np.float32
-    assert np.abs(waveform - tone()).max() <= HALF_STEP
+    assert np.abs(waveform - tone()).max() <= ERROR
     assert [path.name for path in tmp_path.iterdir()] == [f"a.{kind}"]
     assert soundfile.info(tmp_path / f"a.{kind}").subtype == "PCM_16"
 
 
+def test_both_formats_hold_the_same_samples(tmp_path):
+    noise = np.random.default_rng(0).uniform(-1, 1, 10_000)
+    for kind in ("wav", "flac"):
+        write_audio(tmp_path / f"a.{kind}", noise, RATE)
+    wav, flac = read_audio(tmp_path / "a.wav")[0], read_audio(tmp_path / "a.flac")[0]
+    assert np.array_equal(wav, flac)
+    assert abs((wav - noise).mean()) < 2e-7  # rounded, not truncated, which would shift everything by half a step
+
+
 def test_full_scale_does_not_wrap_around(tmp_path):
     write_audio(tmp_path / "a.wav", np.array([1.0, -1.0, 0.0], np.float32), RATE)
-    assert np.allclose(read_audio(tmp_path / "a.wav")[0], [1, -1, 0], atol=2 * HALF_STEP)
+    assert np.allclose(read_audio(tmp_path / "a.wav")[0], [1, -1, 0], atol=2 * ERROR)
 
 
 def test_channels_are_averaged(tmp_path):
     stereo = np.stack([tone(), -0.5 * tone()], axis=1)
     write_audio(tmp_path / "a.wav", stereo, RATE)
-    assert np.abs(read_audio(tmp_path / "a.wav")[0] - 0.25 * tone()).max() <= 2 * HALF_STEP
+    assert np.abs(read_audio(tmp_path / "a.wav")[0] - 0.25 * tone()).max() <= 2 * ERROR
 
 
 def test_long_recordings_are_read_in_blocks(tmp_path, monkeypatch):
@@ -83,7 +92,7 @@ def test_recipe_survives(tmp_path, kind, length):
     recipe = RECIPE | {"long": "x" * length}
     write_audio(tmp_path / f"a.{kind}", tone(), RATE, recipe)
     assert read_recipe(tmp_path / f"a.{kind}") == recipe
-    assert np.abs(read_audio(tmp_path / f"a.{kind}")[0] - tone()).max() <= HALF_STEP
+    assert np.abs(read_audio(tmp_path / f"a.{kind}")[0] - tone()).max() <= ERROR
 
 
 @settings(max_examples=25, deadline=None)

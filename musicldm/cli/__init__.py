@@ -28,7 +28,7 @@ COMMANDS = {
 }
 QUIET = {  # what other packages would print; a user who sets one of these keeps it
     "TRANSFORMERS_VERBOSITY": "error",
-    "DIFFUSERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "critical",  # it logs what it then raises
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -16,17 +16,18 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 LONGEST_NAME = 60  # characters of a text that become part of a file's name; 255 bytes is what file systems take
 
 
-def positive(kind: type) -> Callable[[str], float]:
-    """An argparse type: a finite ``kind`` (int or float) above 0."""
+def positive(kind: type, most: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a finite ``kind`` (int or float) above 0, and not above ``most``."""
 
     def convert(text: str):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (value > 0 and math.isfinite(value)):
+        if not (0 < value <= most and math.isfinite(value)):
             what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{what} above 0 is needed, got {text!r}")
+            limit = "" if math.isinf(most) else f" and up to {most}"
+            raise argparse.ArgumentTypeError(f"{what} above 0{limit} is needed, got {text!r}")
         return value
 
     return convert
@@ -60,6 +61,13 @@ def choose_dtype(name: str, device):
     if name == "auto":
         name = "float16" if device.type == "cuda" else "float32"
     return getattr(torch, name)
+
+
+def load_quietly() -> None:
+    """Keep transformers from showing a progress bar for every part that it reads or writes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 @contextmanager

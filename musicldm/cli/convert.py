@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from musicldm.cli.common import output_folder, report
+from musicldm.cli.common import load_quietly, output_folder, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     with output_folder(args.out.absolute().parent) as parent:
         from musicldm.pipeline import MusicLDMPipeline
 
+        load_quietly()
         pipeline = MusicLDMPipeline.from_original(
             args.checkpoint,
             args.config,

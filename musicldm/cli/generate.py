@@ -13,6 +13,7 @@ from musicldm.cli.common import (
     choose_device,
     choose_dtype,
     free_name,
+    load_quietly,
     output_folder,
     positive,
     report,
@@ -32,9 +33,22 @@ DEFAULTS = {
     "scheduler": "dpm++",
     "dtype": "auto",
 }
+RECIPE_TYPES = {
+    "prompt": str,
+    "seed": int,
+    "model": str,
+    "seconds": int | float,
+    "steps": int,
+    "guidance": int | float,
+    "negative": str,
+    "candidates": int,
+    "scheduler": str,
+    "dtype": str,
+}
 WAVEFORMS_AT_ONCE = {"cpu": 4}  # prompts times candidates in one batch; more gains nothing on a CPU
 WAVEFORMS_AT_ONCE_ELSEWHERE = 16
-RANDOM_SEEDS = 2**32
+MOST_CANDIDATES = 1000
+RANDOM_SEEDS = 1_000_000  # few digits, as they become part of the file's name
 HIGHEST_SEED = 2**63 - 1
 
 
@@ -71,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--candidates",
-        type=positive(int),
+        type=positive(int, most=MOST_CANDIDATES),
         metavar="N",
         help="make N for each prompt and keep the one that fits it best, by CLAP (default: 1)",
         **setting,
@@ -102,7 +116,7 @@ def seed_type(text: str) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Write ``NAME.wav`` and ``NAME.png`` for each prompt."""
-    recipe = read_recipe(args.recipe) if args.recipe else {}
+    recipe = usable_recipe(args.recipe) if args.recipe else {}
     settings = {name: getattr(args, name, recipe.get(name, default)) for name, default in DEFAULTS.items()}
     prompts = collect_prompts(args.prompts, args.file, recipe)
     seed = getattr(args, "seed", recipe.get("seed", random.SystemRandom().randrange(RANDOM_SEEDS)))
@@ -110,6 +124,18 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"unknown scheduler {settings['scheduler']!r}; choose one of {', '.join(SCHEDULERS)}")
     with output_folder(args.out):
         generate(args, settings, prompts, seed, recipe.get("revision"))
+
+
+def usable_recipe(path: Path) -> dict:
+    """The recipe in ``path``; ValueError if it is not one of this command."""
+    recipe = read_recipe(path)
+    for name, kind in RECIPE_TYPES.items():
+        if not isinstance(recipe.get(name), kind):
+            raise ValueError(
+                f"{path} carries no recipe of `musicldm generate`: its {name} is {recipe.get(name)!r}; "
+                "give the options themselves"
+            )
+    return recipe
 
 
 def collect_prompts(prompts: list[str], file: Path | None, recipe: dict) -> list[str]:
@@ -130,7 +156,7 @@ def collect_prompts(prompts: list[str], file: Path | None, recipe: dict) -> list
         if not any(line.strip() for line in lines):
             raise ValueError(f"{file} holds no prompts; write one on each line")
         prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts and "prompt" in recipe:
+    if not prompts and recipe:
         prompts = [recipe["prompt"]]
     if not prompts:
         raise ValueError("there is no prompt; give one in quotes, or a file of them with --file")
@@ -147,6 +173,7 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
     device = choose_device(args.device)
     dtype = choose_dtype(settings["dtype"], device)
     folder = find_folder(settings["model"], MusicLDMPipeline.download)
+    load_quietly()
     pipeline = MusicLDMPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
     pipeline.scheduler = make_scheduler(settings["scheduler"], pipeline.scheduler)
     about = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from musicldm.audio import FORMATS, read_audio, write_audio
-from musicldm.cli.common import DTYPES, choose_device, choose_dtype, free_name, output_folder, report
+from musicldm.cli.common import DTYPES, choose_device, choose_dtype, free_name, load_quietly, output_folder, report
 from musicldm.figures import save_comparison
 
 
@@ -53,9 +53,9 @@ def load(args: argparse.Namespace):
     dtype = choose_dtype(args.dtype, device)
 
     def part(name: str, cls: type, folder: Path | None):
-        if folder is not None:
-            return load_part(folder.resolve().parent, folder.resolve().name, cls, dtype).to(device)
-        return load_part(find_folder(args.model, MusicLDMPipeline.download), name, cls, dtype).to(device)
+        at = find_folder(args.model, MusicLDMPipeline.download) / name if folder is None else folder.absolute()
+        load_quietly()
+        return load_part(at.parent, at.name, cls, dtype).to(device)
 
     vae = None if args.mel_only else part("vae", AutoencoderKL, args.vae)
     return vae, part("vocoder", SpeechT5HifiGan, args.vocoder)
