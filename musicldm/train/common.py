@@ -28,6 +28,8 @@ from musicldm.data.clips import batch_items
 STATE_FILE = "state.pt"
 CONFIG_FILE = "training.yaml"
 METRICS_FILE = "metrics.jsonl"
+# What a resumed run may change, because no weight depends on it.
+HARMLESS = {"device", "log_every", "save_every", "keep_checkpoints", "validate_every", "validation_batches"}
 
 
 class Average:
@@ -146,8 +148,14 @@ def start(config: TrainConfig, out: Path, resume: bool) -> None:
         save_config(config, recorded)
     elif not resume:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another folder")
-    elif changes := differences(load_config(type(config), recorded), config):
-        raise ValueError(f"{out} holds a run of another configuration ({'; '.join(changes)}): undo that or start anew")
+    else:
+        harmless = HARMLESS | ({"steps"} if config.schedule == "constant" else set())
+        changes = differences(load_config(type(config), recorded), config)
+        if grave := [change for change in changes if change.split(":")[0] not in harmless]:
+            raise ValueError(
+                f"{out} holds a run of another configuration ({'; '.join(grave)}): undo that or start anew"
+            )
+        save_config(config, recorded)
     set_seed(config.seed)
 
 
