@@ -18,7 +18,10 @@ from transformers import SpeechT5HifiGan
 
 from vocoder import MelConfig, log_mel_spectrogram, mel_config
 
-CONTEXT = 1 / 16  # of a window, on either side: computed and dropped, so that windows join without seams
+# Frames on either side of a window that are computed and dropped, so that windows join without seams. The generator
+# hears fewer than these; the autoencoder attends to its whole window, which is as long as in training.
+VOCODER_WINDOW, VOCODER_CONTEXT = 1024, 64
+VAE_CONTEXT = 1 / 16  # of its window
 
 
 class Reconstruction(NamedTuple):
@@ -55,15 +58,16 @@ def reconstruct(waveform: np.ndarray, vae: AutoencoderKL | None, vocoder: Speech
     original = log_mel_spectrogram(samples, mel)  # (1, 1 + L // hop, F)
     padded = functional.pad(samples, (0, -samples.shape[1] % (mel.hop_length * factor)))
     frames = log_mel_spectrogram(padded, mel)[:, :-1].to(dtype)  # (1, T, F), T a multiple of the factor
-    size, context = window_sizes(mel, factor)
 
     vae_error = None
     if vae is not None:
-        through_vae = in_windows(lambda window: autoencode(vae, window), frames, size, context, 1)
+        through_vae = in_windows(lambda window: autoencode(vae, window), frames, *vae_window(mel, factor), hop=1)
         n_whole = len(waveform) // mel.hop_length  # frames of the recording, not of the padding
         vae_error = (through_vae - frames)[:, :n_whole].abs().float().mean().item()
         frames = through_vae
-    made = in_windows(lambda window: vocode(vocoder, window), frames, size, context, mel.hop_length)
+    made = in_windows(
+        lambda window: vocode(vocoder, window), frames, VOCODER_WINDOW, VOCODER_CONTEXT, hop=mel.hop_length
+    )
     made = made[:, : samples.shape[1]].float()  # (1, L)
     error = (log_mel_spectrogram(made, mel) - original).abs().mean().item()
     return Reconstruction(made[0].cpu().numpy(), error, vae_error)
@@ -80,10 +84,10 @@ def vocode(vocoder: SpeechT5HifiGan, mel: Tensor) -> Tensor:
     return vocoder(mel).reshape(1, -1)
 
 
-def window_sizes(mel: MelConfig, factor: int) -> tuple[int, int]:
+def vae_window(mel: MelConfig, factor: int) -> tuple[int, int]:
     """Frames of one window and of its context on either side, both multiples of ``factor``."""
-    size = max(mel.clip_frames // factor, 16) * factor
-    return size, math.ceil(size * CONTEXT / factor) * factor
+    size = max(mel.clip_frames // factor, 4) * factor
+    return size, math.ceil(size * VAE_CONTEXT / factor) * factor
 
 
 def in_windows(function: Callable[[Tensor], Tensor], mel: Tensor, size: int, context: int, hop: int) -> Tensor:
