@@ -75,7 +75,7 @@ def load_original(
     """
     if isinstance(path_or_state_dict, nn.Module):
         origin = type(path_or_state_dict).__name__
-        clap_config = clap_config or getattr(path_or_state_dict, "model_cfg", None)
+        clap_config = clap_config or sizes.of_clap_module(path_or_state_dict)
         state = find_tensors(path_or_state_dict.state_dict(), origin)
     elif isinstance(path_or_state_dict, Mapping):
         origin = "the state dictionary"

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 from yaml import YAMLError
 
 from vocoder import MelConfig
@@ -92,6 +93,8 @@ HTSAT: dict[str, Config] = {  # LAION's named audio towers
     "base": {"embed_dim": 128, "depths": [2, 2, 12, 2], "num_heads": [4, 8, 16, 32]},
     "large": {"embed_dim": 256, "depths": [2, 2, 12, 2], "num_heads": [4, 8, 16, 32]},
 }
+ROBERTA_OPTIONS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+ROBERTA_OPTIONS += ("hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id")
 ROBERTA_BASE: Config = {"vocab_size": 50265, "max_position_embeddings": 514, "layer_norm_eps": 1e-5}
 
 
@@ -253,6 +256,15 @@ def clap_config(options: Config) -> dict[str, Any]:
             "num_attention_heads": need(htsat, "num_heads"),
         },
     }
+
+
+def of_clap_module(module: nn.Module) -> Config | None:
+    """The configuration that a ``laion_clap.CLAP_Module`` carries, with its text tower's own sizes."""
+    options = getattr(module, "model_cfg", None)
+    text_tower = getattr(getattr(module, "model", None), "text_branch", None)
+    if options is None or not hasattr(text_tower, "config"):
+        return options
+    return {**options, "roberta": {name: getattr(text_tower.config, name) for name in ROBERTA_OPTIONS}}
 
 
 def scheduler_config(config: Config) -> dict[str, Any] | None:

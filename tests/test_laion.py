@@ -1,0 +1,69 @@
+"""LAION's own package and ours agree on embeddings. Its tokenizers and RoBERTa, which it would download, are stubs."""
+
+import importlib.util
+
+import pytest
+import torch
+import transformers
+from golden import relative_error
+
+from musicldm.checkpoints import load_original, original_feature_extractor, sizes
+from musicldm.clap import embed_audio
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("laion_clap") is None, reason="laion_clap is not installed (pip install 'musicldm[laion]')"
+)
+
+
+@pytest.fixture(scope="module")
+def module():
+    """A CLAP_Module with random weights and a small text tower."""
+    text = transformers.RobertaConfig(
+        vocab_size=60,
+        hidden_size=768,  # LAION's projection is made for it
+        num_hidden_layers=1,
+        num_attention_heads=12,
+        intermediate_size=32,
+        max_position_embeddings=514,
+        layer_norm_eps=1e-5,
+        type_vocab_size=1,
+    )
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("BertTokenizer", "RobertaTokenizer", "BartTokenizer"):
+            patch.setattr(getattr(transformers, name), "from_pretrained", lambda *_, **__: None)
+        patch.setattr(transformers.RobertaModel, "from_pretrained", lambda *_, **__: transformers.RobertaModel(text))
+        import laion_clap
+
+        module = laion_clap.CLAP_Module(enable_fusion=False, device="cpu", amodel="HTSAT-tiny")
+    module.model.audio_branch.bn0.running_mean.normal_(-40, 5)
+    module.model.audio_branch.bn0.running_var.uniform_(100, 400)
+    return module.eval()
+
+
+@torch.no_grad()
+def test_module_in_place_of_a_file(module):
+    clap = load_original(module, None)["clap"]
+    generator = torch.Generator().manual_seed(1)
+    waveforms = 0.3 * torch.randn(2, 60_000, generator=generator).cumsum(1).sin()
+    expected = module.get_audio_embedding_from_data(waveforms, use_tensor=True)
+    actual = embed_audio(clap, original_feature_extractor(module.model_cfg), waveforms, 48_000)
+    assert relative_error(actual, expected) < 1e-4
+
+    ids = torch.tensor([[0, 7, 19, 44, 2], [0, 8, 2, 1, 1]])
+    tokens = {"input_ids": ids, "attention_mask": ids.ne(1).long()}
+    expected = module.get_text_embedding(None, tokenizer=lambda _: tokens, use_tensor=True)
+    actual = clap.get_text_features(**tokens)
+    actual = actual if isinstance(actual, torch.Tensor) else actual.pooler_output
+    assert relative_error(actual, expected) < 1e-5
+
+
+@torch.no_grad()
+def test_file_that_the_package_writes(module, tmp_path):
+    """A checkpoint as LAION's training saves it, data-parallel prefix included."""
+    path = tmp_path / "clap.pt"
+    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in module.model.state_dict().items()}}, path)
+    from_file = load_original(path, None, clap_config=sizes.of_clap_module(module))["clap"]
+    from_module = load_original(module, None)["clap"].state_dict()
+    for name, value in from_file.state_dict().items():
+        assert torch.equal(value, from_module[name]), name
