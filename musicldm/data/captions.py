@@ -1,48 +1,88 @@
 """Sentences about a clip, in many phrasings, from its attributes (see ``musicldm.data.facts.describe``).
 
-Every statement is true of the attributes; which ones are made, and in which words, is drawn from ``rng``.
+    attributes -> _draw_words: which facts are said, and in which words -> one of _STYLES: a sentence or two
+
+Every statement is true of the attributes. What is said, and how, comes from ``rng`` alone.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from musicldm.data.gm import PROGRAMS
 
-WORDS = {p.name: p.word for p in PROGRAMS} | {"drums": "drums"}
-FAMILY_WORDS = {
-    "piano": ("piano", "keyboard"),
-    "strings": ("strings",),
-    "winds": ("woodwinds", "winds"),
-    "brass": ("brass",),
-    "guitar": ("guitar",),
-    "bass": ("bass",),
-    "synth": ("synthesizer", "synth"),
-    "organ": ("organ",),
-    "mallets": ("pitched percussion",),
-    "voices": ("voices",),
-}
-SYNONYMS = {
-    "piano": ("piano",),
+SYNONYMS = {  # of the words in musicldm.data.gm
+    "piano": ("piano", "piano", "piano", "grand piano"),
+    "electric piano": ("electric piano", "electric piano", "e-piano"),
     "voices": ("voices", "wordless voices"),
-    "choir": ("choir", "choir"),
-    "electric piano": ("electric piano", "e-piano"),
-    "distorted guitar": ("distorted guitar", "distorted electric guitar"),
-    "double bass": ("double bass", "upright bass"),
-    "bass guitar": ("bass guitar", "electric bass"),
+    "choir": ("choir", "wordless choir", "choral voices"),
+    "distorted guitar": ("distorted guitar", "distorted electric guitar", "overdriven guitar"),
+    "acoustic guitar": ("acoustic guitar", "acoustic guitar", "guitar"),
+    "electric guitar": ("electric guitar", "electric guitar", "guitar"),
+    "double bass": ("double bass", "upright bass", "acoustic bass"),
+    "bass guitar": ("bass guitar", "electric bass", "bass"),
+    "fretless bass": ("fretless bass", "bass"),
     "saxophone": ("saxophone", "sax"),
-    "string ensemble": ("string ensemble", "string section", "strings"),
-    "drums": ("drums", "a drum kit"),
+    "string ensemble": ("string ensemble", "strings", "string section"),
+    "brass section": ("brass section", "brass"),
+    "church organ": ("church organ", "pipe organ", "organ"),
+    "synth lead": ("synth lead", "synthesizer lead", "synthesizer"),
+    "synth pad": ("synth pad", "synthesizer pad", "synthesizer"),
+    "synth bass": ("synth bass", "synthesizer bass"),
+    "harp": ("harp", "concert harp"),
+    "drums": ("drums", "drums", "drum kit"),
 }
-PLURAL = ("voices", "drums", "strings", "tubular bells", "guitar harmonics", "tremolo strings", "pizzicato strings")
-TEMPO = (  # up to which BPM, adjectives, nouns
+FAMILY_WORDS = {  # for two or more instruments that are all of one family
+    "strings": ("strings", "string instruments", "bowed and plucked strings"),
+    "brass": ("brass", "brass instruments"),
+    "winds": ("woodwinds", "wind instruments"),
+    "synth": ("synthesizers", "synths"),
+    "guitar": ("guitars",),
+    "mallets": ("pitched percussion",),
+}
+# Takes no article, is no soloist: words in -s but not a bass
+MANY = re.compile(r".*((?<!bas)s|brass|choir|section|ensemble|percussion|applause)$")
+PLURAL_FAMILIES = ("strings", "brass", "winds")
+TEMPO = (  # below how many beats a minute, adjectives
     (60, ("very slow", "extremely slow")),
     (80, ("slow", "unhurried")),
-    (112, ("moderate", "medium-tempo", "mid-tempo")),
-    (144, ("fast", "quick", "brisk")),
+    (112, ("moderate", "mid-tempo", "medium-tempo")),
+    (144, ("fast", "quick", "brisk", "lively")),
     (1000, ("very fast", "rapid")),
 )
-TIME_WORDS = {"3/4": ("3/4", "3/4 time", "triple time"), "4/4": ("4/4", "4/4 time", "common time")}
+METRE_WORDS = {
+    "3/4": ("3/4", "3/4 time", "triple time", "three-four time"),
+    "4/4": ("4/4", "4/4 time", "common time", "four-four time"),
+    "2/4": ("2/4", "2/4 time", "duple time"),
+    "2/2": ("2/2", "cut time"),
+    "6/8": ("6/8", "6/8 time", "six-eight time"),
+}
+SPARSE, BUSY = 1.5, 7.0  # onsets a second
+LOW, HIGH = 50.0, 76.0  # mean MIDI pitch
+GENRE_NOUNS = re.compile(
+    r".*(waltz|reel|jig|hornpipe|dance|carol|ballad|tango|bolero|polka|lullaby|march|show tune|song|string quartet)$"
+)
+PIECE = ("piece", "piece of music", "tune", "track", "piece", "composition")
+
+
+class Words(NamedTuple):
+    """The words for what one caption may say; what is not said is None."""
+
+    instruments: tuple[str, ...]  # in order of prominence
+    solo: bool  # one player
+    speed: str | None  # "slow"
+    number: str | None  # "70 BPM"
+    key: str | None  # "A minor"
+    mode: str | None  # "minor"
+    metre: str | None  # "3/4 time"
+    genre: str | None  # "folk", "waltz"
+    texture: str | None  # "sparse"
+    register: str | None  # "low"
+    line: bool  # one note at a time
+    no_drums: bool
+    drums_only: bool
 
 
 def tempo_words(bpm: float) -> tuple[str, ...]:
@@ -51,48 +91,240 @@ def tempo_words(bpm: float) -> tuple[str, ...]:
 
 
 def write_captions(attributes: Mapping, rng: np.random.Generator, n: int = 1) -> list[str]:
-    """``n`` captions, different from each other where the attributes allow it."""
-    texts: list[str] = []
-    for _ in range(8 * n):
-        text = _caption(attributes, rng)
-        if text not in texts:
-            texts.append(text)
+    """``n`` captions, different from each other; fewer where the attributes give too little to say."""
+    texts: dict[str, None] = {}
+    for _ in range(10 * n):
+        words = _draw_words(attributes, rng)
+        style = _STYLES[_pick(rng, range(len(_STYLES)))]
+        texts[style(words, rng)] = None
         if len(texts) == n:
             break
-    return texts
+    return list(texts)
 
 
-def _caption(attributes: Mapping, rng: np.random.Generator) -> str:
-    def pick(options):
-        return options[int(rng.integers(len(options)))]
+def _pick(rng: np.random.Generator, options: Sequence):
+    return options[int(rng.integers(len(options)))]
 
-    def maybe(value, share):
+
+def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
+    def perhaps(share: float, value: str | None) -> str | None:
         return value if rng.random() < share else None
 
-    names = list(dict.fromkeys(WORDS[name] for name in attributes["instruments"]))
-    shown = names if len(names) <= 4 else names[: int(rng.integers(2, 5))]
-    if "drums" in names and "drums" not in shown and rng.random() < 0.7:
-        shown = [*shown, "drums"]
-    instruments = [pick(SYNONYMS.get(name, (name,))) for name in shown]
-    bpm = attributes["tempo_bpm"]
-    speed = maybe(pick(tempo_words(bpm)), 0.7) if bpm else None
-    number = maybe(f"{round(bpm)} BPM", 0.4) if bpm else None
-    key = maybe(attributes["key"], 0.4) if attributes["key"] else None
-    genre = maybe(pick(attributes["genres"]), 0.75) if attributes["genres"] else None
-    solo = len(names) == 1 and names[0] != "drums"
-    if rng.random() < 0.3:
-        words = [*instruments, genre, speed, number, key]
-        if solo and rng.random() < 0.5:
-            words[0] = f"solo {words[0]}"
-        return ", ".join(word for word in words if word)
-    subject = " ".join(word for word in (speed, genre) if word)
-    noun = pick(("piece", "tune", "track", "piece of music"))
-    article = "An" if subject[:1].lower() in "aeiou" and subject else "A"
-    head = f"{article} {subject} {noun}" if subject else f"A {noun}"
-    listed = instruments[0] if len(instruments) == 1 else ", ".join(instruments[:-1]) + " and " + instruments[-1]
-    text = f"{head} {pick(('with', 'for', 'featuring'))} {'solo ' if solo else ''}{listed}"
-    if key:
-        text += f" in {key}"
-    if number:
-        text += f" at {number}"
-    return text + pick((".", ""))
+    instruments, solo = _instruments(attributes, rng)
+    bpm, key, genres = attributes["tempo_bpm"], attributes["key"], attributes["genres"]
+    onsets, pitch = attributes["onsets_per_s"], attributes["mean_pitch_midi"]
+    metre = attributes["time_signature"]
+    texture = ("sparse", "spacious") if onsets < SPARSE else ("busy", "dense") if onsets > BUSY else (None,)
+    register = None if pitch is None else "low" if pitch < LOW else "high" if pitch > HIGH else None
+    melodic = any(name not in ("drums", "percussion") for name in attributes["instruments"])
+    return Words(
+        instruments=instruments,
+        solo=solo,
+        speed=perhaps(0.65, _pick(rng, tempo_words(bpm))) if bpm else None,
+        number=perhaps(0.4, f"{round(bpm)} BPM") if bpm else None,
+        key=perhaps(0.4, key) if key else None,
+        mode=perhaps(0.15, key.split()[1]) if key else None,
+        metre=perhaps(0.25, _pick(rng, METRE_WORDS.get(metre, (metre, f"{metre} time")))) if metre else None,
+        genre=perhaps(0.75, _pick(rng, genres)) if genres else None,
+        texture=perhaps(0.3, _pick(rng, texture)),
+        register=perhaps(0.4, register),
+        line=attributes["one_line"] and rng.random() < 0.35,
+        no_drums=melodic and not attributes["percussion"] and rng.random() < 0.12,
+        drums_only=not melodic,
+    )
+
+
+def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[str, ...], bool]:
+    """Words for the instruments, all or the most prominent ones, and whether there is one player only."""
+    names, chords = attributes["instruments"], attributes["chords"]
+    by_name = {p.name: p for p in PROGRAMS}
+    melodic = [by_name[name] for name in names if name in by_name]
+    drums = [name for name in names if name in ("drums", "percussion")]
+    solo = len(melodic) == 1 and not drums and (melodic[0].chords or melodic[0].name not in chords)
+    families = {p.family for p in melodic}
+    if len({p.word for p in melodic}) > 1 and len(families) == 1 and rng.random() < 0.3:
+        general = FAMILY_WORDS.get(families.pop())
+        if general:
+            return (_pick(rng, general), *drums), False
+    words: dict[str, str] = {}  # by plain noun: programs that share one are named once
+    for p in melodic:
+        if p.word in words:
+            continue
+        word = _pick(rng, SYNONYMS.get(p.word, (p.word,)))
+        if not p.chords and p.name in chords and p.family in PLURAL_FAMILIES and len(names) <= 3:
+            word += "es" if word.endswith("bass") else "s"
+        words[p.word] = word
+    shown = list(dict.fromkeys(words.values()))
+    if len(shown) > 3 and rng.random() < 0.6:
+        shown = shown[: int(rng.integers(2, 5))]
+    if drums and (not shown or rng.random() < 0.85):
+        shown += [_pick(rng, SYNONYMS.get(name, (name,))) for name in drums]
+    return tuple(shown), solo and not MANY.fullmatch(shown[0])
+
+
+def _a(text: str) -> str:
+    """``text`` after its indefinite article."""
+    return f"{'an' if text[0].lower() in 'aeiou' else 'a'} {text}"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _list(words: Sequence[str], rng: np.random.Generator | None = None) -> str:
+    """ "piano, bass and drums"; sometimes, with ``rng``, with articles."""
+    words = list(words)
+    if rng is not None and rng.random() < 0.3:
+        words = [word if MANY.fullmatch(word) else _a(word) for word in words]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _players(words: Words, rng: np.random.Generator) -> str:
+    if words.drums_only and rng.random() < 0.5:
+        return _pick(rng, ("drums only", "drums alone")) if "drum" in words.instruments[0] else "percussion only"
+    if words.solo and rng.random() < 0.7:
+        return f"{_pick(rng, ('solo', 'solo', 'unaccompanied'))} {words.instruments[0]}"
+    return _list(words.instruments, rng)
+
+
+def _noun_phrase(words: Words, rng: np.random.Generator) -> str:
+    """ "slow folk piece", "busy jig": adjectives and a noun, without an article."""
+    noun = words.genre if words.genre and GENRE_NOUNS.fullmatch(words.genre) else _pick(rng, PIECE)
+    adjectives = [words.texture, words.speed, words.genre if words.genre != noun else None]
+    return " ".join([word for word in adjectives if word] + [noun])
+
+
+def _details(words: Words, rng: np.random.Generator) -> list[str]:
+    """What can follow a noun, each with its preposition, in any order."""
+    details = []
+    if words.key:
+        details.append(_pick(rng, (f"in {words.key}", f"in the key of {words.key}")))
+    elif words.mode:
+        details.append(f"in a {words.mode} key")
+    if words.number:
+        number = _pick(rng, (words.number, words.number, words.number.replace("BPM", "beats per minute")))
+        details.append(f"at {number}")
+    if words.metre:
+        details.append(f"in {words.metre}")
+    if words.register:
+        details.append(_pick(rng, (f"in a {words.register} register", f"in the {words.register} range")))
+    if words.no_drums:
+        details.append(_pick(rng, ("without drums", "with no drums")))
+    return [details[i] for i in rng.permutation(len(details))]
+
+
+def _finish(text: str, rng: np.random.Generator) -> str:
+    return _sentence(text) + _pick(rng, (".", ".", ""))
+
+
+def _keywords(words: Words, rng: np.random.Generator) -> str:
+    """The bare list: "piano, slow, 70 BPM, A minor"."""
+    instruments = list(words.instruments)
+    if words.solo and rng.random() < 0.5:
+        instruments[0] = f"solo {instruments[0]}"
+    mode = words.mode and f"{words.mode} key"
+    register = words.register and f"{words.register} register"
+    rest = [words.genre, words.speed, words.number, words.key or mode, words.metre, words.texture, register]
+    rest = [word for word in rest if word] + (["no drums"] if words.no_drums else [])
+    if rng.random() < 0.5:
+        rest = [rest[i] for i in rng.permutation(len(rest))]
+    return ", ".join(instruments + rest if rng.random() < 0.7 else rest + instruments)
+
+
+def _piece_with(words: Words, rng: np.random.Generator) -> str:
+    """ "A slow folk piece for piano and cello in A minor, at 70 BPM." """
+    link = _pick(rng, ("for", "with", "featuring", "played on", "played by"))
+    details = _details(words, rng)
+    text = f"{_a(_noun_phrase(words, rng))} {link} {_players(words, rng)}"
+    if details:
+        text += " " + ", ".join(details)
+    if words.line:
+        text += _pick(rng, (", one note at a time", ", a single melodic line"))
+    return _finish(text, rng)
+
+
+def _details_first(words: Words, rng: np.random.Generator) -> str:
+    """ "In A minor, at 70 BPM: a slow piece for piano." """
+    details = _details(words, rng)
+    text = f"{_a(_noun_phrase(words, rng))} for {_players(words, rng)}"
+    return _finish(f"{', '.join(details)}: {text}" if details else text, rng)
+
+
+def _they_play(words: Words, rng: np.random.Generator) -> str:
+    """ "Piano and cello play a slow waltz in 3/4." """
+    many = len(words.instruments) > 1 or bool(MANY.fullmatch(words.instruments[0]) and words.instruments[0][-1] == "s")
+    players = f"solo {words.instruments[0]}" if words.solo and rng.random() < 0.5 else _list(words.instruments, rng)
+    what = "a single melodic line" if words.line and not words.speed else _a(_noun_phrase(words, rng))
+    details = _details(words, rng)
+    return _finish(f"{players} {'play' if many else 'plays'} {' '.join([what, ', '.join(details)]).strip()}", rng)
+
+
+def _terse(words: Words, rng: np.random.Generator) -> str:
+    """ "slow folk piano in A minor" """
+    players = (
+        _list(words.instruments) if len(words.instruments) > 1 or not words.solo else f"solo {words.instruments[0]}"
+    )
+    parts = [
+        words.speed,
+        words.genre and f"{words.genre} {'for' if GENRE_NOUNS.fullmatch(words.genre) else 'music with'}",
+    ]
+    return " ".join([part for part in parts if part] + [players] + _details(words, rng)[:1])
+
+
+def _music(words: Words, rng: np.random.Generator) -> str:
+    """ "Slow, sparse folk music for piano, in A minor." """
+    adjectives = [word for word in (words.speed, words.texture) if word]
+    genre = words.genre if words.genre and not GENRE_NOUNS.fullmatch(words.genre) else None
+    music = " ".join([", ".join(adjectives), genre or "", "music"]).strip()
+    music = re.sub(" +", " ", music)
+    text = f"{music} {_pick(rng, ('for', 'with', 'on', 'by'))} {_players(words, rng)}"
+    return _finish(", ".join([text, *_details(words, rng)]), rng)
+
+
+def _two_sentences(words: Words, rng: np.random.Generator) -> str:
+    """ "A slow piece for piano. It is in A minor, at 70 BPM." """
+    first = f"{_a(_noun_phrase(words, rng))} {_pick(rng, ('for', 'with', 'featuring'))} {_players(words, rng)}."
+    details = _details(words, rng)
+    if not details:
+        return _sentence(first)
+    said = details[0] if len(details) == 1 else f"{', '.join(details[:-1])} and {details[-1]}"
+    verb = "is" if not words.number else _pick(rng, ("is", "runs"))
+    return f"{_sentence(first)} It {verb} {said}."
+
+
+def _players_first(words: Words, rng: np.random.Generator) -> str:
+    """ "Solo piano, slow and sparse, in A minor." """
+    adjectives = [word for word in (words.speed, words.texture) if word]
+    parts = [_players(words, rng)]
+    if adjectives:
+        parts.append(" and ".join(adjectives))
+    if words.genre:
+        parts.append(_a(words.genre) if GENRE_NOUNS.fullmatch(words.genre) else f"{words.genre} style")
+    return _finish(", ".join([*parts, *_details(words, rng)]), rng)
+
+
+def _bare(words: Words, rng: np.random.Generator) -> str:
+    """ "solo piano", "jazz with saxophone": the shortest."""
+    players = _players(words, rng)
+    if words.genre and rng.random() < 0.6:
+        return f"{words.genre} {'for' if GENRE_NOUNS.fullmatch(words.genre) else 'with'} {players}"
+    return f"{words.speed} {_list(words.instruments)}" if words.speed and rng.random() < 0.5 else players
+
+
+_STYLES: tuple[Callable[[Words, np.random.Generator], str], ...] = (
+    _keywords,
+    _keywords,
+    _keywords,
+    _piece_with,
+    _piece_with,
+    _piece_with,
+    _details_first,
+    _they_play,
+    _they_play,
+    _terse,
+    _music,
+    _music,
+    _two_sentences,
+    _players_first,
+    _bare,
+)

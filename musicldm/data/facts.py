@@ -30,6 +30,7 @@ KEY_MARGIN = 0.12  # correlation by which a stated key may fall behind the best 
 KEY_CORRELATION = 0.6
 INAUDIBLE_DB = 42.0  # below the loudest note of the clip
 SHORTEST_PART_S = 0.25  # an instrument heard for less is not mentioned
+SLOWEST_BEAT, FASTEST_TRIPLE, FASTEST_BEAT = 40, 250, 320  # BPM: beyond these one taps another unit
 STEADY = 0.04  # relative change of tempo that still counts as one tempo
 
 GENRE_WORDS = {
@@ -59,13 +60,16 @@ TUNE_GENRES = re.compile(
 )
 # Genres that name an instrument hold only where one of these families sounds.
 GENRE_NEEDS = {
-    "piano": {"piano"},
-    "guitar": {"guitar"},
-    "strings": {"strings"},
-    "voice": {"voices"},
-    "band": {"drums"},
-    "orchestral": {"strings", "winds", "brass"},
+    "piano": "piano",
+    "guitar": "guitar",
+    "strings": "strings",
+    "string quartet": "strings",
+    "art song": "voices",
+    "band": "drums",
+    "techno": "drums",
+    "orchestral": "strings",
 }
+QUARTET = {40, 41, 42}  # violin, viola, cello
 
 
 class Facts(NamedTuple):
@@ -81,6 +85,10 @@ class Facts(NamedTuple):
     tempo_qpm: float | None  # quarter notes a minute that replace the map where it says otherwise
     metre: bool  # whether its time signatures can be trusted
     key: tuple[int, str] | None  # pitch class of the tonic; "major" or "minor"
+
+    def labels(self) -> dict[str, str]:
+        """Where the score is from."""
+        return {name: getattr(self, name) for name in ("piece_id", "source", "licence", "title", "composer")}
 
 
 def read_index(path: Path) -> dict[str, dict[str, str]]:
@@ -200,21 +208,24 @@ def describe(facts: Facts, score: Score, start_s: float, end_s: float, *, tempo_
     onsets = np.unique(np.round(notes["start_s"][notes["start_s"] >= start_s] / 0.03))
     pitch = float(np.average(melodic["pitch"], weights=np.maximum(held, 0.01))) if len(melodic) else None
     duration = end_s - start_s
+    several = [PROGRAMS[p].name for p in programs if _overlap(melodic[melodic["program"] == p], start_s, end_s) > 0.2]
     families = list(dict.fromkeys(PROGRAMS[p].family for p in programs))
-    families += ["drums"] if kit else ["percussion"] if len(percussion) else []
+    drum_names = ["drums"] if kit else ["percussion"] if len(percussion) else []
+    families += [name for name in drum_names if name not in families]
     return {
-        "instruments": [PROGRAMS[p].name for p in programs] + (["drums"] if kit else []),
+        "instruments": [PROGRAMS[p].name for p in programs] + drum_names,
         "programs": programs,
+        "chords": several,
         "families": families,
         "drums": kit,
         "percussion": bool(len(percussion)) or any(p in DRUM_LIKE for p in time_of),
-        "parts": len(np.unique(melodic[["channel", "program"]])),
-        "tempo_bpm": round(_beats(qpm, metre), 1) if qpm and steady else None,
+        "one_line": len(programs) == 1 and not len(percussion) and _overlap(melodic, start_s, end_s) < 0.03,
+        "tempo_bpm": round(beats_per_minute(qpm, metre), 1) if qpm and steady else None,
         "quarter_notes_per_min": round(qpm, 1) if qpm and steady else None,
         "tempo_steady": steady if qpm else None,
         "time_signature": metre,
         "key": key_name(key) if key and fits_key(notes, key) else None,
-        "genres": [g for g in facts.genres if _genre_holds(g, families, rescored)],
+        "genres": [g for g in facts.genres if _genre_holds(g, programs, families, rescored)],
         "notes_per_s": round(len(notes[notes["start_s"] >= start_s]) / duration, 2),
         "onsets_per_s": round(len(onsets) / duration, 2),
         "voices_at_once": round(float(held.sum()) / duration, 2),
@@ -222,12 +233,24 @@ def describe(facts: Facts, score: Score, start_s: float, end_s: float, *, tempo_
     }
 
 
-def _genre_holds(genre: str, families: list[str], rescored: str | None) -> bool:
+def _overlap(notes: np.ndarray, start_s: float, end_s: float) -> float:
+    """Share of the time in which ``notes`` sound in which two or more of them do."""
+    starts, ends = np.maximum(notes["start_s"], start_s), np.minimum(notes["end_s"], end_s)
+    times = np.concatenate([starts, ends])
+    order = np.argsort(times, kind="stable")
+    sounding = np.cumsum(np.concatenate([np.ones(len(notes)), -np.ones(len(notes))])[order])[:-1]
+    span = np.diff(times[order])
+    return float(span[sounding > 1].sum() / max(span[sounding > 0].sum(), 1e-9))
+
+
+def _genre_holds(genre: str, programs: list[int], families: list[str], rescored: str | None) -> bool:
     if genre == "string quartet":
-        return families == ["strings"]
-    if rescored and not TUNE_GENRES.fullmatch(genre):
+        return set(programs) == QUARTET and rescored is None
+    if genre == "orchestral" and len(programs) < 4:
         return False
-    return all(families_needed & set(families) for word, families_needed in GENRE_NEEDS.items() if word in genre)
+    if rescored not in (None, "drums") and not TUNE_GENRES.fullmatch(genre):
+        return False
+    return all(family in families for word, family in GENRE_NEEDS.items() if word in genre)
 
 
 def _metre(score: Score, start_s: float, end_s: float) -> str | None:
@@ -254,6 +277,18 @@ def _tempo(facts: Facts, score: Score, start_s: float, end_s: float, factor: flo
     return mean, bool(np.all(np.abs(heard / mean - 1) <= STEADY)) if len(heard) else True
 
 
-def _beats(qpm: float, metre: str | None) -> float:
-    """Beats a minute: of dotted quarters in compound metres, else of quarters."""
-    return qpm * 2 / 3 if metre in ("6/8", "9/8", "12/8") else qpm
+def beats_per_minute(qpm: float, metre: str | None) -> float:
+    """Beats a minute as one would tap them: what the metre counts, or larger units where that is too fast to tap.
+
+    Half notes in 2/2, dotted quarters in 6/8, 9/8 and 12/8, quarters otherwise and where the metre is not known.
+    """
+    if metre is None:
+        return qpm
+    numerator, denominator = map(int, metre.split("/"))
+    if denominator == 8 and numerator in (6, 9, 12):
+        return qpm * 2 / 3
+    if denominator == 2 and qpm / 2 >= SLOWEST_BEAT:
+        return qpm / 2
+    if numerator == 3 and qpm > FASTEST_TRIPLE:
+        return qpm / 3
+    return qpm / 2 if qpm > FASTEST_BEAT else qpm

@@ -103,7 +103,7 @@ trumpet|trumpet|brass|trumpet|54|84|m
 trombone|trombone|brass|trombone|40|72|m
 tuba|tuba|brass|tuba|28|55|m
 muted trumpet|muted trumpet|brass|trumpet|54|84|m
-french horn|french horn|brass|french horn|41|77|m
+french horn|French horn|brass|french horn|41|77|m
 brass section|brass section|brass|brass section|36|84|c
 synth brass 1|synth brass|synth|synth brass|36|96|c
 synth brass 2|synth brass|synth|synth brass|36|96|c
@@ -112,7 +112,7 @@ alto sax|saxophone|winds|high sax|49|80|m
 tenor sax|saxophone|winds|low sax|42|75|m
 baritone sax|saxophone|winds|low sax|37|68|m
 oboe|oboe|winds|oboe|58|91|m
-english horn|english horn|winds|oboe|52|81|m
+english horn|English horn|winds|oboe|52|81|m
 bassoon|bassoon|winds|bassoon|34|72|m
 clarinet|clarinet|winds|clarinet|50|91|m
 piccolo|piccolo|winds|flute|74|108|m
@@ -153,7 +153,7 @@ shamisen|shamisen|plucked|koto|50|79|c
 koto|koto|plucked|koto|55|84|c
 kalimba|kalimba|plucked|kalimba|48|79|c
 bagpipe|bagpipes|bagpipes|bagpipe|36|77|m
-fiddle|fiddle|strings|violin|55|96|m
+fiddle|fiddle|strings|fiddle|55|96|m
 shanai|shanai|winds|shanai|48|72|m
 tinkle bell|tinkle bell|percussion|tinkle bell|72|84|c
 agogo|agogo|percussion|agogo|60|72|c

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,12 +30,10 @@ from musicldm.data.captions import write_captions
 from musicldm.data.facts import describe, read_index, score_facts
 from musicldm.data.gm import ORCHESTRATIONS
 from musicldm.data.score import Score, change_score, read_score
-from musicldm.data.synth import BACKENDS, check_backend, find_soundfont, synthesize
+from musicldm.data.synth import BACKENDS, check_backend, check_soundfont, find_soundfont, synthesize
+from musicldm.data.windows import choose_windows, drop_silence, sounds
 
-PREROLL_S = 2.0  # heard by the reverb, not by the listener
-SILENCE_DB = -50.0  # below the loudest frame
-FRAME_S = 0.05
-CANDIDATES = 3  # windows tried per clip wanted
+PREROLL_S = 1.5  # heard by the reverb, not by the listener
 
 __all__ = ["RenderConfig", "RenderReport", "find_soundfont", "render_scores"]
 
@@ -51,7 +50,7 @@ class RenderConfig:
     max_clips: int = 2  # of one rendering, spread over the piece
     min_clip_s: float = 4.0  # a piece with less music than a clip gives one shorter clip, but not shorter than this
     variants: int = 1  # renderings of each score
-    orchestrate: str = "original"  # "original", families or "all", joined by commas; a variant each, in drawn order
+    orchestrate: str = "original"  # "original", families or "all", joined by commas: see _turn
     seed: int = 0
     tempo_range: tuple[float, float] = (0.87, 1.15)
     transpose_range: tuple[int, int] = (-5, 6)  # semitones
@@ -132,16 +131,12 @@ def render_scores(
     found = find_scores([Path(p) for p in scores], rows)
     fonts = [Path(p) for p in config.soundfonts] or [find_soundfont()]
     for font in fonts:
-        if not font.is_file():
-            raise FileNotFoundError(f"there is no SoundFont {font}")
+        check_soundfont(font)
     check_backend(config.backend)
     state = _open_out(Path(out), config, fonts)
-    waiting = {name: path for name, path in found.items() if not _sidecar(state, name).exists()}
-    skipped = sum(
-        len(json.loads(_sidecar(state, name).read_text(encoding="utf-8"))["rows"])
-        for name in found
-        if name not in waiting
-    )
+    done = {name: _finished(state, name) for name in found}
+    waiting = {name: path for name, path in found.items() if done[name] is None}
+    skipped = sum(len(rows) for rows in done.values() if rows is not None)
     written, audio_s = 0, 0.0
     try:
         for result in _run(waiting, rows, Path(out), config, fonts, workers):
@@ -209,6 +204,13 @@ def _sidecar(state: Path, name: str) -> Path:
     return state / f"{_slug(name)}.json"
 
 
+def _finished(state: Path, name: str) -> list[dict] | None:
+    """The clips of a score that an earlier run has finished; a score that failed is tried again."""
+    path = _sidecar(state, name)
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"error": "not begun"}
+    return None if result["error"] else result["rows"]
+
+
 def _run(waiting, rows, out: Path, config: RenderConfig, fonts: list[Path], workers: int):
     """Render every waiting score; yields what its sidecar holds."""
     jobs = [(name, path, rows.get(name), out, config, fonts) for name, path in waiting.items()]
@@ -217,7 +219,7 @@ def _run(waiting, rows, out: Path, config: RenderConfig, fonts: list[Path], work
         if workers == 1:
             results = (_render_score(*job) for job in jobs)
         else:
-            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_parent)
             stack.callback(pool.shutdown, cancel_futures=True)
             # The longest scores first, so that no worker is left with one at the end.
             jobs.sort(key=lambda job: -job[1].stat().st_size)
@@ -225,6 +227,10 @@ def _run(waiting, rows, out: Path, config: RenderConfig, fonts: list[Path], work
         for result in results:
             bar.update()
             yield result
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _assemble(out: Path, state: Path) -> int:
@@ -256,7 +262,7 @@ def _render_score(name: str, path: Path, row, out: Path, config: RenderConfig, f
             raise ValueError(f"{path} has no stretch of music of {config.min_clip_s} s without a long silence")
     except ValueError as fault:
         error = str(fault)
-    result = {"score": name, "rows": rows, "error": error if not rows else None}
+    result = {"score": name, "rows": rows, "error": error}
     _write_text(_sidecar(out / ".render", name), json.dumps(result, ensure_ascii=False))
     return result
 
@@ -272,134 +278,89 @@ def _render_variant(
     choices = [target for target in orchestrations(config.orchestrate) if can_play(score, target)]
     if not choices:
         raise ValueError(f"{name} has no notes for {config.orchestrate}")
-    order = _rng(config, name, -1).permutation(len(choices))
+    target = _turn(choices, variant, _rng(config, name, -1))
     rng = _rng(config, name, variant)
-    target = choices[order[variant % len(choices)]]
     drawn = draw_rendering(score, target, rng, config)
     font = fonts[int(rng.integers(len(fonts)))]
     changed = change_score(score, drawn.change)
-    windows = choose_windows(changed, config, rng)
-    rows = []
+    windows = choose_windows(changed, config.clip_s, config.max_clips, config.min_clip_s, config.max_silence_s, rng)
     wanted = config.max_clips if config.clip_s is not None else 1
-    for start_s, end_s in windows:
-        if len(rows) == wanted:
-            break
-        before = min(PREROLL_S, start_s)
-        audio = synthesize(
-            changed, start_s - before, end_s, font,
-            sample_rate=config.sample_rate, effects=drawn.effects, backend=config.backend, timeout_s=config.timeout_s,
-        )  # fmt: skip
-        audio = audio[round(before * config.sample_rate) :][: round((end_s - start_s) * config.sample_rate)]
-        if config.channels == 1:
-            audio = audio.mean(axis=1, keepdims=True)
-        if config.clip_s is None:
-            audio = drop_silence(audio, config)
-        elif not sounds(audio, config):
-            continue
-        peak = np.abs(audio).max()
-        level = 10 ** (rng.uniform(*config.peak_db_range) / 20)
-        file_name = f"audio/{_slug(name)}-v{variant:02d}-c{len(rows):02d}.flac"
-        _write_audio(out / file_name, audio * (level / peak), config.sample_rate)
-        attributes = describe(
-            facts, changed, start_s, end_s,
-            tempo_factor=drawn.change.tempo_factor, transpose=drawn.change.transpose,
-            rescored=None if target == "original" else target,
-        )  # fmt: skip
-        texts = write_captions(attributes, rng, config.captions)
-        digest = int(hashlib.sha256(facts.piece_id.encode()).hexdigest()[:8], 16)
-        rows.append(
-            {"file_name": file_name, "text": texts[0], "texts": texts}
-            | attributes
-            | {
-                "piece_id": facts.piece_id,
-                "source": facts.source,
-                "licence": facts.licence,
-                "title": facts.title,
-                "composer": facts.composer,
-                "score": name,
-                "split": "validation" if digest / 2**32 < config.validation_share else "train",
-                "start_s": round(start_s, 3),
-                "duration_s": len(audio) / config.sample_rate,
-                "sample_rate": config.sample_rate,
-                "soundfont": font.name,
-                "orchestration": target,
-                "tempo_factor": round(drawn.change.tempo_factor, 4),
-                "transpose_semitones": drawn.change.transpose,
-            }
-        )
+    rows: list[dict] = []
+    while windows and len(rows) < wanted:
+        batch, windows = sorted(windows[: wanted - len(rows)]), windows[wanted - len(rows) :]
+        for window, audio in zip(batch, _play(changed, batch, font, drawn.effects, config), strict=True):
+            if config.clip_s is None:
+                audio = drop_silence(audio, config.sample_rate, config.max_silence_s)
+            if not sounds(audio, config.sample_rate, config.min_sound, config.max_silence_s):
+                continue
+            file_name = f"audio/{_slug(name)}-v{variant:02d}-c{len(rows):02d}.flac"
+            level = 10 ** (rng.uniform(*config.peak_db_range) / 20)
+            _write_audio(out / file_name, audio * (level / np.abs(audio).max()), config.sample_rate)
+            attributes = describe(
+                facts,
+                changed,
+                *window,
+                tempo_factor=drawn.change.tempo_factor,
+                transpose=drawn.change.transpose,
+                rescored=None if target == "original" else target,
+            )
+            texts = write_captions(attributes, rng, config.captions)
+            rows.append(
+                {"file_name": file_name, "text": texts[0], "texts": texts}
+                | attributes
+                | facts.labels()
+                | {
+                    "score": name,
+                    "split": _split(facts.piece_id, config.validation_share),
+                    "start_s": round(window[0], 3),
+                    "duration_s": len(audio) / config.sample_rate,
+                    "sample_rate": config.sample_rate,
+                    "soundfont": font.name,
+                    "orchestration": target,
+                    "tempo_factor": round(drawn.change.tempo_factor, 4),
+                    "transpose_semitones": drawn.change.transpose,
+                }
+            )
     return rows
+
+
+def _turn(choices: Sequence[str], variant: int, rng: np.random.Generator) -> str:
+    """Which of ``choices`` a variant is for: the original every other time, the families in drawn order."""
+    families = [choice for choice in choices if choice != "original"]
+    order = rng.permutation(len(families))
+    if len(families) < len(choices):
+        if not families or (variant + rng.integers(2)) % 2 == 0:
+            return "original"
+        variant //= 2
+    return families[order[variant % len(families)]]
+
+
+def _play(score: Score, windows, font: Path, effects, config: RenderConfig) -> list[np.ndarray]:
+    """Audio (L, channels) of each window, after music that only the reverb hears."""
+    before = [min(PREROLL_S, start_s) for start_s, _ in windows]
+    audio = synthesize(
+        score,
+        [(start_s - lead, end_s) for lead, (start_s, end_s) in zip(before, windows, strict=True)],
+        font,
+        sample_rate=config.sample_rate,
+        effects=effects,
+        backend=config.backend,
+        timeout_s=config.timeout_s,
+    )
+    result = []
+    for lead, (start_s, end_s), piece in zip(before, windows, audio, strict=True):
+        piece = piece[round(lead * config.sample_rate) :][: round((end_s - start_s) * config.sample_rate)]
+        result.append(piece.mean(axis=1, keepdims=True) if config.channels == 1 else piece)
+    return result
+
+
+def _split(piece_id: str, validation_share: float) -> str:
+    """All versions of a piece fall on the same side, whatever else is rendered."""
+    digest = int.from_bytes(hashlib.sha256(piece_id.encode()).digest()[:8], "big")
+    return "validation" if digest < validation_share * 2**64 else "train"
 
 
 def _write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
     temporary = path.with_name(path.name + ".tmp")
     soundfile.write(temporary, audio, sample_rate, format="FLAC", subtype="PCM_16")
     os.replace(temporary, path)
-
-
-def choose_windows(score: Score, config: RenderConfig, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Where to cut clips: (start_s, end_s), the first ``max_clips`` spread over the piece, then spare ones."""
-    notes = score.notes
-    if not len(notes):
-        return []
-    spans = music_spans(notes, config.max_silence_s)
-    if config.clip_s is None:
-        return [(spans[0][0], spans[-1][1] + 1.0)]
-    long = [(a, b) for a, b in spans if b - a >= config.clip_s]
-    if not long:
-        a, b = max(spans, key=lambda span: span[1] - span[0])
-        return [(a, b)] if b - a >= config.min_clip_s else []
-    room = np.array([b - a - config.clip_s for a, b in long])
-    edges = np.concatenate([[0.0], np.cumsum(room)])
-    windows = []
-    for _ in range(CANDIDATES):
-        # One draw from each of as many equal shares of all possible starts, and no two clips overlap.
-        for i in rng.permutation(config.max_clips):
-            at = (i + rng.random()) / config.max_clips * edges[-1]
-            k = min(int(np.searchsorted(edges, at, side="right")) - 1, len(long) - 1)
-            start = float(long[k][0] + min(at - edges[k], room[k]))
-            if all(abs(start - other) >= config.clip_s for other, _ in windows):
-                windows.append((start, start + config.clip_s))
-    return windows
-
-
-def music_spans(notes: np.ndarray, gap_s: float) -> list[tuple[float, float]]:
-    """Stretches (start_s, end_s) in which no silence between notes is longer than ``gap_s``."""
-    spans = [[float(notes["start_s"][0]), float(notes["end_s"][0])]]
-    for start, end in zip(notes["start_s"], notes["end_s"], strict=True):
-        if start > spans[-1][1] + gap_s:
-            spans.append([float(start), float(end)])
-        spans[-1][1] = max(spans[-1][1], float(end))
-    return [(a, b) for a, b in spans]
-
-
-def _loud(audio: np.ndarray, config: RenderConfig) -> np.ndarray:
-    """Which frames of FRAME_S of ``audio`` (L, channels) are heard, as a mask."""
-    frame = round(FRAME_S * config.sample_rate)
-    n = len(audio) // frame
-    power = np.square(audio[: n * frame]).reshape(n, -1).mean(axis=1)
-    return power > max(power.max(initial=0.0) * 10 ** (SILENCE_DB / 10), 1e-12)
-
-
-def sounds(audio: np.ndarray, config: RenderConfig) -> bool:
-    """Whether most of ``audio`` is heard and no silence in it, at its ends neither, is too long."""
-    loud = _loud(audio, config)
-    return (
-        bool(loud.any()) and loud.mean() >= config.min_sound and _longest_run(~loud) * FRAME_S <= config.max_silence_s
-    )
-
-
-def _longest_run(mask: np.ndarray) -> int:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
-    return int((edges[1::2] - edges[::2]).max(initial=0))
-
-
-def drop_silence(audio: np.ndarray, config: RenderConfig) -> np.ndarray:
-    """``audio`` without silence at its ends and with at most ``max_silence_s`` of each one inside."""
-    frame = round(FRAME_S * config.sample_rate)
-    loud = np.flatnonzero(_loud(audio, config))
-    if not len(loud):
-        raise ValueError("the synthesizer gave silence")
-    pieces, limit = [], round(config.max_silence_s / FRAME_S)
-    for block in np.split(loud, np.flatnonzero(np.diff(loud) > limit) + 1):
-        pieces.append(audio[block[0] * frame : (block[-1] + limit) * frame])
-    return np.concatenate(pieces)[: len(audio)]

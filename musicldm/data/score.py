@@ -1,20 +1,24 @@
 """Reading, changing and cutting scores.
 
-    MIDI file -> read_score -> Score -> change_score -> Score -> write_window -> a short MIDI file to synthesize
+    MIDI file -> read_score -> Score -> change_score -> Score -> write_windows -> a short MIDI file to synthesize
 
 A ``Score`` holds notes with their times in seconds; what the player needs besides (volume, pedal, pitch bend)
 stays in ``controls``. Programs are a property of each note, so that parts can be given other instruments.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import mido
 import numpy as np
-from mido.midifiles.meta import KeySignatureError
+
+try:
+    import mido
+    from mido.midifiles.meta import KeySignatureError
+except ImportError as error:
+    raise ImportError("reading scores needs mido: run `pip install 'musicldm[render]'`") from error
 
 from musicldm.data.gm import DRUM_CHANNEL
 
@@ -34,7 +38,7 @@ PARAMETER_NUMBERS = (6, 38, 96, 97, 98, 99, 100, 101)  # order matters among the
 SUSTAIN_PEDAL, ALL_SOUND_OFF, RESET_CONTROLLERS, ALL_NOTES_OFF = 64, 120, 121, 123
 KEPT_AFTER_RESET = (7, 10, 91, 93)
 TICKS_PER_S = 10_000
-MAX_NOTE_S = 60.0  # a note that is never ended is cut here
+MAX_NOTE_S = 30.0  # a note that is never ended, or for a very long time, ends here
 
 
 class Score(NamedTuple):
@@ -117,15 +121,7 @@ def _seconds(tempos: list[tuple[int, int]], ticks_per_beat: int):
 def _collect(events: list[tuple[int, mido.Message]], seconds) -> Score:
     notes, controls, tempos, metres, keys = [], [], [], [], []
     program, volume, expression = [0] * 16, [100] * 16, [127] * 16
-    open_notes: dict[tuple[int, int], list[list]] = {}
-
-    def close(channel: int, time: float, pitch: int | None = None) -> None:
-        for key in [(channel, pitch)] if pitch is not None else [k for k in open_notes if k[0] == channel]:
-            waiting = open_notes.get(key)
-            while waiting:
-                waiting.pop(0)[1] = time
-                if pitch is not None:
-                    break
+    sounding: dict[tuple[int, int], list] = {}  # (channel, pitch) -> note
 
     last_tick, time = -1, 0.0
     for tick, m in events:
@@ -135,9 +131,13 @@ def _collect(events: list[tuple[int, mido.Message]], seconds) -> Score:
             c = m.channel
             note = [time, np.inf, m.note, m.velocity, c, program[c], volume[c] * expression[c] / 127**2]
             notes.append(note)
-            open_notes.setdefault((c, m.note), []).append(note)
+            # As in a synthesizer, a key has one note at a time: striking it again ends what it played.
+            if (c, m.note) in sounding:
+                sounding[c, m.note][1] = time
+            sounding[c, m.note] = note
         elif m.type in ("note_off", "note_on"):
-            close(m.channel, time, m.note)
+            if (m.channel, m.note) in sounding:
+                sounding.pop((m.channel, m.note))[1] = time
         elif m.type == "program_change":
             program[m.channel] = m.program
         elif m.type == "control_change":
@@ -148,7 +148,8 @@ def _collect(events: list[tuple[int, mido.Message]], seconds) -> Score:
             elif m.control == RESET_CONTROLLERS:
                 expression[m.channel] = 127
             elif m.control in (ALL_SOUND_OFF, ALL_NOTES_OFF):
-                close(m.channel, time)
+                for key in [key for key in sounding if key[0] == m.channel]:
+                    sounding.pop(key)[1] = time
                 continue
             if m.control not in BANK_SELECT:  # other banks hold other instruments than General MIDI names
                 controls.append((time, m))
@@ -212,12 +213,32 @@ def change_score(score: Score, change: Change) -> Score:
     )
 
 
-def write_window(score: Score, start_s: float, end_s: float, path: Path) -> None:
-    """Write the music between two times as a MIDI file of its own, which starts at ``start_s``.
+def write_windows(score: Score, windows: Sequence[tuple[float, float]], path: Path) -> None:
+    """Write the music of each window (start_s, end_s), one after the other, as a MIDI file.
 
-    What was set before (controllers, bend) holds from the start; notes that already sound are struck again there.
+    Windows go by their starts. What was set before one (controllers, bend) holds in it from its start; notes that
+    sound across its start are struck again there, and what sounds at its end is cut off.
     """
-    # (tick, stage, message); within a tick: ends of notes, then controllers, then programs and starts of notes
+    midi = mido.MidiFile(ticks_per_beat=TICKS_PER_S)
+    track = midi.add_track()
+    track.append(mido.MetaMessage("set_tempo", tempo=1_000_000))
+    for start_s, end_s in windows:
+        last, final = 0, _tick(end_s - start_s)
+        for tick, _, message in _events(score, start_s, end_s):
+            if tick < final:
+                track.append(message.copy(time=tick - last))
+                last = tick
+        # FluidSynth plays on until the last voice is silent: a note that is held at the end would go on for ever.
+        for channel in range(16):
+            track.append(mido.Message("control_change", channel=channel, control=ALL_SOUND_OFF, time=final - last))
+            track.append(mido.Message("control_change", channel=channel, control=RESET_CONTROLLERS))
+            last = final
+    track.append(mido.MetaMessage("end_of_track"))
+    midi.save(path)
+
+
+def _events(score: Score, start_s: float, end_s: float) -> list[tuple[int, int, mido.Message]]:
+    """(tick, stage, message) of a window; within a tick, ends of notes, then controllers, then starts of notes."""
     events = [(0, 1, message) for message in _state(score.controls, start_s)]
     events += [(_tick(time - start_s), 1, m) for time, m in score.controls if start_s <= time < end_s]
     current: dict[int, int] = {}
@@ -232,25 +253,7 @@ def write_window(score: Score, start_s: float, end_s: float, path: Path) -> None
         velocity = int(note["velocity"])
         events.append((begin, 2, mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)))
         events.append((end, 0, mido.Message("note_off", channel=channel, note=pitch)))
-    events.sort(key=lambda event: event[:2])
-    midi = mido.MidiFile(ticks_per_beat=TICKS_PER_S)
-    track = midi.add_track()
-    track.append(mido.MetaMessage("set_tempo", tempo=1_000_000))
-    last, final = 0, _tick(end_s - start_s)
-    for tick, _, message in events:
-        if tick < final:
-            track.append(message.copy(time=tick - last))
-            last = tick
-    for channel in range(16):  # FluidSynth plays on for as long as a note is held or a pedal is down
-        for control in (SUSTAIN_PEDAL, ALL_SOUND_OFF):
-            track.append(mido.Message("control_change", channel=channel, control=control, value=0, time=final - last))
-            last = final
-    # FluidSynth plays on until the last voice is silent: without this, a note that is held at the end goes on for ever.
-    for channel in sorted(current):
-        track.append(mido.Message("control_change", channel=channel, control=ALL_SOUND_OFF, time=final - last))
-        last = final
-    track.append(mido.MetaMessage("end_of_track", time=0))
-    midi.save(path)
+    return sorted(events, key=lambda event: event[:2])
 
 
 def _tick(seconds: float) -> int:

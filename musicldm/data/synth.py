@@ -3,13 +3,14 @@
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soxr
 
-from musicldm.data.score import Score, write_window
+from musicldm.data.score import Score, write_windows
 
 BACKENDS = ("fluidsynth", "tinysoundfont")
 FOLDERS = (
@@ -19,8 +20,9 @@ FOLDERS = (
     "/opt/homebrew/share/soundfonts",
 )
 NAMES = ("FluidR3_GM.sf2", "TimGM6mb.sf2", "default-GM.sf2")
-# The samples of a SoundFont reach up to 22 kHz. Played below 32 kHz they would fold back into the audible band.
-MIN_SYNTH_RATE = 32_000
+# FluidSynth does not filter what lies above half its rate, and samples reach up to 22 kHz. Played at 16 kHz, the band
+# from 4 to 8 kHz gains up to 0.5 dB of mirrored cymbals; played at 24 kHz and then resampled, 0.15 dB.
+MIN_SYNTH_RATE = 24_000
 
 
 class Effects(NamedTuple):
@@ -41,6 +43,16 @@ def find_soundfont(folders: tuple[str, ...] = FOLDERS) -> Path:
         f"no SoundFont (*.sf2) in {', '.join(folders)}; run `apt install fluid-soundfont-gm` or "
         "`apt install timgm6mb-soundfont`, or name one with --soundfont"
     )
+
+
+def check_soundfont(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError when there is no SoundFont 2 file at ``path``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no SoundFont {path}")
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if head[:4] != b"RIFF" or head[8:] != b"sfbk":
+        raise ValueError(f"{path} is not a SoundFont 2 file (*.sf2)")
 
 
 def check_backend(backend: str) -> None:
@@ -65,30 +77,34 @@ def _tinysoundfont():
 
 def synthesize(
     score: Score,
-    start_s: float,
-    end_s: float,
+    windows: Sequence[tuple[float, float]],
     soundfont: Path,
     *,
     sample_rate: int,
     effects: Effects,
     backend: str = "fluidsynth",
     timeout_s: float = 120.0,
-) -> np.ndarray:
-    """The music between two times: float32 (L, 2), L = round((end_s - start_s) * sample_rate), of any level."""
-    rate = sample_rate
-    while rate < MIN_SYNTH_RATE:
-        rate += sample_rate
+) -> list[np.ndarray]:
+    """The music of each window (start_s, end_s), which go by their starts: float32 (L, 2) of any level.
+
+    Raises ValueError when the synthesizer fails or needs more than ``timeout_s``.
+    """
+    rate = max(sample_rate, MIN_SYNTH_RATE)
     with tempfile.TemporaryDirectory(prefix="render-") as folder:
-        midi = Path(folder) / "window.mid"
-        write_window(score, start_s, end_s, midi)
+        midi = Path(folder) / "windows.mid"
+        write_windows(score, windows, midi)
         play = _fluidsynth if backend == "fluidsynth" else _play_tinysoundfont
         audio = play(midi, soundfont, rate, effects, timeout_s)
-    n = round((end_s - start_s) * rate)
-    audio = np.pad(audio, ((0, max(0, n - len(audio))), (0, 0)))[:n]
-    if rate != sample_rate:
-        audio = soxr.resample(audio, rate, sample_rate)
-    n = round((end_s - start_s) * sample_rate)
-    return np.pad(audio, ((0, max(0, n - len(audio))), (0, 0)))[:n]
+    results, begin_s = [], 0.0
+    for start_s, end_s in windows:
+        seconds = end_s - start_s
+        piece = audio[round(begin_s * rate) :][: round(seconds * rate)]
+        if rate != sample_rate:
+            piece = soxr.resample(piece, rate, sample_rate)
+        n = round(seconds * sample_rate)
+        results.append(np.pad(piece, ((0, max(0, n - len(piece))), (0, 0)))[:n])
+        begin_s += seconds
+    return results
 
 
 def _fluidsynth(midi: Path, soundfont: Path, rate: int, effects: Effects, timeout_s: float) -> np.ndarray:
@@ -96,6 +112,7 @@ def _fluidsynth(midi: Path, soundfont: Path, rate: int, effects: Effects, timeou
     settings = {
         "synth.dynamic-sample-loading": 1,
         "synth.lock-memory": 0,
+        "synth.polyphony": 1024,  # an orchestra with pedal and long releases needs more than the usual 256
         "synth.reverb.active": int(effects.reverb_level > 0),
         "synth.reverb.level": f"{effects.reverb_level:.4f}",
         "synth.reverb.room-size": f"{effects.room_size:.4f}",
