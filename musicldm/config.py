@@ -183,7 +183,9 @@ class CLAPConfig(TrainConfig):
             raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
         if len(self.audio_depths) != len(self.audio_heads):
             raise ValueError(f"audio_depths {self.audio_depths} and audio_heads {self.audio_heads} differ in length")
-        smallest = self.audio_image // (self.audio_patch * 2 ** (len(self.audio_depths) - 1))  # patches, halved by each stage
+        smallest = self.audio_image // (
+            self.audio_patch * 2 ** (len(self.audio_depths) - 1)
+        )  # patches, halved by each stage
         if smallest < 8:
             raise ValueError(
                 f"the last of {len(self.audio_depths)} stages would see {smallest} x {smallest} patches, less than its "

@@ -159,10 +159,13 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
             "discriminator_optimizer": discriminator_optimizer,
         }
     )
-    load_state(state, out)
     n_samples = round(config.segment_s * config.mel.sample_rate)
     segments = SegmentDataset(train_clips, config.mel.sample_rate, n_samples, config.seed)
     held_out_segments = SegmentDataset(held_out, config.mel.sample_rate, n_samples, config.seed, random_start=False)
+    load_state(state, out)
+    if state.step == 0:  # start from the music's usual level instead of learning it over hundreds of steps
+        first = mel_of(next(batches(segments, config, 0)), config)
+        accelerator.unwrap_model(vae).vae.decoder.conv_out.bias.data.fill_(float(first.median()))
     check = partial(validate, vae, held_out_segments, config, accelerator.device)
     with Log(config, out, state.step, config.segment_s) as log:
         for waveform in batches(segments, config, state.step):

@@ -1,0 +1,112 @@
+"""How good the bundled model is: distances of its music from held-out renderings, beside two yardsticks.
+
+    python -m benchmarks.mini --data FOLDER --out benchmarks/results/mini.json
+
+FOLDER is a collection (``musicldm render``) of pieces that no training clip comes from. Its captions are the prompts.
+Kernel and Frechet distances to its recordings are given for: what the model plays, the same recordings sent through VAE
+and vocoder (the best that the diffusion model could do), and the same model with an untrained UNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from tqdm import tqdm
+
+from benchmarks.machine import describe_machine
+from musicldm import MusicLDMPipeline
+from musicldm.clap import embed_audio, embed_text
+from musicldm.data.clips import load_clips, read_clip
+from musicldm.evaluate import frechet_distance, kernel_distance, log_mel_statistics
+from musicldm.reconstruct import reconstruct
+from musicldm.schedulers import make_scheduler
+from vocoder import log_mel_spectrogram, mel_config
+
+
+def play(pipeline: MusicLDMPipeline, prompts: list[str], seconds: float, steps: int, guidance: float) -> torch.Tensor:
+    """Waveforms (N, L), one for each prompt, in batches of eight."""
+    waveforms = []
+    for first in tqdm(range(0, len(prompts), 8), desc="generate"):
+        some = prompts[first : first + 8]
+        options = {"audio_length_in_s": seconds, "num_inference_steps": steps, "guidance_scale": guidance}
+        waveforms.append(pipeline(some, seed=first, output_type="pt", **options).audios)
+    return torch.cat(waveforms)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--scheduler", default="dpm++")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+
+    pipeline = MusicLDMPipeline.from_pretrained(arguments.model)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = make_scheduler(arguments.scheduler, pipeline.scheduler.config)
+    mel = mel_config(pipeline.vocoder)
+    clips = [clip for clip in load_clips(arguments.data, mel.clip_s) if clip.texts][: arguments.clips]
+    prompts = [clip.texts[0] for clip in clips]
+    real = torch.from_numpy(np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips]))
+
+    @torch.no_grad()
+    def embeddings(waveforms: torch.Tensor) -> dict[str, np.ndarray]:
+        heard = [
+            embed_audio(pipeline.text_encoder, pipeline.feature_extractor, some, mel.sample_rate)
+            for some in waveforms.split(16)
+        ]
+        return {"clap": torch.cat(heard).numpy(), "log_mel_statistics": log_mel_statistics(waveforms, mel).numpy()}
+
+    with torch.no_grad():
+        trips = [reconstruct(pipeline, some) for some in tqdm(real.split(1), desc="round trip")]
+        round_trip = torch.cat([trip.waveform for trip in trips])
+        text = torch.cat([embed_text(pipeline.text_encoder, pipeline.tokenizer, [prompt]) for prompt in prompts])
+    played = play(pipeline, prompts, mel.clip_s, arguments.steps, arguments.guidance)
+    trained = pipeline.unet
+    torch.manual_seed(0)
+    pipeline.unet = UNet2DConditionModel.from_config(trained.config).eval()
+    untrained = play(pipeline, prompts, mel.clip_s, arguments.steps, arguments.guidance)
+    pipeline.unet = trained
+
+    reference = embeddings(real)
+    sets = {"round_trip": round_trip, "model": played, "untrained": untrained}
+    results = {}
+    for name, waveforms in sets.items():
+        embedded = embeddings(waveforms)
+        results[name] = {
+            f"{measure}_{space}": function(embedded[space], reference[space])
+            for space in reference
+            for measure, function in (("kernel", kernel_distance), ("frechet", frechet_distance))
+        }
+        results[name]["clap_text_similarity"] = float((torch.from_numpy(embedded["clap"]) * text).sum(1).mean())
+    ranks = (text.numpy() @ reference["clap"].T).argsort(axis=1)[:, ::-1]
+    place = np.argmax(ranks == np.arange(len(ranks))[:, None], axis=1)
+    report = {
+        "machine": describe_machine(),
+        "settings": {key: str(value) for key, value in vars(arguments).items()},
+        "clips": len(clips),
+        "distances": results,
+        "round_trip_log_mel_error": float(
+            (log_mel_spectrogram(round_trip, mel) - log_mel_spectrogram(real, mel)).abs().mean()
+        ),
+        "text_to_audio_recall": {
+            "at_1": float((place < 1).mean()),
+            "at_10": float((place < 10).mean()),
+            "chance_at_10": 10 / len(place),
+        },
+    }
+    print(json.dumps(report, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
