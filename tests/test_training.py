@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 )
 def test_held_out_loss_is_below_that_of_the_best_constant(trained, stage, loss, constant):
     last = metrics(trained[stage], "validation")[-1]
-    assert last["step"] == 60
+    assert last["step"] == 40
     assert last[loss] < last[constant]
 
 
@@ -104,14 +105,17 @@ def test_an_interrupted_run_equals_a_straight_one(trained, collection, tmp_path,
     for name in straight:
         assert torch.equal(straight[name], resumed[name]), name
     steps = [row["step"] for row in metrics(tmp_path / "run", "train")]
-    assert steps == [10, 20, 30, 40, 50, 60]
+    assert steps == [10, 20, 30, 40]
 
 
 def test_a_killed_run_resumes(trained, collection, tmp_path):
     out = tmp_path / "run"
     arguments = ["train", "vae", "--config", str(CONFIGS / "vae.yaml"), f"data={collection}", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "musicldm", *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "musicldm", *arguments],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # another number rounds otherwise
     )
     deadline = time.monotonic() + 120
     while not (out / "checkpoint-20").exists():
@@ -127,12 +131,11 @@ def test_a_killed_run_resumes(trained, collection, tmp_path):
 
 def test_a_corrupt_newest_checkpoint_is_passed_over(trained, collection, tmp_path, capsys):
     out = tmp_path / "run"
-    run("vae", CONFIGS / "vae.yaml", collection, out)
+    shutil.copytree(trained["vae"], out)
     newest = common.checkpoints(out)[-1] / common.STATE_FILE
     newest.write_bytes(newest.read_bytes()[:1000])
-    capsys.readouterr()
     run("vae", CONFIGS / "vae.yaml", collection, out, resume=True)
-    assert "checkpoint-60 cannot be read" in capsys.readouterr().err
+    assert "checkpoint-40 cannot be read" in capsys.readouterr().err
     straight, resumed = weights(trained["vae"]), weights(out)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 

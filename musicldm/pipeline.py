@@ -1,0 +1,399 @@
+"""Text to music: the pipeline.
+
+    text -> CLAP -> embedding (B, D) -> UNet and scheduler -> latents (B, C, T/f, F/f)
+         -> VAE -> log-mel (B, T, F) -> HiFi-GAN -> waveform (B, L)
+
+B counts prompts times candidates, the candidates of one prompt side by side. Every size and rate comes from the
+parts' configurations. Takes the place of ``diffusers.MusicLDMPipeline``, with the same parts and arguments.
+
+Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AudioPipelineOutput, AutoencoderKL, DiffusionPipeline, StableDiffusionMixin, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch import Generator, Tensor
+from torch.nn import functional
+from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
+
+from musicldm import sampling
+from musicldm.clap import embed_audio, embed_text
+from musicldm.inputs import check_callback_inputs, check_memory, check_options, check_texts, plan_lengths, scale_factor
+from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, listed_heads, load_parts, original_parts, part_class
+
+HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
+
+
+@dataclass
+class MusicLDMPipelineOutput(AudioPipelineOutput):
+    """What the pipeline returns.
+
+    audios: waveforms (B, L), NumPy or torch, float32; or latents (B, C, T/f, F/f) if those were asked for.
+    sampling_rate: of the waveforms, in Hz.
+    scores: (prompts, candidates), cosine similarity of each waveform and its prompt in CLAP's space, best first;
+        None where nothing was ranked, as with one candidate for each prompt.
+    """
+
+    audios: np.ndarray | Tensor
+    sampling_rate: int | None = None
+    scores: np.ndarray | Tensor | None = None
+
+
+class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
+    """Generates music from text.
+
+    Args:
+        vae: log-mel spectrograms to latents and back.
+        text_encoder: CLAP, for prompts and for ranking; without it only ``prompt_embeds`` work.
+        tokenizer: CLAP's; without it only ``prompt_embeds`` work.
+        feature_extractor: CLAP's front end; without it candidates are not ranked.
+        unet: predicts the noise in latents, conditioned by class embedding.
+        scheduler: any of diffusers' Karras family.
+        vocoder: log-mel spectrograms to waveforms.
+
+    Raises:
+        ValueError: if the parts do not fit each other.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae->vocoder"
+    _optional_components: ClassVar[list[str]] = list(OPTIONAL_PARTS)
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
+    _interrupt = False
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: ClapModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        feature_extractor: ClapFeatureExtractor | None,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        vocoder: SpeechT5HifiGan,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            feature_extractor=feature_extractor,
+            unet=unet,
+            scheduler=scheduler,
+            vocoder=vocoder,
+        )
+        self.vae_scale_factor = scale_factor(vae)
+        if unet.config.in_channels != vae.config.latent_channels:
+            channels = f"{unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
+            raise ValueError(f"the UNet takes latents of {channels}; take both from one model")
+        if (bands := vocoder.config.model_in_dim) % self.vae_scale_factor:
+            raise ValueError(f"the vocoder's {bands} mel bands do not fit the VAE's factor {self.vae_scale_factor}")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        legacy_heads: bool = False,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        **kwargs,
+    ) -> "MusicLDMPipeline":
+        """A pipeline from a bundled model ("mini"), a model folder, or ``owner/name`` on the hub.
+
+        All parts come in one dtype, float32 unless ``torch_dtype`` says otherwise. Parts handed over by name
+        (``unet=...``, ``scheduler=...``, None to leave an optional one out) are used as they are.
+
+        The published conversion of the released weights has a wrong number of attention heads; such a folder is read
+        with the right ones, with a warning. ``legacy_heads=True`` keeps what it says, as diffusers does.
+
+        ``variant`` and ``use_safetensors`` choose among a folder's weight files; cache_dir, force_download,
+        local_files_only, proxies, revision and token go to the hub.
+
+        Raises:
+            ValueError: for a name that is no model, or a folder that is damaged or no MusicLDM model.
+            OSError: if the hub cannot be reached or lacks the name.
+            TypeError: for an unknown argument.
+        """
+        given = {name: kwargs.pop(name) for name in PARTS if name in kwargs}
+        dtype = kwargs.pop("dtype", None) or torch_dtype or torch.float32  # diffusers is renaming torch_dtype to dtype
+        if unknown := sorted(set(kwargs) - HUB_OPTIONS):
+            raise TypeError(f"from_pretrained has no arguments {unknown}; move or change the pipeline after loading")
+
+        download = partial(cls.download, variant=variant, use_safetensors=use_safetensors, **kwargs)
+        folder = find_folder(pretrained_model_name_or_path, download)
+        pipeline = cls(**load_parts(folder, given, dtype, legacy_heads, variant, use_safetensors))
+        pipeline.register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
+        return pipeline
+
+    @classmethod
+    def from_original(
+        cls,
+        path_or_state_dict,
+        config,
+        vocoder_config=None,
+        clap_config=None,
+        use_ema: bool = True,
+        tokenizer: PreTrainedTokenizerBase | str | os.PathLike | None = None,
+    ) -> "MusicLDMPipeline":
+        """A pipeline from the authors' checkpoint; the arguments are those of `musicldm.checkpoints.load_original`.
+
+        ``tokenizer`` is CLAP's: an object, a folder, or a name on the hub; by default RoBERTa's from the hub or its
+        cache if the vocabulary is of that size. Where there is none only ``prompt_embeds`` work.
+
+        Raises:
+            ValueError: for a checkpoint that lacks a part that generating needs, or a tokenizer of another vocabulary.
+            OSError: for files or a tokenizer that cannot be read.
+        """
+        return cls(**original_parts(path_or_state_dict, config, vocoder_config, clap_config, use_ema, tokenizer))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save to a folder whose parts diffusers' and transformers' own classes load; arguments as in diffusers.
+
+        The UNet's head numbers are always saved as a list, one for each level, so that loading never doubts them.
+
+        Raises:
+            ValueError: if a part is of a class that is not public in diffusers or transformers.
+        """
+        for name in PARTS:
+            library, class_name = self.config[name]
+            if library is not None:
+                part_class(name, library, class_name)
+        with listed_heads(self.unet):
+            super().save_pretrained(save_directory, **kwargs)
+
+    def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
+        """As in diffusers, except that CLAP stays whole on the device: it is called through methods that hooks miss."""
+        try:
+            self._exclude_from_cpu_offload = ["text_encoder"]
+            super().enable_sequential_cpu_offload(*args, **kwargs)
+        finally:
+            del self._exclude_from_cpu_offload
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the waveforms, in Hz."""
+        return self.vocoder.config.sampling_rate
+
+    @property
+    def num_timesteps(self) -> int:
+        """Of the run in progress; for callbacks."""
+        return len(self.scheduler.timesteps)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        audio_length_in_s: float | None = None,
+        num_inference_steps: int = 200,
+        guidance_scale: float = 2.0,
+        negative_prompt: str | list[str] | None = None,
+        num_waveforms_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generator | list[Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        return_dict: bool = True,
+        callback: Callable[[int, int, Tensor], None] | None = None,
+        callback_steps: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        output_type: str = "np",
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        seed: int | None = None,
+        return_best: int | None = None,
+    ) -> MusicLDMPipelineOutput | tuple:
+        """Music for each prompt.
+
+        Args:
+            prompt: one or several texts; or give ``prompt_embeds`` (P, D) in their place.
+            audio_length_in_s: seconds, from one mel frame upwards, exact to the sample; by default what the UNet was
+                trained on, or as much as ``latents`` give.
+            num_inference_steps: of the scheduler.
+            guidance_scale: how strongly the prompt is followed; up to 1 means no guidance, at half the work.
+            negative_prompt: what to steer away from, one text for all prompts or one for each; by default the empty
+                text. Or give ``negative_prompt_embeds`` (P, D).
+            num_waveforms_per_prompt: candidates n for each prompt; above 1 they are returned best first.
+            eta: noise that DDIM adds in each step, from 0 to 1; other schedulers ignore it.
+            generator: one for everything, or one for each of the P * n waveforms.
+            latents: first noise (P * n, C, T/f, F/f), before the scheduler scales it.
+            return_dict: False gives the tuple ``(audios,)``.
+            callback: called as ``callback(step, timestep, latents)`` every ``callback_steps`` steps.
+            cross_attention_kwargs: for the UNet's attention processors.
+            output_type: "np" or "pt" for waveforms, "latent" for latents, which are not ranked.
+            callback_on_step_end: called as ``callback_on_step_end(pipeline, step, timestep, tensors)`` after each
+                step; it may return a dictionary of tensors to go on with. ``tensors`` holds those named in
+                ``callback_on_step_end_tensor_inputs``: latents, and prompt_embeds (rows of the negative prompts first
+                when guided; returning only the others ends the guidance). A diffusers ``PipelineCallback`` will do.
+            seed: gives waveform i a generator of its own on the CPU, seeded ``seed + i``, for its first noise and
+                whatever a sampler adds: it then does not depend on the rest of the batch or on the device.
+            return_best: how many candidates of each prompt to return, all by default.
+
+        Raises:
+            ValueError: naming the argument that cannot be used, and what can.
+        """
+        if hasattr(callback_on_step_end, "tensor_inputs"):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        texts = prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
+        n_prompts = check_texts(*texts, self.unet.config.projection_class_embeddings_input_dim)
+        check_options(
+            guidance_scale=guidance_scale,
+            eta=eta,
+            num_waveforms_per_prompt=num_waveforms_per_prompt,
+            callback_steps=callback_steps,
+            output_type=output_type,
+            return_best=return_best,
+            can_rank=self.text_encoder is not None and self.feature_extractor is not None,
+        )
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        device = self._execution_device
+        n_items = n_prompts * num_waveforms_per_prompt  # B
+        generator = sampling.make_generators(seed, generator, n_items)
+        n_samples, latent_shape = plan_lengths(self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents)
+        check_memory(self.vae, self.vocoder, latent_shape, device)
+        timesteps = sampling.prepare_timesteps(self.scheduler, num_inference_steps, device)
+        guided = guidance_scale > 1.0
+        self._interrupt = False
+
+        condition, unconditional = self.encode_prompt(*texts, guided)  # (P, D) each
+        embedding = torch.cat([unconditional, condition]) if guided else condition
+        embedding = embedding.repeat_interleave(num_waveforms_per_prompt, dim=0)  # (B, D) or (2B, D)
+
+        # float32 at least: the noise is then the same in every dtype, and many steps do not add up rounding
+        dtype = torch.promote_types(self.unet.dtype, torch.float32)
+        latents = sampling.first_noise(self.scheduler, latent_shape, dtype, device, generator, latents)
+        order = self.scheduler.order
+        n_warmup = len(timesteps) - num_inference_steps * order
+
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+
+            def on_step(i: int, t: Tensor, latents: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor] | None:
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents, "prompt_embeds": embedding}
+                    shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors |= callback_on_step_end(self, i, t, shown) or {}
+                    latents, embedding = tensors["latents"], tensors["prompt_embeds"]
+                # a scheduler of order 2 visits most noise levels twice, one visit alone is no step
+                if i + 1 == len(timesteps) or (i + 1 > n_warmup and (i + 1) % order == 0):
+                    progress_bar.update()
+                    step = i // order
+                    if callback is not None and step % callback_steps == 0:
+                        callback(step, t, latents)
+                return None if self._interrupt else (latents, embedding)
+
+            latents = self.denoise(
+                latents,
+                embedding,
+                timesteps,
+                guidance_scale,
+                eta=eta,
+                generator=generator,
+                on_step=on_step,
+                cross_attention_kwargs=cross_attention_kwargs,
+            )
+
+        scores = None
+        if output_type == "latent":
+            audios = latents.to(self.vae.dtype)
+        else:
+            mel = self.decode_latents(latents)  # (B, T, F)
+            audios = self.vocoder(mel)[..., :n_samples].cpu().float()  # (B, L)
+            if num_waveforms_per_prompt > 1:
+                audios, scores = self.rank(audios, condition, return_best)
+        self.maybe_free_model_hooks()
+
+        if output_type == "np":
+            audios, scores = audios.numpy(), None if scores is None else scores.numpy()
+        if not return_dict:
+            return (audios,)
+        return MusicLDMPipelineOutput(audios=audios, sampling_rate=self.sampling_rate, scores=scores)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        guided: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (P, D) of the prompts and, if guided, of what to steer away from; each distinct text once.
+
+        Raises:
+            ValueError: if texts need a tokenizer or CLAP that the pipeline lacks.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt or []
+        n_prompts = len(prompts) or len(prompt_embeds)
+        negatives = []
+        if guided and negative_prompt_embeds is None:
+            shared = "" if negative_prompt is None else negative_prompt
+            negatives = [shared] * n_prompts if isinstance(shared, str) else shared
+        texts = list(dict.fromkeys([*prompts, *negatives]))
+        embedded = dict(zip(texts, self.embed_texts(texts), strict=True)) if texts else {}
+        if prompts:
+            prompt_embeds = torch.stack([embedded[text] for text in prompts])
+        if negatives:
+            negative_prompt_embeds = torch.stack([embedded[text] for text in negatives])
+        place = {"device": self._execution_device, "dtype": self.unet.dtype}
+        return prompt_embeds.to(**place), negative_prompt_embeds.to(**place) if guided else None
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """CLAP's unit-norm embeddings (N, D) of ``texts``. Without a tokenizer only the empty text has one."""
+        if self.text_encoder is None:
+            raise ValueError(
+                f"the pipeline has no text_encoder for {texts}; pass prompt_embeds and negative_prompt_embeds, "
+                "or only prompt_embeds and guidance_scale=1"
+            )
+        if self.tokenizer is not None:
+            return embed_text(_on_its_device(self.text_encoder), self.tokenizer, texts)
+        if texts != [""]:
+            raise ValueError(
+                f"the pipeline has no tokenizer for {texts}; pass prompt_embeds (unit vectors of CLAP), or set "
+                "pipeline.tokenizer to the one that its CLAP was trained with"
+            )
+        config = self.text_encoder.config.text_config
+        clap = _on_its_device(self.text_encoder)
+        ids = torch.tensor([[config.bos_token_id, config.eos_token_id]], device=clap.device)  # all there is to no text
+        features = clap.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return getattr(features, "pooler_output", features)  # transformers 4 returns the tensor itself
+
+    def denoise(self, latents: Tensor, embedding: Tensor, timesteps: Tensor, guidance_scale: float = 1.0, **options):
+        """`musicldm.sampling.denoise` with the pipeline's UNet and scheduler: any window of latents, any steps."""
+        return sampling.denoise(self.unet, self.scheduler, latents, embedding, timesteps, guidance_scale, **options)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Log-mel spectrograms (B, T, F) of ``latents (B, C, T/f, F/f)``."""
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(latents, return_dict=False)[0].squeeze(1)
+
+    def rank(self, audios: Tensor, condition: Tensor, return_best: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Waveforms (P * n, L) sorted within each prompt, best first, and their scores (P, n).
+
+        A score is the cosine similarity of a waveform's CLAP embedding and its prompt's, ``condition (P, D)``. With
+        ``return_best`` only so many of each prompt are kept. Without CLAP or its front end nothing is sorted.
+        """
+        if self.text_encoder is None or self.feature_extractor is None:
+            warnings.warn("candidates are not ranked: that needs text_encoder and feature_extractor", stacklevel=3)
+            return audios, None
+        clap = _on_its_device(self.text_encoder)
+        heard = embed_audio(clap, self.feature_extractor, audios, self.sampling_rate).cpu().float()
+        wanted = functional.normalize(condition.cpu().float(), dim=-1)
+        similarity = torch.einsum("pnd,pd->pn", heard.unflatten(0, (len(wanted), -1)), wanted)
+        scores, order = similarity.sort(dim=1, descending=True, stable=True)
+        scores, order = scores[:, :return_best], order[:, :return_best]
+        rows = torch.arange(len(wanted))[:, None]
+        return audios.unflatten(0, similarity.shape)[rows, order].flatten(0, 1), scores
+
+
+def _on_its_device(clap: ClapModel) -> ClapModel:
+    """CLAP where it is to run: model offload moves a network when its forward runs, but CLAP is called otherwise."""
+    if hasattr(clap, "_hf_hook"):
+        clap._hf_hook.pre_forward(clap)
+    return clap

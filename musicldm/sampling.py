@@ -1,0 +1,153 @@
+"""Noise to latents: the first noise, the denoising loop and what it hands to diffusers' schedulers.
+
+    noise (B, C, T, F)  -> UNet and scheduler, step by step ->  latents (B, C, T, F)
+
+Song et al. (2021), DDIM. https://arxiv.org/abs/2010.02502
+Ho and Salimans (2022), classifier-free guidance. https://arxiv.org/abs/2207.12598
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor, nn
+
+from musicldm.inputs import check_count, check_seed
+
+Noise = Generator | list[Generator] | None  # one generator for a batch, one for each of its items, or torch's own
+OnStep = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+
+
+def make_generators(seed: int | None, generator: Noise, n_items: int) -> Noise:
+    """One CPU generator for each item, seeded ``seed + item``, or ``generator`` as it is.
+
+    Raises:
+        ValueError: if both are given, or a list does not have one generator for each item.
+    """
+    if seed is not None:
+        check_seed(seed)
+        if generator is not None:
+            raise ValueError(f"give either seed or generator, got both (seed {seed})")
+        return [Generator("cpu").manual_seed(int(seed) + item) for item in range(n_items)]
+    if isinstance(generator, list) and len(generator) != n_items:
+        raise ValueError(f"{len(generator)} generators for {n_items} waveforms; give one, or one for each waveform")
+    return generator
+
+
+def prepare_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> Tensor:
+    """Set the scheduler up for a run; its time steps, noisiest first.
+
+    Raises:
+        ValueError: for a number of steps that it cannot make.
+    """
+    check_count("num_inference_steps", num_inference_steps)
+    trained = scheduler.config.num_train_timesteps
+    if num_inference_steps > trained:
+        raise ValueError(f"num_inference_steps={num_inference_steps} exceeds the {trained} steps of the training")
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    last = scheduler.timesteps.max()
+    if not hasattr(scheduler, "sigmas") and last >= trained:  # these look the noise level up in a table
+        raise ValueError(
+            f"num_inference_steps={num_inference_steps} makes {type(scheduler).__name__} start from step {int(last)}, "
+            f"beyond the training's {trained - 1}; ask for fewer steps"
+        )
+    return scheduler.timesteps
+
+
+def first_noise(
+    scheduler: SchedulerMixin,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: Noise = None,
+    latents: Tensor | None = None,
+) -> Tensor:
+    """Normal noise of ``shape``, drawn or given as ``latents``, scaled as a prepared ``scheduler`` wants it."""
+    if latents is None:
+        latents = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
+    return latents.to(device, dtype) * scheduler.init_noise_sigma
+
+
+def denoise(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    latents: Tensor,
+    embedding: Tensor,
+    timesteps: Tensor,
+    guidance_scale: float = 1.0,
+    *,
+    eta: float = 0.0,
+    generator: Noise = None,
+    on_step: OnStep | None = None,
+    cross_attention_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """``latents (B, C, T, F)``, of any window in time, taken from the first to the last of ``timesteps``.
+
+    ``timesteps`` are the prepared scheduler's: all of them, or the last few for latents that are partly denoised.
+    ``embedding`` is (B, D), or for guidance (2B, D) with the unconditional rows first. After each step
+    ``on_step(i, t, latents, embedding)`` returns the latents and the embedding to go on with, or None to stop: this
+    is where a part of the latents can be held to something known.
+    """
+    step_options = options_of_step(scheduler, latents, eta, generator)
+    embedding = embedding.to(unet.dtype)
+    for i, t in enumerate(timesteps):
+        prediction = predict(unet, scheduler, latents, embedding, t, guidance_scale, cross_attention_kwargs)
+        latents = scheduler.step(prediction, t, latents, **step_options).prev_sample
+        if on_step is not None:
+            changed = on_step(i, t, latents, embedding)
+            if changed is None:
+                break
+            latents, embedding = changed
+    return latents
+
+
+def predict(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    latents: Tensor,
+    embedding: Tensor,
+    t: Tensor,
+    guidance_scale: float = 1.0,
+    cross_attention_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """The UNet's prediction at time step ``t``, of the latents' shape and dtype; guided if ``embedding`` has 2B rows.
+
+    ``embedding`` has the UNet's dtype, ``latents`` may be more precise.
+    Eq. 6 of Ho and Salimans with scale = 1 + w.
+    """
+    copies = len(embedding) // len(latents)
+    prediction = unet(
+        scheduler.scale_model_input(torch.cat([latents] * copies), t).to(embedding.dtype),
+        t,
+        encoder_hidden_states=None,
+        class_labels=embedding,
+        cross_attention_kwargs=cross_attention_kwargs,
+        return_dict=False,
+    )[0].to(latents.dtype)
+    if copies == 1:
+        return prediction
+    unconditional, conditional = prediction.chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def options_of_step(scheduler: SchedulerMixin, latents: Tensor, eta: float, generator: Noise) -> dict[str, Any]:
+    """What ``scheduler.step`` takes of ``eta`` and ``generator``; schedulers differ."""
+    if isinstance(generator, list) and hasattr(scheduler, "noise_sampler"):
+        scheduler.noise_sampler = brownian_noise(latents, scheduler.sigmas, generator)
+    accepted = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+
+
+def brownian_noise(latents: Tensor, sigmas: Tensor, generators: list[Generator]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Noise for DPMSolverSDEScheduler, which takes no generator: on the CPU, each item's seed from its own generator.
+
+    The scheduler asks twice for overlapping stretches of one Brownian motion, so it cannot be drawn step by step.
+    """
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    seeds = [torch.randint(2**62, (), generator=generator).item() for generator in generators]
+    sampler = BrownianTreeNoiseSampler(latents.cpu(), sigmas[sigmas > 0].min().item(), sigmas.max().item(), seeds)
+    return lambda sigma, sigma_next: sampler(sigma.cpu(), sigma_next.cpu()).to(latents)
