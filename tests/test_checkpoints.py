@@ -302,6 +302,13 @@ def test_v_prediction_and_other_parameterizations(state):
     assert parts["scheduler"].config.prediction_type == "v_prediction"
 
 
+@pytest.mark.parametrize(("option", "value"), [("resblock", "2"), ("win_size", 32)])
+def test_vocoders_of_other_kinds_are_refused(state, option, value):
+    vocoder = {key: value for key, value in state.items() if key.startswith(VOCODER)}
+    with pytest.raises(ValueError, match=f"vocoder.{option} = {value!r} is not supported"):
+        load_original(vocoder, None, VOCODER_CONFIG | {option: value})
+
+
 def test_vocoder_that_does_not_fill_its_hop_is_told(state):
     vocoder = {key: value for key, value in state.items() if key.startswith(VOCODER)}
     with pytest.warns(UserWarning, match="20 samples .* hop_size 25"):

@@ -200,7 +200,8 @@ def vae_config(config: Config, scale_factor: float) -> dict[str, Any]:
 
 def vocoder_config(options: Config, config: Config) -> dict[str, Any]:
     """Arguments of ``transformers.SpeechT5HifiGanConfig``, with the front end as ``mel``."""
-    _refuse(options, "vocoder", {"resblock": "1"})
+    n_fft = need(options, "n_fft")
+    _refuse(options | {"resblock": str(options.get("resblock", "1"))}, "vocoder", {"resblock": "1", "win_size": n_fft})
     rates, hop_length = need(options, "upsample_rates"), need(options, "hop_size")
     if prod(rates) != hop_length:
         warnings.warn(
@@ -211,7 +212,7 @@ def vocoder_config(options: Config, config: Config) -> dict[str, Any]:
     n_frames = config.get("preprocessing", {}).get("mel", {}).get("target_length", 1024)
     mel = MelConfig(
         sample_rate=sample_rate,
-        n_fft=need(options, "n_fft"),
+        n_fft=n_fft,
         hop_length=hop_length,
         n_mels=n_mels,
         f_min=float(need(options, "fmin")),
