@@ -135,6 +135,7 @@ class VocoderConfig(TrainConfig):
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.8, 0.99)
     max_grad_norm: float = 1000.0
+    init: str = ""  # folder of a generator to start from, in place of random weights; its sizes then count
     segment_samples: int = 8192
     channels: int = 1024
     upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)

@@ -181,6 +181,18 @@ def test_parts_of_other_spectrograms_are_refused(trained, collection, tmp_path):
         run("diffusion", CONFIGS / "diffusion.yaml", collection, tmp_path / "run", overrides=overrides)
 
 
+def test_a_vocoder_continues_from_another(trained, collection, tmp_path):
+    """Two more steps leave it near the weights that it started from, and other spectrograms are refused."""
+    start = f"init={trained['vocoder'] / 'final'}"
+    run("vocoder", CONFIGS / "vocoder.yaml", collection, tmp_path / "run", overrides=[start, "steps=2"])
+    before, after = weights(trained["vocoder"]), weights(tmp_path / "run")
+    change = {name: (after[name] - before[name]).norm() / before[name].norm().clamp(min=1e-6) for name in before}
+    assert 0 < max(change[name] for name in change if name.endswith("weight")) < 0.2
+    with pytest.raises(ValueError, match="f_min"):
+        overrides = [start, "mel.f_min=30"]
+        run("vocoder", CONFIGS / "vocoder.yaml", collection, tmp_path / "other", overrides=overrides)
+
+
 def test_learning_rate_rises_and_falls():
     config = VAEConfig(steps=1100, warmup_steps=100, learning_rate=1.0, schedule="cosine")
     assert common.learning_rate(config, 0) == 0

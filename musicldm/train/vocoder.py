@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import SpeechT5HifiGan
 
 from musicldm.config import VocoderConfig
 from musicldm.data.clips import Item, SegmentDataset, load_clips, split_clips
@@ -31,9 +32,33 @@ from musicldm.train.common import (
     seed_step,
     start,
 )
-from vocoder import log_mel_spectrogram, make_generator
+from vocoder import log_mel_spectrogram, make_generator, mel_config
 from vocoder.hifigan import fold_weight_norm
 from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss
+
+
+def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
+    """The generator to train: that of ``config.init``, or a fresh one.
+
+    Raises:
+        FileNotFoundError: ``init`` names no folder.
+        ValueError: the generator there was trained on other spectrograms.
+    """
+    if not config.init:
+        return make_generator(
+            config.mel,
+            config.channels,
+            tuple(config.upsample_rates),
+            tuple(config.upsample_kernel_sizes),
+            tuple(config.resblock_kernel_sizes),
+            (tuple(config.resblock_dilations),) * len(config.resblock_kernel_sizes),
+        )
+    if not Path(config.init).is_dir():
+        raise FileNotFoundError(f"no vocoder to start from at {config.init}")
+    generator = SpeechT5HifiGan.from_pretrained(config.init)
+    if mel_config(generator) != config.mel:
+        raise ValueError(f"{config.init} was trained on {mel_config(generator)}, the configuration says {config.mel}")
+    return generator
 
 
 def generator_input(waveform: Tensor, config: VocoderConfig) -> Tensor:
@@ -96,14 +121,7 @@ def validate(
 def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Train a vocoder on ``data``; returns ``OUT/final``, which `SpeechT5HifiGan.from_pretrained` loads."""
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
-    generator = make_generator(
-        config.mel,
-        config.channels,
-        tuple(config.upsample_rates),
-        tuple(config.upsample_kernel_sizes),
-        tuple(config.resblock_kernel_sizes),
-        (tuple(config.resblock_dilations),) * len(config.resblock_kernel_sizes),
-    )
+    generator = initial_generator(config)
     discriminators = AdversarialLosses() if config.adversarial_from < config.steps else None
     start(config, out, resume)
     accelerator = make_accelerator(config)
