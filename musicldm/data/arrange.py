@@ -119,6 +119,7 @@ def _orchestrate(
                     continue
                 outside = max(0, p.low - low - octave) + max(0, high + octave - p.high)
                 unfit = 6.0 if chords != p.chords else 0.0
-                costs[program, octave] = outside + abs(octave) / 4 + unfit + rng.uniform(0, 3)
+                off_centre = abs((low + high) / 2 + octave - (p.low + p.high) / 2) / 6
+                costs[program, octave] = outside + abs(octave) / 6 + off_centre + unfit + rng.uniform(0, 3)
         programs[part], octaves[part] = min(costs, key=costs.get)
     return programs, octaves

@@ -18,10 +18,11 @@ SYNONYMS = {  # of the words in musicldm.data.gm
     "electric piano": ("electric piano", "electric piano", "e-piano"),
     "voices": ("voices", "wordless voices"),
     "choir": ("choir", "wordless choir", "choral voices"),
-    "distorted guitar": ("distorted guitar", "distorted electric guitar", "overdriven guitar"),
+    "distorted guitar": ("distorted guitar", "distorted electric guitar"),
     "acoustic guitar": ("acoustic guitar", "acoustic guitar", "guitar"),
     "electric guitar": ("electric guitar", "electric guitar", "guitar"),
     "double bass": ("double bass", "upright bass", "acoustic bass"),
+    "contrabass": ("contrabass", "double bass"),
     "bass guitar": ("bass guitar", "electric bass", "bass"),
     "fretless bass": ("fretless bass", "bass"),
     "saxophone": ("saxophone", "sax"),
@@ -43,7 +44,7 @@ FAMILY_WORDS = {  # for two or more instruments that are all of one family
     "mallets": ("pitched percussion",),
 }
 # Takes no article, is no soloist: words in -s but not a bass
-MANY = re.compile(r".*((?<!bas)s|brass|choir|section|ensemble|percussion|applause)$")
+MANY = re.compile(r".*((?<!bas)s|brass|choir|section|ensemble|percussion|timpani|applause)$")
 PLURAL_FAMILIES = ("strings", "brass", "winds")
 TEMPO = (  # below how many beats a minute, adjectives
     (60, ("very slow", "extremely slow")),
@@ -62,7 +63,7 @@ METRE_WORDS = {
 SPARSE, BUSY = 1.5, 7.0  # onsets a second
 LOW, HIGH = 50.0, 76.0  # mean MIDI pitch
 GENRE_NOUNS = re.compile(
-    r".*(waltz|reel|jig|hornpipe|dance|carol|ballad|tango|bolero|polka|lullaby|march|show tune|song|string quartet)$"
+    r".*(waltz|reel|jig|hornpipe|dance|carol|ballad|tango|bolero|polka|lullaby|march|tune|song|soundtrack|quartet|hymn|spiritual)$"
 )
 PIECE = ("piece", "piece of music", "tune", "track", "piece", "composition")
 
@@ -151,6 +152,8 @@ def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[s
         if p.word in words:
             continue
         word = _pick(rng, SYNONYMS.get(p.word, (p.word,)))
+        if any(word in q.word for q in melodic if q.word != p.word):
+            word = p.word  # "guitar" does not tell an electric from an acoustic one
         if not p.chords and p.name in chords and p.family in PLURAL_FAMILIES and len(names) <= 3:
             word += "es" if word.endswith("bass") else "s"
         words[p.word] = word
@@ -173,9 +176,8 @@ def _sentence(text: str) -> str:
 
 def _list(words: Sequence[str], rng: np.random.Generator | None = None) -> str:
     """ "piano, bass and drums"; sometimes, with ``rng``, with articles."""
-    words = list(words)
-    if rng is not None and rng.random() < 0.3:
-        words = [word if MANY.fullmatch(word) else _a(word) for word in words]
+    articles = rng is not None and rng.random() < 0.3
+    words = [_a(word) if word == "drum kit" or (articles and not MANY.fullmatch(word)) else word for word in words]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
@@ -190,8 +192,8 @@ def _players(words: Words, rng: np.random.Generator) -> str:
 def _noun_phrase(words: Words, rng: np.random.Generator) -> str:
     """ "slow folk piece", "busy jig": adjectives and a noun, without an article."""
     noun = words.genre if words.genre and GENRE_NOUNS.fullmatch(words.genre) else _pick(rng, PIECE)
-    adjectives = [words.texture, words.speed, words.genre if words.genre != noun else None]
-    return " ".join([word for word in adjectives if word] + [noun])
+    feel = ", ".join(word for word in (words.texture, words.speed) if word)
+    return " ".join(word for word in (feel, words.genre if words.genre != noun else None, noun) if word)
 
 
 def _details(words: Words, rng: np.random.Generator) -> list[str]:
@@ -233,9 +235,11 @@ def _keywords(words: Words, rng: np.random.Generator) -> str:
 
 def _piece_with(words: Words, rng: np.random.Generator) -> str:
     """ "A slow folk piece for piano and cello in A minor, at 70 BPM." """
-    link = _pick(rng, ("for", "with", "featuring", "played on", "played by"))
+    players = _players(words, rng)
+    sung = re.search("voice|choir", players)
+    link = _pick(rng, ("for", "with", "featuring", "for" if sung else "played on"))
     details = _details(words, rng)
-    text = f"{_a(_noun_phrase(words, rng))} {link} {_players(words, rng)}"
+    text = f"{_a(_noun_phrase(words, rng))} {link} {players}"
     if details:
         text += " " + ", ".join(details)
     if words.line:
@@ -277,19 +281,21 @@ def _music(words: Words, rng: np.random.Generator) -> str:
     genre = words.genre if words.genre and not GENRE_NOUNS.fullmatch(words.genre) else None
     music = " ".join([", ".join(adjectives), genre or "", "music"]).strip()
     music = re.sub(" +", " ", music)
-    text = f"{music} {_pick(rng, ('for', 'with', 'on', 'by'))} {_players(words, rng)}"
+    text = f"{music} {_pick(rng, ('for', 'with', 'featuring'))} {_players(words, rng)}"
     return _finish(", ".join([text, *_details(words, rng)]), rng)
 
 
 def _two_sentences(words: Words, rng: np.random.Generator) -> str:
     """ "A slow piece for piano. It is in A minor, at 70 BPM." """
     first = f"{_a(_noun_phrase(words, rng))} {_pick(rng, ('for', 'with', 'featuring'))} {_players(words, rng)}."
-    details = _details(words, rng)
-    if not details:
-        return _sentence(first)
-    said = details[0] if len(details) == 1 else f"{', '.join(details[:-1])} and {details[-1]}"
-    verb = "is" if not words.number else _pick(rng, ("is", "runs"))
-    return f"{_sentence(first)} It {verb} {said}."
+    texts = [_sentence(first)]
+    details = _details(words._replace(no_drums=False), rng)
+    if details:
+        said = details[0] if len(details) == 1 else f"{', '.join(details[:-1])} and {details[-1]}"
+        texts.append(f"It is {said}.")
+    if words.no_drums:
+        texts.append("There are no drums.")
+    return " ".join(texts)
 
 
 def _players_first(words: Words, rng: np.random.Generator) -> str:
@@ -307,7 +313,7 @@ def _bare(words: Words, rng: np.random.Generator) -> str:
     """ "solo piano", "jazz with saxophone": the shortest."""
     players = _players(words, rng)
     if words.genre and rng.random() < 0.6:
-        return f"{words.genre} {'for' if GENRE_NOUNS.fullmatch(words.genre) else 'with'} {players}"
+        return f"{words.genre} {'for' if GENRE_NOUNS.fullmatch(words.genre) else 'music with'} {players}"
     return f"{words.speed} {_list(words.instruments)}" if words.speed and rng.random() < 0.5 else players
 
 

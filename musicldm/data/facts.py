@@ -8,7 +8,7 @@ Only what can be trusted becomes a fact; the rest is None or absent, and caption
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ STEADY = 0.04  # relative change of tempo that still counts as one tempo
 
 GENRE_WORDS = {
     "hiphop": "hip hop",
+    "chacha": "cha-cha",
     "neworleans": "New Orleans",
     "middleeastern": "Middle Eastern",
     "afrocuban": "Afro-Cuban",
@@ -51,9 +52,21 @@ GENRE_WORDS = {
     "sambareggae": "samba reggae",
     "prog": "progressive",
     "halftime": "half-time",
-    "bossa": "bossa nova",
+    "dixieland": "Dixieland",
+    "broadway": "Broadway",
+    "charleston": "Charleston",
 }
-TEMPO_WORDS = ("fast", "mediumfast", "slow", "quick")
+GENRE_PHRASES = {
+    "bossa": "bossa nova",
+    "electronic dance": "electronic",
+    "arpeggiated waltz": "waltz",
+    "solo jazz guitar": "jazz guitar",
+}
+# Words of an index that are no genre, or that only say how a pattern was played.
+NO_GENRE = {"melody and chords", "voice and piano", "linear", "bounce", "ando", "beat", "soft", "organ style",
+            "straight eight beat", "arpeggiated classical guitar accompaniment", "piano arrangement"}  # fmt: skip
+
+LEFT_TO_TEMPO = ("fast", "mediumfast", "slow", "12/8")  # the tempo and metre of a clip are said by its own facts
 # Kinds of piece that remain what they are on any instrument.
 TUNE_GENRES = re.compile(
     r"folk|reel|jig|hornpipe|morris dance|English country dance|Christmas carol|classical|(.* )?waltz"
@@ -163,10 +176,10 @@ def genre_words(genre: str) -> tuple[str, ...]:
         pieces = [re.sub(r"\S*[a-z]/[a-z]\S*", "", piece) for piece in genre.split(",")]
     result = []
     for piece in pieces:
-        words = [w for w in piece.replace("(", " ").replace(")", " ").split() if w not in TEMPO_WORDS]
-        text = " ".join(GENRE_WORDS.get(word, word) for word in words)
-        text = re.sub(r"( with (band|melody)|, ?)$", "", text)
-        if text and text not in ("melody and chords", "linear", "bounce", "ando", "beat", "soft", "voice and piano"):
+        words = [word for word in piece.split() if word not in LEFT_TO_TEMPO]
+        text = re.sub(" with (band|melody)$", "", " ".join(GENRE_WORDS.get(word, word) for word in words))
+        text = GENRE_PHRASES.get(text, text)
+        if text and text not in NO_GENRE:
             result.append(text)
     return tuple(dict.fromkeys(result))
 
@@ -225,7 +238,7 @@ def describe(facts: Facts, score: Score, start_s: float, end_s: float, *, tempo_
         "tempo_steady": steady if qpm else None,
         "time_signature": metre,
         "key": key_name(key) if key and fits_key(notes, key) else None,
-        "genres": [g for g in facts.genres if _genre_holds(g, programs, families, rescored)],
+        "genres": _genres(facts.genres, programs, families, rescored),
         "notes_per_s": round(len(notes[notes["start_s"] >= start_s]) / duration, 2),
         "onsets_per_s": round(len(onsets) / duration, 2),
         "voices_at_once": round(float(held.sum()) / duration, 2),
@@ -243,14 +256,19 @@ def _overlap(notes: np.ndarray, start_s: float, end_s: float) -> float:
     return float(span[sounding > 1].sum() / max(span[sounding > 0].sum(), 1e-9))
 
 
-def _genre_holds(genre: str, programs: list[int], families: list[str], rescored: str | None) -> bool:
-    if genre == "string quartet":
-        return set(programs) == QUARTET and rescored is None
-    if genre == "orchestral" and len(programs) < 4:
-        return False
-    if rescored not in (None, "drums") and not TUNE_GENRES.fullmatch(genre):
-        return False
-    return all(family in families for word, family in GENRE_NEEDS.items() if word in genre)
+def _genres(genres: Sequence[str], programs: list[int], families: list[str], rescored: str | None) -> list[str]:
+    """Those of ``genres`` that hold for these instruments."""
+    if rescored not in (None, "drums"):  # a style is not left when its band is gone, a kind of tune is
+        genres = ["waltz" if genre.endswith("waltz") else genre for genre in genres if TUNE_GENRES.fullmatch(genre)]
+    holding = []
+    for genre in genres:
+        if genre == "string quartet" and (set(programs) != QUARTET or rescored):
+            continue
+        if genre == "orchestral" and len(programs) < 4:
+            continue
+        if all(family in families for word, family in GENRE_NEEDS.items() if word in genre):
+            holding.append(genre)
+    return holding
 
 
 def _metre(score: Score, start_s: float, end_s: float) -> str | None:

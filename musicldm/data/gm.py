@@ -86,7 +86,7 @@ synth bass 2|synth bass|bass|synth bass|28|60|m
 violin|violin|strings|violin|55|96|m
 viola|viola|strings|viola|48|84|m
 cello|cello|strings|cello|36|72|m
-contrabass|double bass|strings|contrabass|28|55|m
+contrabass|contrabass|strings|contrabass|28|55|m
 tremolo strings|tremolo strings|strings|tremolo strings|36|96|c
 pizzicato strings|pizzicato strings|strings|pizzicato strings|36|96|c
 orchestral harp|harp|harp|harp|24|103|c

@@ -85,6 +85,9 @@ class RenderConfig:
             raise ValueError(f"velocity_range must be positive, got {self.velocity_range}")
         if self.peak_db_range[1] > -0.1:
             raise ValueError(f"peak_db_range must end at -0.1 dB or lower, got {self.peak_db_range[1]}")
+        for name in ("max_silence_s", "timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("program_share", "min_sound", "validation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 
+from musicldm.data.gm import DRUM_CHANNEL
 from musicldm.data.score import Score, write_windows
 
 BACKENDS = ("fluidsynth", "tinysoundfont")
@@ -135,27 +137,33 @@ def _fluidsynth(midi: Path, soundfont: Path, rate: int, effects: Effects, timeou
 
 
 def _play_tinysoundfont(midi: Path, soundfont: Path, rate: int, effects: Effects, timeout_s: float) -> np.ndarray:
+    """The same in this process. It has neither reverb nor chorus, so ``effects`` do not apply."""
     import mido
 
     synth = _tinysoundfont().Synth(samplerate=rate, gain=-12)
     font = synth.sfload(str(soundfont))
     for channel in range(16):
-        synth.program_select(channel, font, 0, 0, channel == 9)
-    blocks, done, at = [], 0, 0.0
-    for message in mido.MidiFile(midi):
-        at += message.time
-        n = round(at * rate) - done
+        synth.program_select(channel, font, 0, 0, channel == DRUM_CHANNEL)
+    blocks, done, at_s, began = [], 0, 0.0, time.monotonic()
+    for m in mido.MidiFile(midi):
+        at_s += m.time
+        n = round(at_s * rate) - done
         if n > 0:
-            blocks.append(np.frombuffer(bytes(synth.generate(n)), "<f4").reshape(-1, 2))
+            blocks.append(np.frombuffer(synth.generate(n), "<f4").reshape(-1, 2))
             done += n
-        if message.type == "note_on":
-            synth.noteon(message.channel, message.note, message.velocity)
-        elif message.type == "note_off":
-            synth.noteoff(message.channel, message.note)
-        elif message.type == "program_change":
-            synth.program_change(message.channel, message.program, message.channel == 9)
-        elif message.type == "control_change":
-            synth.control_change(message.channel, message.control, message.value)
-        elif message.type == "pitchwheel":
-            synth.pitchbend(message.channel, message.pitch + 8192)
+        if time.monotonic() - began > timeout_s:
+            raise ValueError(f"tinysoundfont needed more than {timeout_s:g} s")
+        if m.type == "note_on":
+            synth.noteon(m.channel, m.note, m.velocity)
+        elif m.type == "note_off":
+            synth.noteoff(m.channel, m.note)
+        elif m.type == "program_change":
+            try:
+                synth.program_change(m.channel, m.program, m.channel == DRUM_CHANNEL)
+            except RuntimeError as error:
+                raise ValueError(f"{soundfont} has no program {m.program}: {error}") from error
+        elif m.type == "control_change":
+            synth.control_change(m.channel, m.control, m.value)
+        elif m.type == "pitchwheel":
+            synth.pitchbend(m.channel, m.pitch + 8192)
     return np.concatenate(blocks)

@@ -8,8 +8,9 @@ import numpy as np
 from musicldm.data.score import Score
 
 FRAME_S = 0.05
-SILENCE_DB = -50.0  # of a frame, below the loudest one
-CANDIDATES = 3  # windows for each clip that is wanted
+SILENCE_DB = -60.0  # of a frame, below the loudest one
+REST_S = 0.5  # silences up to here belong to the rhythm
+SPARES = 2  # windows, for each clip that is wanted, for when one turns out to be silent
 TAIL_S = 1.0  # after the last note of a whole piece
 
 
@@ -35,17 +36,14 @@ def choose_windows(
     if not long:
         a, b = max(spans, key=lambda span: span[1] - span[0])
         return [(a, b)] if b - a >= min_clip_s else []
-    room = np.array([b - a - clip_s for a, b in long])
-    edges = np.concatenate([[0.0], np.cumsum(room)])
-    windows: list[tuple[float, float]] = []
-    for _ in range(CANDIDATES):
-        for i in rng.permutation(max_clips):  # one draw from each of as many equal shares of all possible starts
-            at = (i + rng.random()) / max_clips * edges[-1]
-            k = min(int(np.searchsorted(edges, at, side="right")) - 1, len(long) - 1)
-            start = float(long[k][0] + min(at - edges[k], room[k]))
-            if all(abs(start - other) >= clip_s for other, _ in windows):
-                windows.append((start, start + clip_s))
-    return windows
+    slots = []  # as many clips as fit, what is left over spread between them at random
+    for a, b in long:
+        n = int((b - a) // clip_s)
+        gaps = np.sort(rng.uniform(0.0, b - a - n * clip_s, n))
+        slots += [(a + gap + i * clip_s, a + gap + (i + 1) * clip_s) for i, gap in enumerate(gaps.tolist())]
+    chosen = {int((i + rng.random()) / max_clips * len(slots)) for i in range(max_clips)}  # one of each equal share
+    spare = [i for i in rng.permutation(len(slots)).tolist() if i not in chosen]
+    return [slots[i] for i in [*sorted(chosen), *spare[: SPARES * max_clips]]]
 
 
 def music_spans(notes: np.ndarray, gap_s: float) -> list[tuple[float, float]]:
@@ -60,8 +58,9 @@ def music_spans(notes: np.ndarray, gap_s: float) -> list[tuple[float, float]]:
 def sounds(audio: np.ndarray, sample_rate: int, min_sound: float, max_silence_s: float) -> bool:
     """Whether enough of ``audio`` (L, channels) is heard and no silence in it, at its ends neither, is too long."""
     loud = _loud(audio, sample_rate)
-    silence_s = _longest_run(~loud) * FRAME_S
-    return bool(loud.any()) and bool(loud.mean() >= min_sound) and silence_s <= max_silence_s
+    silences_s = _runs(~loud) * FRAME_S
+    silent = silences_s[silences_s > REST_S].sum() / (len(loud) * FRAME_S)
+    return bool(loud.any()) and bool(1 - silent >= min_sound) and silences_s.max(initial=0.0) <= max_silence_s
 
 
 def drop_silence(audio: np.ndarray, sample_rate: int, max_silence_s: float) -> np.ndarray:
@@ -84,6 +83,7 @@ def _loud(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     return power > max(power.max(initial=0.0) * 10 ** (SILENCE_DB / 10), 1e-12)
 
 
-def _longest_run(mask: np.ndarray) -> int:
+def _runs(mask: np.ndarray) -> np.ndarray:
+    """Lengths of the stretches in which ``mask`` is true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
-    return int((edges[1::2] - edges[::2]).max(initial=0))
+    return edges[1::2] - edges[::2]

@@ -1,0 +1,207 @@
+"""Captions say nothing that is not true of the attributes; the checks here have a vocabulary of their own."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from musicldm.data.captions import FAMILY_WORDS, SYNONYMS, write_captions
+from musicldm.data.gm import PROGRAMS
+
+SPEEDS = {
+    "very slow": (0, 60),
+    "extremely slow": (0, 60),
+    "slow": (60, 80),
+    "unhurried": (60, 80),
+    "moderate": (80, 112),
+    "mid-tempo": (80, 112),
+    "medium-tempo": (80, 112),
+    "fast": (112, 144),
+    "quick": (112, 144),
+    "brisk": (112, 144),
+    "lively": (112, 144),
+    "very fast": (144, 1000),
+    "rapid": (144, 1000),
+}
+METRES = {
+    "triple time": "3/4",
+    "three-four time": "3/4",
+    "common time": "4/4",
+    "four-four time": "4/4",
+    "duple time": "2/4",
+    "cut time": "2/2",
+    "six-eight time": "6/8",
+}
+GENRES = [
+    "jazz",
+    "folk",
+    "slip jig",
+    "waltz",
+    "game soundtrack",
+    "piano ballad",
+    "New Orleans",
+    "English country dance",
+]
+INSTRUMENT_WORDS = {word for p in PROGRAMS for word in (p.word, *SYNONYMS.get(p.word, ()))}
+INSTRUMENT_WORDS |= {word for words in FAMILY_WORDS.values() for word in words} | {"drums", "drum kit", "percussion"}
+
+
+@st.composite
+def attributes(draw) -> dict:
+    """Attributes as ``describe`` gives them."""
+    programs = draw(st.lists(st.sampled_from(PROGRAMS), unique=True, max_size=7))
+    drums = draw(st.sampled_from(["", "drums", "percussion"] if programs else ["drums", "percussion"]))
+    chords = [p.name for p in programs if draw(st.booleans())]
+    bpm = draw(st.none() | st.floats(30, 250).map(lambda x: round(x, 1)))
+    keys = [f"{tonic} {mode}" for tonic in ("C", "F#", "Bb", "A") for mode in ("major", "minor")]
+    return {
+        "instruments": [p.name for p in programs] + ([drums] if drums else []),
+        "chords": chords,
+        "percussion": bool(drums) or draw(st.booleans()),
+        "one_line": len(programs) == 1 and not drums and not chords and draw(st.booleans()),
+        "tempo_bpm": bpm,
+        "time_signature": draw(st.none() | st.sampled_from(["3/4", "4/4", "2/4", "2/2", "6/8", "7/8", "12/8"])),
+        "key": draw(st.none() | st.sampled_from(keys)),
+        "genres": draw(st.lists(st.sampled_from(GENRES), unique=True, max_size=2)),
+        "onsets_per_s": draw(st.floats(0.1, 15)),
+        "mean_pitch_midi": draw(st.floats(20, 100)) if programs else None,
+    }
+
+
+def any_of(phrases) -> re.Pattern:
+    """Matches any of ``phrases`` as whole words, the longest first."""
+    choices = "|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True))
+    return re.compile(rf"(?<![\w-])(?:{choices})(?![\w-])" if choices else r"(?!)", re.IGNORECASE)
+
+
+INSTRUMENTS = any_of(INSTRUMENT_WORDS)
+
+
+def false_statements(text: str, facts: dict) -> list[str]:
+    """What ``text`` says and ``facts`` does not bear out."""
+    wrong = []
+
+    def claim(true: bool, what: str) -> None:
+        if not true:
+            wrong.append(what)
+
+    for number in re.findall(r"(\d+) (?:BPM|beats per minute)", text):
+        claim(facts["tempo_bpm"] is not None and int(number) == round(facts["tempo_bpm"]), f"{number} BPM")
+    for key in re.findall(r"\b([A-G][#b]? (?:major|minor))(?! key)(?![\w-])", text):
+        claim(key == facts["key"], key)
+    for mode in re.findall(r"\b(major|minor) key", text):
+        claim(facts["key"] is not None and facts["key"].endswith(mode), f"{mode} key")
+    for metre in re.findall(r"\b(\d+/\d+)\b", text):
+        claim(metre == facts["time_signature"], metre)
+    for words, metre in METRES.items():
+        claim(words not in text.lower() or metre == facts["time_signature"], words)
+
+    rest = any_of(facts["genres"]).sub(" ", text)
+    no_drums = re.search(r"\b(no|without) drums\b", rest)
+    claim(not no_drums or not facts["percussion"], "no drums")
+    rest = re.sub(r"\b(no|without) drums\b", " ", rest)
+
+    by_name = {p.name: p for p in PROGRAMS}
+    melodic = [by_name[name] for name in facts["instruments"] if name in by_name]
+    allowed = {
+        w for p in melodic for word in (p.word, *SYNONYMS.get(p.word, ())) for w in (word, word + "s", word + "es")
+    }
+    if len(melodic) > 1 and len({p.family for p in melodic}) == 1:
+        allowed |= set(FAMILY_WORDS.get(melodic[0].family, ()))
+    if "drums" in facts["instruments"]:
+        allowed |= {"drums", "drum kit"}
+    if "percussion" in facts["instruments"]:
+        allowed |= {"percussion"}
+    rest = any_of(allowed).sub(" ", rest)
+    wrong += INSTRUMENTS.findall(rest)
+    one = len(facts["instruments"]) == 1
+    claim(not re.search(r"\b(solo|unaccompanied)\b", rest, re.IGNORECASE) or (one and bool(melodic)), "solo")
+    claim(not re.search(r"\b(only|alone)\b", rest, re.IGNORECASE) or (one and not melodic), "drums only")
+
+    lowest = rest.lower()
+    for words in sorted(SPEEDS, key=len, reverse=True):
+        if re.search(rf"(?<![\w-]){words}(?![\w-])", lowest):
+            low, high = SPEEDS[words]
+            claim(facts["tempo_bpm"] is not None and low <= facts["tempo_bpm"] < high, words)
+            lowest = lowest.replace(words, " ")
+    claim(not re.search(r"\b(sparse|spacious)\b", lowest) or facts["onsets_per_s"] < 1.5, "sparse")
+    claim(not re.search(r"\b(busy|dense)\b", lowest) or facts["onsets_per_s"] > 7, "busy")
+    pitch = facts["mean_pitch_midi"]
+    claim(not re.search(r"\blow (register|range)", lowest) or (pitch is not None and pitch < 50), "low")
+    claim(not re.search(r"\bhigh (register|range)", lowest) or (pitch is not None and pitch > 76), "high")
+    claim(not re.search("single melodic line|one note at a time", lowest) or facts["one_line"], "one line")
+    return wrong
+
+
+@settings(max_examples=150, deadline=None)
+@given(attributes(), st.integers(0, 2**32))
+def test_captions_state_only_truths(facts, seed):
+    for text in write_captions(facts, np.random.default_rng(seed), 6):
+        assert not false_statements(text, facts), text
+
+
+PIANO_WALTZ = {
+    "instruments": ["acoustic grand piano"],
+    "chords": ["acoustic grand piano"],
+    "percussion": False,
+    "one_line": False,
+    "tempo_bpm": 70.0,
+    "time_signature": "3/4",
+    "key": "A minor",
+    "genres": ["waltz"],
+    "onsets_per_s": 1.0,
+    "mean_pitch_midi": 60.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("A fast waltz for piano.", "fast"),
+        ("Piano and cello, at 71 BPM, in A major", "71 BPM"),
+        ("A waltz with drums", "drums"),
+        ("organ in 4/4", "organ"),
+        ("A busy piece for piano in a high register", "busy"),
+    ],
+)
+def test_the_check_above_finds_what_is_false(text, wrong):
+    assert wrong in false_statements(text, PIANO_WALTZ)
+
+
+@settings(max_examples=100, deadline=None)
+@given(attributes(), st.integers(0, 2**32))
+def test_captions_are_well_formed(facts, seed):
+    for text in write_captions(facts, np.random.default_rng(seed), 6):
+        assert text
+        assert text == text.strip()
+        assert not re.search(r"  | [,.:]|,,|\.\.|,\.|\bNone\b", text), text
+        assert not re.search(r"\ba (?=[aeiou])", text, re.IGNORECASE), text
+        assert not re.search(r"\ban (?=[^aeiou])", text, re.IGNORECASE), text
+
+
+def test_captions_depend_on_the_generator_alone():
+    first, second = (write_captions(PIANO_WALTZ, np.random.default_rng(3), 5) for _ in range(2))
+    assert first == second
+    assert first != write_captions(PIANO_WALTZ, np.random.default_rng(4), 5)
+
+
+def test_there_are_many_phrasings_of_the_same_facts():
+    texts = write_captions(PIANO_WALTZ, np.random.default_rng(0), 300)
+    assert len(set(texts)) == len(texts) == 300
+    openings = {" ".join(re.sub(r"[.,:]", "", text).lower().split()[:2]) for text in texts}
+    assert len(openings) > 40
+
+
+def test_the_bare_keyword_list_is_one_style():
+    texts = write_captions(PIANO_WALTZ, np.random.default_rng(0), 600)
+    assert {"piano", "waltz", "slow", "70 BPM", "A minor"} in [set(text.split(", ")) for text in texts]
+
+
+def test_little_to_say_gives_fewer_captions():
+    silent = dict.fromkeys(PIANO_WALTZ) | {"instruments": ["drums"], "percussion": True, "onsets_per_s": 4.0}
+    silent |= {"chords": [], "genres": [], "one_line": False}
+    texts = write_captions(silent, np.random.default_rng(0), 500)
+    assert 5 < len(texts) < 500
+    assert all("drum" in text.lower() for text in texts)
