@@ -43,7 +43,7 @@ def test_bad_values_are_named(override, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
         load_config(VAEConfig, tmp_path / "none.yaml")
 
 

@@ -188,9 +188,9 @@ def test_a_vocoder_continues_from_another(trained, collection, tmp_path):
     before, after = weights(trained["vocoder"]), weights(tmp_path / "run")
     change = {name: (after[name] - before[name]).norm() / before[name].norm().clamp(min=1e-6) for name in before}
     assert 0 < max(change[name] for name in change if name.endswith("weight")) < 0.2
+    other = [start, "mel.f_min=30"]
     with pytest.raises(ValueError, match="f_min"):
-        overrides = [start, "mel.f_min=30"]
-        run("vocoder", CONFIGS / "vocoder.yaml", collection, tmp_path / "other", overrides=overrides)
+        run("vocoder", CONFIGS / "vocoder.yaml", collection, tmp_path / "other", overrides=other)
 
 
 def test_learning_rate_rises_and_falls():

@@ -29,7 +29,7 @@ STATE_FILE = "state.pt"
 CONFIG_FILE = "training.yaml"
 METRICS_FILE = "metrics.jsonl"
 # What a resumed run may change, because no weight depends on it.
-HARMLESS = {"device", "log_every", "save_every", "keep_checkpoints", "validate_every", "validation_batches"}
+HARMLESS = {"device", "log_every", "save_every", "keep_checkpoints", "validate_every", "validation_batches", "vocoder"}
 
 
 class Average:
