@@ -173,6 +173,17 @@ def test_convert(checkpoint, tmp_path, capsys):
     originals.assert_equal_weights(MusicLDMPipeline.from_pretrained(tmp_path / "raw").unet, modules["unet"])
 
 
+def test_convert_a_model_folder_to_another_number_format(tiny_folder, tmp_path, capsys):
+    half = tmp_path / "half"
+    succeeds(capsys, "convert", tiny_folder, "--dtype", "float16", "--out", half)
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*.safetensors")) for folder in (tiny_folder, half)]
+    assert 0.45 < sizes[1] / sizes[0] < 0.6
+    before, after = (MusicLDMPipeline.from_pretrained(folder) for folder in (tiny_folder, half))
+    for old, new in zip(before.unet.parameters(), after.unet.parameters(), strict=True):
+        torch.testing.assert_close(new, old.half().float())
+    assert "leave the others out" in fails(capsys, "convert", tiny_folder, "--config", "a", "--out", tmp_path / "other")
+
+
 def test_convert_says_that_a_tokenizer_is_missing(checkpoint, tmp_path, capsys):
     assert main([str(argument) for argument in conversion(checkpoint[0], tmp_path / "model")]) == 0
     out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""``musicldm convert``: a checkpoint in its authors' layout to a model folder."""
+"""``musicldm convert``: a checkpoint in its authors' layout, or a model folder, to a model folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import shutil
 import sys
 from pathlib import Path
 
-from musicldm.cli.common import load_quietly, output_folder, report
+from musicldm.cli.common import DTYPES, load_quietly, output_folder, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="the authors' file (.ckpt, .pt or .safetensors)")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        type=Path,
+        help="the authors' file (.ckpt, .pt or .safetensors), or a model folder",
+    )
     parser.add_argument(
         "--config", type=Path, metavar="YAML", help="the authors' configuration (default: the released one)"
     )
@@ -25,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw-weights", action="store_true", help="not the averaged weights of the UNet, which are better"
     )
+    parser.add_argument("--dtype", choices=DTYPES[1:], default="float32", help="number format of the new folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -33,21 +39,31 @@ def run(args: argparse.Namespace) -> None:
     """Write the folder, whole or not at all."""
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise FileExistsError(f"{args.out} exists already; give a new folder with --out")
-    for path in (args.checkpoint, args.config, args.vocoder_config, args.clap_config):
+    from_folder = args.checkpoint.is_dir()
+    configs = (args.config, args.vocoder_config, args.clap_config)
+    if from_folder and any(path is not None for path in (*configs, args.tokenizer)):
+        raise ValueError(f"{args.checkpoint} is a model folder with configurations of its own; leave the others out")
+    for path in configs if from_folder else (args.checkpoint, *configs):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
     with output_folder(args.out.absolute().parent) as parent:
+        import torch
+
         from musicldm.pipeline import MusicLDMPipeline
 
         load_quietly()
-        pipeline = MusicLDMPipeline.from_original(
-            args.checkpoint,
-            args.config,
-            args.vocoder_config,
-            args.clap_config,
-            use_ema=not args.raw_weights,
-            tokenizer=args.tokenizer,
-        )
+        if from_folder:
+            pipeline = MusicLDMPipeline.from_pretrained(args.checkpoint)
+        else:
+            pipeline = MusicLDMPipeline.from_original(
+                args.checkpoint,
+                args.config,
+                args.vocoder_config,
+                args.clap_config,
+                use_ema=not args.raw_weights,
+                tokenizer=args.tokenizer,
+            )
+        pipeline.to(getattr(torch, args.dtype))
         scratch = parent / f".{args.out.name}.part"
         try:
             pipeline.save_pretrained(scratch)
