@@ -39,6 +39,23 @@ def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
         raise ValueError(f"{'the overrides' if path is None else path}: {str(error).splitlines()[0]}") from error
 
 
+def find_config(name: str | Path, stage: str) -> Path:
+    """The configuration file at the path ``name``, or the bundled one of ``stage`` if ``name`` is original, mini or tiny.
+
+    Raises:
+        FileNotFoundError: neither, with the bundled names.
+    """
+    import configs  # the folder beside this package, installed with it
+
+    bundled = {folder.name: folder for folder in Path(configs.__file__).parent.iterdir() if folder.is_dir()}
+    bundled = {size: folder for size, folder in bundled.items() if (folder / f"{stage}.yaml").is_file()}
+    if Path(name).is_file():
+        return Path(name)
+    if str(name) in bundled:
+        return bundled[str(name)] / f"{stage}.yaml"
+    raise FileNotFoundError(f"no configuration file at {name}, and none of the bundled {', '.join(sorted(bundled))}")
+
+
 def save_config(config: object, path: Path) -> None:
     """Write ``config`` as YAML that `load_config` reads back."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))

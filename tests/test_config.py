@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from musicldm.config import STAGES, VAEConfig, differences, load_config, save_config
+from musicldm.config import STAGES, VAEConfig, differences, find_config, load_config, save_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 assert len(CONFIGS) == 13
@@ -45,6 +45,15 @@ def test_bad_values_are_named(override, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
         load_config(VAEConfig, tmp_path / "none.yaml")
+
+
+def test_bundled_configurations_are_found_by_name(tmp_path):
+    for size in ("original", "mini", "tiny"):
+        assert load_config(STAGES["clap"], find_config(size, "clap")) == load_config(
+            STAGES["clap"], Path(__file__).parents[1] / "configs" / size / "clap.yaml"
+        )
+    with pytest.raises(FileNotFoundError, match="mini, original, tiny"):
+        find_config(tmp_path / "none.yaml", "vae")
 
 
 def test_saved_configurations_come_back_equal(tmp_path):

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="data=FOLDER (audio files and metadata.jsonl), and changes to the configuration such as steps=1000",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML; what it leaves out is as published")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML, or original, mini or tiny; what it leaves out is as published"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

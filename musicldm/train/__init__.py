@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from musicldm.config import STAGES, load_config
+from musicldm.config import STAGES, find_config, load_config
 
 
 def run(
@@ -20,7 +20,7 @@ def run(
     """Train ``stage`` (vae, vocoder, clap or diffusion) on the collection ``data``; returns ``OUT/final``.
 
     Leaves ``OUT/checkpoint-N/`` while it runs and ``OUT/final/`` in diffusers layout when done. ``resume`` continues
-    from the newest checkpoint of the same configuration.
+    from the newest checkpoint of the same configuration. ``config`` is a YAML file or the name of a bundled size.
 
     Raises:
         ValueError: unknown stage, wrong configuration, or ``OUT`` holds another run.
@@ -28,5 +28,6 @@ def run(
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
-    settings = load_config(STAGES[stage], config, overrides)
+    file = None if config is None else find_config(config, stage)
+    settings = load_config(STAGES[stage], file, overrides)
     return import_module(f"musicldm.train.{stage}").train(settings, Path(data), Path(out), resume=resume)
