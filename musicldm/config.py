@@ -40,7 +40,7 @@ def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
 
 
 def find_config(name: str | Path, stage: str) -> Path:
-    """The configuration file at the path ``name``, or the bundled one of ``stage`` if ``name`` is original, mini or tiny.
+    """The file at the path ``name``, or the bundled configuration of ``stage`` if ``name`` is original, mini or tiny.
 
     Raises:
         FileNotFoundError: neither, with the bundled names.
