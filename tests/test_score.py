@@ -210,6 +210,15 @@ def test_drums_alone_cannot_be_rescored_and_no_drums_cannot_drum(tmp_path):
     assert [can_play(piano, target) for target in ("original", "drums", "piano")] == [True, False, True]
 
 
+def test_a_transposition_stays_within_what_midi_knows(tmp_path):
+    high = read_score(write_score(tmp_path / "a.mid", [(at, 1, 120 + at % 8, 0) for at in range(20)]))
+    drawn = [draw_rendering(high, "original", np.random.default_rng(s), RenderConfig()) for s in range(20)]
+    assert max(d.change.transpose for d in drawn) == 0
+    assert min(d.change.transpose for d in drawn) < 0
+    with pytest.raises(ValueError, match="leave the MIDI range"):
+        draw_rendering(high, "original", np.random.default_rng(0), RenderConfig(transpose_range=(2, 5)))
+
+
 def facts(**changes) -> Facts:
     given = {"piece_id": "p", "source": "", "licence": "", "title": "", "composer": "", "genres": (), "tempo": True,
              "tempo_qpm": None, "metre": True, "key": (0, "major")}  # fmt: skip

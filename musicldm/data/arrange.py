@@ -36,7 +36,10 @@ def can_play(score: Score, target: str) -> bool:
 
 
 def draw_rendering(score: Score, target: str, rng: np.random.Generator, choices: Choices) -> Rendering:
-    """Draw a rendering of ``score``, re-scored for the family ``target`` unless that is "original"."""
+    """Draw a rendering of ``score``, re-scored for the family ``target`` unless that is "original".
+
+    Raises ValueError when no transposition of the range keeps its notes within MIDI's.
+    """
     melodic = parts(score)
     effects = Effects(
         reverb_level=float(rng.uniform(0.05, 0.7)),
@@ -57,9 +60,11 @@ def draw_rendering(score: Score, target: str, rng: np.random.Generator, choices:
         programs, octaves = _orchestrate(score, melodic, ORCHESTRATIONS[target], rng)
     low, high = _pitch_room(score, melodic if target != "drums" else [], octaves)
     span = range(max(choices.transpose_range[0], -low), min(choices.transpose_range[1], high) + 1)
+    if not span:
+        raise ValueError(f"transposed by {choices.transpose_range} semitones, notes leave the MIDI range 0 to 127")
     change = Change(
         tempo_factor=float(np.exp(rng.uniform(*np.log(choices.tempo_range)))),
-        transpose=int(rng.choice(span)) if len(span) else 0,
+        transpose=int(rng.choice(span)),
         velocity_factor=float(rng.uniform(*choices.velocity_range)),
         programs=programs,
         octaves=octaves,

@@ -71,10 +71,10 @@ acoustic guitar (nylon)|acoustic guitar|guitar|acoustic guitar|40|84|c
 acoustic guitar (steel)|acoustic guitar|guitar|acoustic guitar|40|84|c
 electric guitar (jazz)|electric guitar|guitar|clean guitar|40|86|c
 electric guitar (clean)|electric guitar|guitar|clean guitar|40|86|c
-electric guitar (muted)|electric guitar|guitar|clean guitar|40|86|c
+electric guitar (muted)|electric guitar|guitar|clean guitar|40|76|c
 overdriven guitar|distorted guitar|guitar|distorted guitar|40|86|c
 distortion guitar|distorted guitar|guitar|distorted guitar|40|86|c
-guitar harmonics|guitar harmonics|guitar|guitar harmonics|40|86|c
+guitar harmonics|guitar harmonics|guitar|guitar harmonics|40|76|c
 acoustic bass|double bass|bass|acoustic bass|28|60|m
 electric bass (finger)|bass guitar|bass|bass guitar|28|60|m
 electric bass (pick)|bass guitar|bass|bass guitar|28|60|m
@@ -121,7 +121,7 @@ recorder|recorder|winds|flute|60|96|m
 pan flute|pan flute|winds|pan flute|60|96|m
 blown bottle|blown bottle|winds|pan flute|60|96|m
 shakuhachi|shakuhachi|winds|pan flute|55|84|m
-whistle|whistle|winds|whistle|60|96|m
+whistle|whistle|winds|whistle|60|88|m
 ocarina|ocarina|winds|whistle|60|84|m
 lead 1 (square)|synth lead|synth|synth lead|36|96|m
 lead 2 (sawtooth)|synth lead|synth|synth lead|36|96|m

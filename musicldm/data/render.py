@@ -73,14 +73,18 @@ class RenderConfig:
         for name in ("max_clips", "variants", "captions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.min_clip_s >= 0.5:
+            raise ValueError(f"min_clip_s must be at least 0.5 s, got {self.min_clip_s}")
         if self.clip_s is not None and not self.min_clip_s <= self.clip_s <= 3600:
             raise ValueError(f"clip_s must be from min_clip_s={self.min_clip_s} to 3600 s, got {self.clip_s}")
         for name in ("tempo_range", "transpose_range", "velocity_range", "peak_db_range"):
             low, high = getattr(self, name)
-            if low > high:
+            if not low <= high:
                 raise ValueError(f"{name} must go from low to high, got {low} to {high}")
         if not 0.25 <= self.tempo_range[0] <= self.tempo_range[1] <= 4:
             raise ValueError(f"tempo_range must lie within 0.25 and 4, got {self.tempo_range}")
+        if not -24 <= self.transpose_range[0] <= self.transpose_range[1] <= 24:
+            raise ValueError(f"transpose_range must lie within -24 and 24 semitones, got {self.transpose_range}")
         if self.velocity_range[0] <= 0:
             raise ValueError(f"velocity_range must be positive, got {self.velocity_range}")
         if self.peak_db_range[1] > -0.1:
