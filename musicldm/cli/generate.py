@@ -200,7 +200,7 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
             desc=f"music {count} of {len(prompts)}",
             unit="step",
             leave=False,
-            disable=None if sys.stderr.isatty() else True,
+            disable=None,  # None: unless on a terminal
         )
         output = pipeline(
             batch,
