@@ -145,7 +145,13 @@ def test_interrupt_is_130(tmp_path):
     """Ctrl-C in the middle of a command, while it reads its prompts from a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "prompts")
     command = [sys.executable, "-m", "musicldm", "generate", "--file", tmp_path / "prompts", "--out", tmp_path / "out"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits that it is ignored
+    )
     with (tmp_path / "prompts").open("wb"):  # opens as soon as the command reads
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
