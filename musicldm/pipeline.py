@@ -256,9 +256,9 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         device = self._execution_device
         n_items = n_prompts * num_waveforms_per_prompt  # B
-        generator = sampling.make_generators(seed, generator, n_items)
         n_samples, latent_shape = plan_lengths(self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents)
         check_memory(self.vae, self.vocoder, latent_shape, device)
+        generator = sampling.make_generators(seed, generator, n_items)
         timesteps = sampling.prepare_timesteps(self.scheduler, num_inference_steps, device)
         guided = guidance_scale > 1.0
         self._interrupt = False

@@ -471,3 +471,8 @@ def test_karras_schedulers_work_by_class(tiny_pipeline):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert np.isfinite(tiny_pipeline("drums", **FAST).audios).all()
+
+
+def test_more_candidates_than_fit_in_memory_are_refused_before_anything_is_made(tiny_pipeline):
+    with pytest.raises(ValueError, match="memory"):
+        tiny_pipeline("piano", num_waveforms_per_prompt=10**9, seed=0)
