@@ -254,7 +254,11 @@ def test_output_that_cannot_be_written_is_found_first(where, tmp_path, capsys, m
 def test_interrupt_leaves_nothing(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("musicldm.cli.generate.write", lambda *_: signal.raise_signal(signal.SIGINT))
     out = tmp_path / "out"
-    assert main(["generate", "a", "--model", str(tiny_folder), "--steps", "1", "--out", str(out)]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
+    try:
+        assert main(["generate", "a", "--model", str(tiny_folder), "--steps", "1", "--out", str(out)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "musicldm: interrupted\n"
     assert not out.exists()
 

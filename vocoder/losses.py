@@ -6,6 +6,8 @@ SpeechBrain's discriminators and losses. Multi-resolution STFT: Yamamoto et al. 
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,7 @@ class AdversarialLosses(nn.Module):
                 "adversarial vocoder training needs speechbrain and a matching torchaudio: "
                 "pip install 'musicldm[train]', or set adversarial_from to a step beyond the last"
             ) from error
+        _drop_redirects()
         self.discriminator = hifigan.HifiganDiscriminator()
         self.least_squares_generator = hifigan.MSEGLoss()
         self.least_squares_discriminator = hifigan.MSEDLoss()
@@ -68,3 +71,16 @@ class AdversarialLosses(nn.Module):
             "adversarial": sum(self.least_squares_generator(score) for score in fake_scores),
             "features": self.feature_matching(fake_features, real_features),
         }
+
+
+def _drop_redirects() -> None:
+    """Take speechbrain's redirects of old names out of ``sys.modules``.
+
+    They import, and fail for want of k2 or spacy, when anything reads an attribute of them, as all code does that looks
+    through the loaded modules.
+    """
+    from speechbrain.utils.importutils import LazyModule
+
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, LazyModule) and module.lazy_module is None:
+            del sys.modules[name]
