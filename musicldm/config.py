@@ -167,7 +167,7 @@ class VocoderConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "channels")
-        if self.segment_samples % self.mel.hop_length and self.segment_samples < self.mel.n_fft:
+        if self.segment_samples < self.mel.n_fft:
             raise ValueError(f"segment_samples must be at least n_fft ({self.mel.n_fft}), got {self.segment_samples}")
 
 

@@ -42,6 +42,11 @@ def test_bad_values_are_named(override, message):
         load_config(VAEConfig, None, [override])
 
 
+def test_a_vocoder_segment_shorter_than_a_frame_is_refused():
+    with pytest.raises(ValueError, match="at least n_fft"):
+        load_config(STAGES["vocoder"], None, ["segment_samples=800"])
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
         load_config(VAEConfig, tmp_path / "none.yaml")

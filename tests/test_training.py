@@ -136,6 +136,7 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(trained, collection, tmp_pat
     newest.write_bytes(newest.read_bytes()[:1000])
     run("vae", CONFIGS / "vae.yaml", collection, out, resume=True)
     assert "checkpoint-40 cannot be read" in capsys.readouterr().err
+    assert torch.load(newest, weights_only=True)["step"] == 40  # and written anew
     straight, resumed = weights(trained["vae"]), weights(out)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 

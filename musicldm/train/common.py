@@ -167,8 +167,6 @@ def checkpoints(out: Path) -> list[Path]:
 def save_state(state: State, out: Path, keep: int) -> None:
     """Write ``OUT/checkpoint-N`` atomically and remove all but the newest ``keep``."""
     folder, scratch = out / f"checkpoint-{state.step}", out / ".writing"
-    if folder.exists():
-        return
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     with open(scratch / STATE_FILE, "wb") as file:
@@ -176,6 +174,7 @@ def save_state(state: State, out: Path, keep: int) -> None:
         torch.save({"step": state.step, "numbers": state.numbers, "parts": parts}, file)
         file.flush()
         os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)  # one that could not be read, so that the run went back before it
     scratch.rename(folder)
     for old in checkpoints(out)[:-keep]:
         shutil.rmtree(old)
