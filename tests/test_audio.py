@@ -1,12 +1,12 @@
 """Audio files: what is written is read back, and what cannot be read or written says so and leaves nothing."""
 
 import json
-import resource
 import struct
 
 import numpy as np
 import pytest
 import soundfile
+from disk import full_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,28 +211,17 @@ def test_bad_waveforms_are_not_written(tmp_path, name, waveform, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond 1 kB, so that writing fails half-way, as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("kind", ["wav", "flac"])
-@pytest.mark.usefixtures("full_disk")
 def test_full_disk_leaves_nothing(tmp_path, kind):
     noise = np.random.default_rng(0).uniform(-1, 1, 10_000)
-    with pytest.raises(OSError, match="File too large"):
+    with full_disk(1024), pytest.raises(OSError, match="File too large"):
         write_audio(tmp_path / f"a.{kind}", noise, RATE)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_full_disk_keeps_what_was_there(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"old")
-    with pytest.raises(OSError, match="File too large"):
+    with full_disk(1024), pytest.raises(OSError, match="File too large"):
         write_whole(tmp_path / "a.wav", b"new" * 1000)
     assert (tmp_path / "a.wav").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1

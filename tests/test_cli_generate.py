@@ -1,7 +1,6 @@
 """``musicldm generate`` on a tiny real model: what it writes, that it repeats, and that bad input leaves nothing."""
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from disk import full_disk
 
 from musicldm import MusicLDMPipeline
 from musicldm.audio import read_audio, read_recipe, write_audio
@@ -265,14 +265,10 @@ def test_interrupt_leaves_nothing(tiny_folder, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("limit", [4_000, 30_000])  # the WAV file does not fit, or the picture does not
 def test_full_disk(limit, tiny_folder, tmp_path, capsys):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
+    with full_disk(limit):
         code = main(
             ["generate", "a", "--model", str(tiny_folder), "--steps", "1", "--seed", "1", "--out", str(tmp_path)]
         )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 2
     assert "File too large" in capsys.readouterr().err
     names = [path.name for path in tmp_path.iterdir()]

@@ -1,0 +1,56 @@
+"""Render the music that `mini` learns from and is judged by, split by piece.
+
+    python -m benchmarks.mini_data SCORES --index index.csv --out data
+
+makes three audio folders of which no two share a piece: ``train`` (what the model hears), ``probe`` (solo renderings
+that teach an instrument-family probe) and ``held`` (the evaluation set). It continues where it was stopped.
+"""
+
+import argparse
+import csv
+import hashlib
+from pathlib import Path
+
+from musicldm.data.render import RenderConfig, render_scores
+
+SOUNDFONTS = ("/usr/share/sounds/sf2/FluidR3_GM.sf2", "/usr/share/sounds/sf2/TimGM6mb.sf2")
+FAMILIES = ("piano", "guitar", "strings", "brass", "winds", "organ", "synth", "drums")
+LEFT_OUT = ("pop909",)  # recent songs that belong to others
+SHARES = {"held": 0.15, "probe": 0.10}  # of the pieces; the rest is for training
+COMMON = {"soundfonts": SOUNDFONTS, "max_clips": 1, "captions": 6, "timeout_s": 60.0}
+FOLDERS = {
+    "train": RenderConfig(**COMMON, variants=3, orchestrate="original,all"),
+    "probe": RenderConfig(**COMMON, variants=5, orchestrate=",".join(FAMILIES), seed=1),
+    "held": RenderConfig(**COMMON, variants=3, orchestrate="original,all", seed=2),
+}
+
+
+def folder_of(piece_id: str) -> str:
+    """Which folder all versions of a piece belong to, whatever else is rendered."""
+    place = int.from_bytes(hashlib.sha256(f"mini {piece_id}".encode()).digest()[:8], "big") / 2**64
+    for name, share in SHARES.items():
+        if place < share:
+            return name
+        place -= share
+    return "train"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scores", type=Path, help="folder of MIDI files")
+    parser.add_argument("--index", type=Path, required=True, help="table of what is known of each score")
+    parser.add_argument("--out", type=Path, default=Path("data"))
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    scores: dict[str, list[Path]] = {name: [] for name in FOLDERS}
+    with options.index.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["source"] not in LEFT_OUT:
+                scores[folder_of(row["piece_id"])].append(options.scores / row["path"])
+    for name, config in FOLDERS.items():
+        report = render_scores(scores[name], options.out / name, config, index=options.index, workers=options.workers)
+        print(f"{name}: {report.scores} scores, {report.written + report.skipped} clips, {report.failed} failed")
+
+
+if __name__ == "__main__":
+    main()
