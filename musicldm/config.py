@@ -89,11 +89,13 @@ class TrainConfig:
     """What all stages share."""
 
     seed: int = 0
+    init: str = ""  # weights to start from, whose sizes then count: a stage's final folder, a model folder or "mini"
     steps: int = 100_000  # optimiser steps
     batch_size: int = 16  # clips for each process
     learning_rate: float = 1e-4
     warmup_steps: int = 0  # the learning rate rises linearly from 0
     schedule: str = "constant"  # or cosine, to 0 at the last step
+    cooldown_steps: int = 0  # a constant learning rate falls linearly to 0 over the last of these
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
@@ -114,6 +116,8 @@ class TrainConfig:
         _one_of("device", self.device, ("auto", "cpu"))
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0 <= self.cooldown_steps <= self.steps:
+            raise ValueError(f"cooldown_steps must be from 0 to steps ({self.steps}), got {self.cooldown_steps}")
 
 
 @dataclass
@@ -152,7 +156,6 @@ class VocoderConfig(TrainConfig):
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.8, 0.99)
     max_grad_norm: float = 1000.0
-    init: str = ""  # folder of a generator to start from, in place of random weights; its sizes then count
     segment_samples: int = 8192
     channels: int = 1024
     upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)

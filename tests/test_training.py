@@ -182,16 +182,52 @@ def test_parts_of_other_spectrograms_are_refused(trained, collection, tmp_path):
         run("diffusion", CONFIGS / "diffusion.yaml", collection, tmp_path / "run", overrides=overrides)
 
 
-def test_a_vocoder_continues_from_another(trained, collection, tmp_path):
-    """Two more steps leave it near the weights that it started from, and other spectrograms are refused."""
-    start = f"init={trained['vocoder'] / 'final'}"
-    run("vocoder", CONFIGS / "vocoder.yaml", collection, tmp_path / "run", overrides=[start, "steps=2"])
-    before, after = weights(trained["vocoder"]), weights(tmp_path / "run")
-    change = {name: (after[name] - before[name]).norm() / before[name].norm().clamp(min=1e-6) for name in before}
-    assert 0 < max(change[name] for name in change if name.endswith("weight")) < 0.2
-    other = [start, "mel.f_min=30"]
-    with pytest.raises(ValueError, match="f_min"):
-        run("vocoder", CONFIGS / "vocoder.yaml", collection, tmp_path / "other", overrides=other)
+@pytest.mark.parametrize("stage", ["vae", "vocoder", "clap", "diffusion"])
+@pytest.mark.parametrize("whole", [False, True], ids=["stage", "model"])
+def test_a_stage_continues_from_another_run_or_a_whole_model(trained, collection, tmp_path, stage, whole):
+    """Two gentle steps leave it near the weights that it started from."""
+    source = trained["diffusion" if whole else stage] / "final"
+    overrides = [f"init={source}", "steps=2", "learning_rate=1e-6", "ema_decay=0"][: 4 if stage == "diffusion" else 3]
+    run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=overrides)
+    before, after = weights(trained[stage]), weights(tmp_path / "run")
+    assert before.keys() == after.keys()
+    change = {
+        name: (after[name] - before[name]).norm() / before[name].norm().clamp(min=1e-6)
+        for name in before
+        if name.endswith("weight")
+    }
+    assert 0 < max(change.values()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "message"),
+    [
+        ("vocoder", "mel.f_min=30", "f_min"),
+        ("vae", "channels=[8,8,16]", "factor"),
+        ("diffusion", "prediction=v_prediction", "prediction=epsilon"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(trained, collection, tmp_path, stage, override, message):
+    overrides = [f"init={trained['diffusion'] / 'final'}", override]
+    with pytest.raises(ValueError, match=message):
+        run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=overrides)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=["init=nowhere"])
+
+
+def test_a_run_at_a_constant_rate_may_end_later_until_its_cooldown_begins(collection, tmp_path):
+    """Twelve steps, made into twenty with a cooldown, equal a straight run of twenty; afterwards it is closed."""
+    out, straight = tmp_path / "run", tmp_path / "straight"
+    vae = ("vae", CONFIGS / "vae.yaml", collection)
+    common_part = ["schedule=constant", "save_every=4"]
+    longer = [*common_part, "steps=20", "cooldown_steps=8"]
+    run(*vae, out, overrides=[*common_part, "steps=12"])
+    run(*vae, out, resume=True, overrides=longer)
+    run(*vae, straight, overrides=longer)
+    resumed, expected = weights(out), weights(straight)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="steps: 20 -> 30"):
+        run(*vae, out, resume=True, overrides=[*common_part, "steps=30", "cooldown_steps=8"])
 
 
 def test_learning_rate_rises_and_falls():
@@ -200,6 +236,8 @@ def test_learning_rate_rises_and_falls():
     assert common.learning_rate(config, 50) == 0.5
     assert common.learning_rate(config, 600) == pytest.approx(0.5)
     assert common.learning_rate(config, 1100) == pytest.approx(0)
+    config = VAEConfig(steps=100, learning_rate=1.0, schedule="constant", cooldown_steps=10)
+    assert [common.learning_rate(config, step) for step in (0, 90, 95, 100)] == [1, 1, 0.5, 0]
 
 
 def test_v_prediction_is_the_rotated_pair():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import re
@@ -61,6 +62,17 @@ def choose_dtype(name: str, device):
     if name == "auto":
         name = "float16" if device.type == "cuda" else "float32"
     return getattr(torch, name)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Importing torch and diffusers makes a million objects that stay; looking through them takes a tenth of it."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def load_quietly() -> None:

@@ -14,6 +14,7 @@ from musicldm.cli.common import (
     choose_dtype,
     free_name,
     load_quietly,
+    no_garbage_collection,
     output_folder,
     positive,
     report,
@@ -165,10 +166,11 @@ def collect_prompts(prompts: list[str], file: Path | None, recipe: dict) -> list
 
 def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed: int, revision: str | None) -> None:
     """Make and write the music of all prompts; prompt i has the seed ``seed + i * candidates``."""
-    from musicldm.info import model_revision, package_versions
-    from musicldm.loading import find_folder
-    from musicldm.pipeline import MusicLDMPipeline
-    from musicldm.schedulers import make_scheduler
+    with no_garbage_collection():
+        from musicldm.info import model_revision, package_versions
+        from musicldm.loading import find_folder
+        from musicldm.pipeline import MusicLDMPipeline
+        from musicldm.schedulers import make_scheduler
 
     device = choose_device(args.device)
     dtype = choose_dtype(settings["dtype"], device)

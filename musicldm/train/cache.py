@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
-from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
 from musicldm.clap import embed_audio, embed_text
 from musicldm.data.clips import Clip, read_clip
@@ -33,6 +33,15 @@ class Conditioner(NamedTuple):
     clap: ClapModel
     tokenizer: PreTrainedTokenizerBase
     feature_extractor: ClapFeatureExtractor
+
+
+def load_conditioner(folder: Path) -> Conditioner:
+    """The CLAP of a model folder, or of that stage's own ``final``."""
+    return Conditioner(
+        ClapModel.from_pretrained(folder / "text_encoder").float(),
+        AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        ClapFeatureExtractor.from_pretrained(folder / "feature_extractor"),
+    )
 
 
 class Cache(NamedTuple):

@@ -28,12 +28,14 @@ from musicldm.clap import (
 )
 from musicldm.config import CLAPConfig
 from musicldm.data.clips import Clip, Item, item_rng, load_clips, read_clip, split_clips
+from musicldm.train.cache import load_conditioner
 from musicldm.train.common import (
     Log,
     State,
     after_step,
     batches,
     final_folder,
+    initial_folder,
     load_state,
     make_accelerator,
     make_optimizer,
@@ -71,6 +73,15 @@ class Towers(nn.Module):
         """Audio and text embeddings (B, D) each, and the scale of their similarities."""
         scale = self.clap.logit_scale_a.clamp(max=MAX_LOGIT_SCALE).exp()
         return embed_log_mel(self.clap, log_mel), embed_text(self.clap, self.tokenizer, captions), scale
+
+
+def initial_towers(config: CLAPConfig, captions: list[str]) -> tuple[Towers, ClapFeatureExtractor]:
+    """The towers to train and the audio tower's front end: those of ``config.init``, or fresh ones for ``captions``."""
+    if config.init:
+        clap, tokenizer, feature_extractor = load_conditioner(initial_folder(config))
+        return Towers(clap.float(), tokenizer), feature_extractor
+    tokenizer = train_tokenizer(captions, config.vocabulary)
+    return Towers(make_clap(config, len(tokenizer)), tokenizer), make_feature_extractor(config)
 
 
 def make_clap(config: CLAPConfig, vocabulary: int) -> ClapModel:
@@ -190,9 +201,8 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     train_clips, held_out = split_clips(clips)
     start(config, out, resume)
     accelerator = make_accelerator(config)
-    tokenizer = train_tokenizer([text for clip in train_clips for text in clip.texts], config.vocabulary)
-    feature_extractor = make_feature_extractor(config)
-    towers = Towers(make_clap(config, len(tokenizer)), tokenizer)
+    towers, feature_extractor = initial_towers(config, [text for clip in train_clips for text in clip.texts])
+    tokenizer = towers.tokenizer
     towers, optimizer = accelerator.prepare(towers, make_optimizer(towers, config))
     state = State({"towers": towers, "optimizer": optimizer})
     load_state(state, out)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from musicldm.config import TrainConfig, differences, load_config, save_config
 from musicldm.data.clips import batch_items
+from musicldm.loading import bundled_models
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "training.yaml"
@@ -75,6 +76,19 @@ class State:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
+def initial_folder(config: TrainConfig, part: str = "") -> Path:
+    """Where the weights of ``config.init`` lie: its sub-folder ``part`` if it has one, else itself.
+
+    Raises:
+        FileNotFoundError: ``init`` is neither a folder nor a bundled model.
+    """
+    folder = bundled_models().get(config.init, Path(config.init))
+    if not folder.is_dir():
+        known = ", ".join(bundled_models())
+        raise FileNotFoundError(f"init: there is no folder {config.init!r} to start from (bundled models: {known})")
+    return folder / part if (folder / part).is_dir() else folder
+
+
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The device and precision of a run."""
     return Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
@@ -88,11 +102,15 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of ``step`` (counted from 0): linear warm-up from 0, then constant or a half cosine to 0."""
+    """Learning rate of ``step`` (counted from 0): linear warm-up from 0, then a half cosine to 0, or constant.
+
+    The constant ends in a linear cooldown to 0, which gains most of what a whole run of falling rates would
+    (Hägele et al., 2024, https://arxiv.org/abs/2405.18392) and leaves open until then how long a run will be.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     if config.schedule == "constant":
-        return config.learning_rate
+        return config.learning_rate * min(1.0, (config.steps - step) / max(1, config.cooldown_steps))
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -149,8 +167,12 @@ def start(config: TrainConfig, out: Path, resume: bool) -> None:
     elif not resume:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another folder")
     else:
-        harmless = HARMLESS | ({"steps"} if config.schedule == "constant" else set())
-        changes = differences(load_config(type(config), recorded), config)
+        before = load_config(type(config), recorded)
+        changes = differences(before, config)
+        # A run at a constant rate may become longer or shorter until its cooldown begins.
+        done = max((checkpoint_step(path) for path in checkpoints(out)), default=0)
+        open_end = config.schedule == "constant" and done <= min(c.steps - c.cooldown_steps for c in (before, config))
+        harmless = HARMLESS | ({"steps", "cooldown_steps"} if open_end else set())
         if grave := [change for change in changes if change.split(":")[0] not in harmless]:
             raise ValueError(
                 f"{out} holds a run of another configuration ({'; '.join(grave)}): undo that or start anew"
@@ -161,7 +183,12 @@ def start(config: TrainConfig, out: Path, resume: bool) -> None:
 
 def checkpoints(out: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return sorted(out.glob("checkpoint-*"), key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    """Steps done when the checkpoint ``path`` was written."""
+    return int(path.name.split("-")[1])
 
 
 def save_state(state: State, out: Path, keep: int) -> None:

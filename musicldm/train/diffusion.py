@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, SpeechT5HifiGan
+from transformers import SpeechT5HifiGan
 
 from musicldm.clap import embed_text
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
 from musicldm.data.clips import Item, item_rng, load_clips, split_clips
-from musicldm.train.cache import Cache, Conditioner, build_cache
+from musicldm.train.cache import Cache, Conditioner, build_cache, load_conditioner
 from musicldm.train.common import (
     CONFIG_FILE,
     Average,
@@ -30,6 +30,7 @@ from musicldm.train.common import (
     after_step,
     batches,
     final_folder,
+    initial_folder,
     load_state,
     make_accelerator,
     make_optimizer,
@@ -92,6 +93,29 @@ def make_unet(config: DiffusionConfig, latent_channels: int, latent_frames: int,
     )
 
 
+def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: int, embedding_size: int):
+    """The UNet to train: that of ``config.init``, or a fresh one.
+
+    Raises:
+        ValueError: the one of ``init`` is for other latents or embeddings, or was trained to predict something else.
+    """
+    if not config.init:
+        return make_unet(config, latent_channels, latent_frames, embedding_size)
+    unet = UNet2DConditionModel.from_pretrained(initial_folder(config, "unet")).float()
+    sizes = unet.config.in_channels, unet.config.projection_class_embeddings_input_dim
+    if sizes != (latent_channels, embedding_size):
+        raise ValueError(
+            f"{config.init} works on {sizes[0]} latent channels and embeddings of {sizes[1]}, the VAE and CLAP given "
+            f"make {latent_channels} and {embedding_size}: take all from one model"
+        )
+    scheduler = initial_folder(config, "scheduler")
+    if scheduler.name == "scheduler":
+        predicts = DDIMScheduler.from_pretrained(scheduler).config.prediction_type
+        if predicts != config.prediction:
+            raise ValueError(f"{config.init} was trained for prediction={predicts}, not {config.prediction}")
+    return unet
+
+
 def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, alpha_bar: Tensor) -> Tensor:
     """Draw x_t given x_0: eq. 4 of Ho et al. (2020). x0, noise (B, ...); timestep (B,); alpha_bar (steps,)."""
     a = alpha_bar[timestep].view(-1, *[1] * (x0.ndim - 1))
@@ -128,31 +152,27 @@ def diffusion_losses(predicted: Tensor, target: Tensor, timestep: Tensor, weight
 
 
 def load_parts(config: DiffusionConfig) -> Parts:
-    """The autoencoder, vocoder and CLAP that the configuration names.
+    """The autoencoder, vocoder and CLAP that the configuration names, or those of the model ``init``.
 
     Raises:
         ValueError: a folder is not named, or parts were trained on different spectrograms.
         FileNotFoundError: a named folder does not exist.
     """
+    folders = {}
     for name in ("vae", "clap", "vocoder"):
-        folder = getattr(config, name)
-        if not folder:
-            raise ValueError(f"the diffusion model needs {name}=FOLDER, the final/ folder of that stage")
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"no trained {name} at {folder}: train it first (musicldm train {name})")
-    vocoder = SpeechT5HifiGan.from_pretrained(config.vocoder)
+        if not (named := getattr(config, name)) and not config.init:
+            raise ValueError(f"the diffusion model needs {name}=FOLDER, the final/ folder of that stage, or init=MODEL")
+        folders[name] = Path(named) if named else initial_folder(config, name)
+        if not folders[name].is_dir():
+            raise FileNotFoundError(f"no trained {name} at {named}: train it first (musicldm train {name})")
+    vocoder = SpeechT5HifiGan.from_pretrained(folders["vocoder"]).float()
     if mel_config(vocoder) != config.mel:
         raise ValueError(f"the vocoder was trained on {mel_config(vocoder)}, the configuration says {config.mel}")
-    recorded = Path(config.vae) / CONFIG_FILE
+    recorded = folders["vae"] / CONFIG_FILE
     if recorded.exists() and (of_vae := load_config(VAEConfig, recorded).mel) != config.mel:
         raise ValueError(f"the VAE was trained on {of_vae}, the configuration says {config.mel}")
-    clap = Path(config.clap)
-    conditioner = Conditioner(
-        ClapModel.from_pretrained(clap / "text_encoder"),
-        AutoTokenizer.from_pretrained(clap / "tokenizer"),
-        ClapFeatureExtractor.from_pretrained(clap / "feature_extractor"),
-    )
-    return Parts(AutoencoderKL.from_pretrained(config.vae), vocoder, conditioner)
+    vae = AutoencoderKL.from_pretrained(folders["vae"]).float()
+    return Parts(vae, vocoder, load_conditioner(folders["clap"]))
 
 
 class CachedLatents(torch.utils.data.Dataset):
@@ -263,13 +283,15 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     with torch.no_grad():
         empty = embed_text(parts.conditioner.clap, parts.conditioner.tokenizer, [""])[0]  # (D,)
     latent_channels, latent_frames = cache.moments.shape[1] // 2, cache.moments.shape[2]
-    unet = make_unet(config, latent_channels, latent_frames, len(empty)).to(memory_format=torch.channels_last)
+    unet = initial_unet(config, latent_channels, latent_frames, len(empty)).to(memory_format=torch.channels_last)
     average, scheduler = Average(unet, config.ema_decay), make_scheduler(config)
     unet, optimizer = accelerator.prepare(unet, make_optimizer(unet, config))
     for name in average.shadow:
         average.shadow[name] = average.shadow[name].to(accelerator.device)
     state = State({"unet": unet, "optimizer": optimizer, "average": average})
     load_state(state, out)
+    if config.init and not config.vae:
+        state.numbers["scaling_factor"] = parts.vae.config.scaling_factor
     if "scaling_factor" not in state.numbers:
         first = next(batches(training, config, 0))
         state.numbers["scaling_factor"] = 1.0 / float(first.latents.std())

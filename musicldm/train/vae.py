@@ -26,6 +26,7 @@ from musicldm.train.common import (
     after_step,
     batches,
     final_folder,
+    initial_folder,
     load_state,
     make_accelerator,
     make_optimizer,
@@ -34,6 +35,20 @@ from musicldm.train.common import (
     start,
 )
 from vocoder import log_mel_spectrogram
+
+
+def initial_vae(config: VAEConfig) -> AutoencoderKL:
+    """The autoencoder to train: that of ``config.init``, or a fresh one.
+
+    Raises:
+        ValueError: the one of ``init`` has another downsampling factor than the configuration.
+    """
+    if not config.init:
+        return make_vae(config)
+    vae = AutoencoderKL.from_pretrained(initial_folder(config, "vae")).float()
+    if (factor := 2 ** (len(vae.config.block_out_channels) - 1)) != config.factor:
+        raise ValueError(f"{config.init} has factor {factor}, the configuration's channels make {config.factor}")
+    return vae
 
 
 def make_vae(config: VAEConfig) -> AutoencoderKL:
@@ -146,7 +161,7 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
     start(config, out, resume)
     accelerator = make_accelerator(config)
-    vae = _Autoencode(make_vae(config)).to(memory_format=torch.channels_last)  # three times as fast on a CPU
+    vae = _Autoencode(initial_vae(config)).to(memory_format=torch.channels_last)  # three times as fast on a CPU
     discriminator = PatchDiscriminator(config.discriminator_channels)
     vae, vae_optimizer, discriminator, discriminator_optimizer = accelerator.prepare(
         vae, make_optimizer(vae, config), discriminator, make_optimizer(discriminator, config)
@@ -163,7 +178,8 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
     segments = SegmentDataset(train_clips, config.mel.sample_rate, n_samples, config.seed)
     held_out_segments = SegmentDataset(held_out, config.mel.sample_rate, n_samples, config.seed, random_start=False)
     load_state(state, out)
-    if state.step == 0:  # start from the music's usual level instead of learning it over hundreds of steps
+    if state.step == 0 and not config.init:
+        # Start from the music's usual level instead of learning it over hundreds of steps.
         first = mel_of(next(batches(segments, config, 0)), config)
         accelerator.unwrap_model(vae).vae.decoder.conv_out.bias.data.fill_(float(first.median()))
     check = partial(validate, vae, held_out_segments, config, accelerator.device)

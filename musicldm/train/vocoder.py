@@ -25,6 +25,7 @@ from musicldm.train.common import (
     after_step,
     batches,
     final_folder,
+    initial_folder,
     load_state,
     make_accelerator,
     make_optimizer,
@@ -41,7 +42,7 @@ def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
     """The generator to train: that of ``config.init``, or a fresh one.
 
     Raises:
-        FileNotFoundError: ``init`` names no folder.
+        FileNotFoundError: ``init`` names nothing.
         ValueError: the generator there was trained on other spectrograms.
     """
     if not config.init:
@@ -53,9 +54,7 @@ def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
             tuple(config.resblock_kernel_sizes),
             (tuple(config.resblock_dilations),) * len(config.resblock_kernel_sizes),
         )
-    if not Path(config.init).is_dir():
-        raise FileNotFoundError(f"no vocoder to start from at {config.init}")
-    generator = SpeechT5HifiGan.from_pretrained(config.init)
+    generator = SpeechT5HifiGan.from_pretrained(initial_folder(config, "vocoder")).float()
     if mel_config(generator) != config.mel:
         raise ValueError(f"{config.init} was trained on {mel_config(generator)}, the configuration says {config.mel}")
     return generator
