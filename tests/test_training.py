@@ -213,6 +213,7 @@ def test_weights_that_do_not_fit_are_refused(trained, collection, tmp_path, stag
         run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=overrides)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=["init=nowhere"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_at_a_constant_rate_may_end_later_until_its_cooldown_begins(collection, tmp_path):

@@ -28,6 +28,9 @@ def run(
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+    from accelerate.utils import set_seed
+
     file = None if config is None else find_config(config, stage)
     settings = load_config(STAGES[stage], file, overrides)
+    set_seed(settings.seed)  # for the first weights; everything later is drawn by step or item
     return import_module(f"musicldm.train.{stage}").train(settings, Path(data), Path(out), resume=resume)

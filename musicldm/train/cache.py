@@ -67,6 +67,12 @@ def fingerprint(clips: list[Clip], vae: AutoencoderKL, clap: ClapModel, mel: Mel
     return digest.hexdigest()
 
 
+def latent_shape(vae: AutoencoderKL, mel: MelConfig) -> tuple[int, int, int]:
+    """Latents (C, T/f, F/f) of one clip."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, mel.clip_frames // factor, mel.n_mels // factor
+
+
 @torch.no_grad()
 def build_cache(
     clips: list[Clip],
@@ -83,12 +89,11 @@ def build_cache(
     progress = json.loads(progress_file.read_text()) if progress_file.exists() else {}
     done = progress.get("done", 0) if progress.get("key") == key else 0
     offsets = np.concatenate([[0], np.cumsum([len(clip.texts) for clip in clips])])
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    frames = mel.clip_frames // factor * factor
-    shape = (2 * vae.config.latent_channels, frames // factor, mel.n_mels // factor)
+    channels, latent_frames, latent_bands = latent_shape(vae, mel)
+    frames = mel.n_mels // latent_bands * latent_frames
     width = conditioner.clap.config.projection_dim
     shapes = {
-        "moments": ((len(clips), *shape), np.float16),
+        "moments": ((len(clips), 2 * channels, latent_frames, latent_bands), np.float16),
         "audio": ((len(clips), width), np.float32),
         "text": ((int(offsets[-1]), width), np.float32),
     }

@@ -199,10 +199,10 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     if bare := [clip.path for clip in clips if not clip.texts]:
         raise ValueError(f"{len(bare)} recordings of {data} have no caption, the first is {bare[0].name}: add text")
     train_clips, held_out = split_clips(clips)
-    start(config, out, resume)
-    accelerator = make_accelerator(config)
     towers, feature_extractor = initial_towers(config, [text for clip in train_clips for text in clip.texts])
     tokenizer = towers.tokenizer
+    start(config, out, resume)
+    accelerator = make_accelerator(config)
     towers, optimizer = accelerator.prepare(towers, make_optimizer(towers, config))
     state = State({"towers": towers, "optimizer": optimizer})
     load_state(state, out)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -178,7 +177,6 @@ def start(config: TrainConfig, out: Path, resume: bool) -> None:
                 f"{out} holds a run of another configuration ({'; '.join(grave)}): undo that or start anew"
             )
         save_config(config, recorded)
-    set_seed(config.seed)
 
 
 def checkpoints(out: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from transformers import SpeechT5HifiGan
 from musicldm.clap import embed_text
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
 from musicldm.data.clips import Item, item_rng, load_clips, split_clips
-from musicldm.train.cache import Cache, Conditioner, build_cache, load_conditioner
+from musicldm.train.cache import Cache, Conditioner, build_cache, latent_shape, load_conditioner
 from musicldm.train.common import (
     CONFIG_FILE,
     Average,
@@ -274,6 +274,9 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     clips = load_clips(data, config.mel.clip_s)
     _, held_out = split_clips(clips)
     parts = load_parts(config)
+    channels, frames, _ = latent_shape(parts.vae, config.mel)
+    unet = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
+    unet = unet.to(memory_format=torch.channels_last)
     start(config, out, resume)
     accelerator = make_accelerator(config)
     cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, out / "cache", accelerator.device)
@@ -282,8 +285,6 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     validation = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out_set], config)
     with torch.no_grad():
         empty = embed_text(parts.conditioner.clap, parts.conditioner.tokenizer, [""])[0]  # (D,)
-    latent_channels, latent_frames = cache.moments.shape[1] // 2, cache.moments.shape[2]
-    unet = initial_unet(config, latent_channels, latent_frames, len(empty)).to(memory_format=torch.channels_last)
     average, scheduler = Average(unet, config.ema_decay), make_scheduler(config)
     unet, optimizer = accelerator.prepare(unet, make_optimizer(unet, config))
     for name in average.shadow:

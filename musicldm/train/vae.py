@@ -159,10 +159,10 @@ def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device:
 def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Train an autoencoder on ``data``; returns ``OUT/final``, which `AutoencoderKL.from_pretrained` loads."""
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
-    start(config, out, resume)
-    accelerator = make_accelerator(config)
     vae = _Autoencode(initial_vae(config)).to(memory_format=torch.channels_last)  # three times as fast on a CPU
     discriminator = PatchDiscriminator(config.discriminator_channels)
+    start(config, out, resume)
+    accelerator = make_accelerator(config)
     vae, vae_optimizer, discriminator, discriminator_optimizer = accelerator.prepare(
         vae, make_optimizer(vae, config), discriminator, make_optimizer(discriminator, config)
     )
