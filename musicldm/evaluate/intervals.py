@@ -1,0 +1,108 @@
+"""How much of a number is chance: intervals by resampling, and which differences exceed them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from musicldm.evaluate.quality import FLOOR
+
+Statistic = Callable[..., float]
+
+
+class Estimate(NamedTuple):
+    """A value with its interval and standard error."""
+
+    value: float
+    low: float
+    high: float
+    error: float
+
+
+def bootstrap(
+    statistic: Statistic, *arrays: np.ndarray, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> Estimate:
+    """``statistic(*arrays)`` with its percentile bootstrap interval over rows; row i of all arrays is one clip.
+
+    For means, shares, medians. Not for distances between sets: rows drawn twice look like copies there, which biases
+    them; use `half_samples`. Efron (1979), https://doi.org/10.1214/aos/1176344552.
+    """
+    n = _rows(arrays, level, draws)
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        rows = rng.integers(n, size=n)
+        values.append(statistic(*(array[rows] for array in arrays)))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(statistic(*arrays)), float(low), float(high), float(np.std(values, ddof=1)))
+
+
+def half_samples(
+    statistic: Statistic, *arrays: np.ndarray, draws: int = 100, level: float = 0.95, seed: int = 0
+) -> Estimate:
+    """``statistic(*arrays)`` with an interval from random halves of the rows, drawn without replacement.
+
+    For distances between sets and other statistics of whole collections; the arrays are sets of their own, each is
+    halved by itself. The statistic of a half varies about its mean as the whole does about its own (the factor
+    1/m - 1/n is 1/n for m = n/2), though the mean itself may be biased; so the interval is that spread, moved to the
+    whole's value. Politis, Romano and Wolf (1999), Subsampling.
+    """
+    for array in arrays:
+        _rows((array,), level, draws)
+        if len(array) < 4:
+            raise ValueError(f"halves need four rows or more, got {len(array)}")
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        values.append(statistic(*(array[rng.permutation(len(array))[: len(array) // 2]] for array in arrays)))
+    whole, spread = statistic(*arrays), np.asarray(values) - np.mean(values)
+    low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(whole), float(whole + low), float(whole + high), float(np.std(values, ddof=1)))
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[Estimate, float]:
+    """Mean of ``b - a`` for values (N,) of the same prompts with its interval, and how likely chance alone does that.
+
+    The probability is two-sided, by random signs (a permutation test).
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"pairs need two arrays of one length, got {a.shape} and {b.shape}")
+    difference = b - a
+    rng = np.random.default_rng(seed)
+    signs = rng.choice([-1.0, 1.0], size=(draws, len(a)))
+    extreme = np.abs(signs @ difference / len(a)) >= abs(difference.mean()) - FLOOR
+    return bootstrap(np.mean, difference, draws=min(draws, 1000), seed=seed), float((extreme.sum() + 1) / (draws + 1))
+
+
+def unpaired_difference(a: Estimate, b: Estimate) -> tuple[Estimate, float]:
+    """``b - a`` of two independent estimates, taken as normal, and the two-sided probability of it by chance."""
+    from scipy.stats import norm
+
+    difference, error = b.value - a.value, float(np.hypot(a.error, b.error))
+    if error == 0:
+        return Estimate(difference, difference, difference, 0.0), 1.0 if difference == 0 else 0.0
+    half = 1.96 * error
+    return Estimate(difference, difference - half, difference + half, error), float(
+        2 * norm.sf(abs(difference) / error)
+    )
+
+
+def holm(probabilities: dict[str, float]) -> dict[str, float]:
+    """The probabilities corrected for looking at several differences at once. Holm (1979)."""
+    corrected, highest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(probabilities.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, p * (len(probabilities) - rank)))
+        corrected[name] = highest
+    return corrected
+
+
+def _rows(arrays: tuple[np.ndarray, ...], level: float, draws: int) -> int:
+    if not 0 < level < 1 or draws < 2:
+        raise ValueError(f"level must lie between 0 and 1 and draws be 2 or more, got {level} and {draws}")
+    lengths = {len(array) for array in arrays}
+    if len(lengths) != 1 or min(lengths) < 2:
+        raise ValueError(f"an interval needs two clips or more, the same for all arrays, got {sorted(lengths)}")
+    return lengths.pop()

@@ -1,0 +1,89 @@
+"""Which family of instruments plays: a support-vector machine on log-mel statistics, trained on rendered solos.
+
+    waveform -> `log_mel_statistics`, less the overall level (B, 4 F) -> SVM -> probability of each family (B, K)
+
+It is no part of any model that it judges. Cortes and Vapnik (1995); probabilities after Platt (1999).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musicldm.evaluate.embeddings import log_mel_statistics
+from vocoder import MelConfig
+
+
+class FamilyProbe:
+    """Tells families of instruments apart.
+
+    Args:
+        features: of the training clips, (N, 4 F), from `probe_features`.
+        families: their names (N,).
+
+    Attributes:
+        classes: the names, in the order of the columns of `probabilities`.
+    """
+
+    def __init__(self, features: np.ndarray, families: np.ndarray):
+        from sklearn.calibration import CalibratedClassifierCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import SVC
+
+        if len(features) != len(families) or len(set(families)) < 2:
+            raise ValueError(f"a probe needs clips of two families or more, got {sorted(set(families))}")
+        fewest = min(np.unique(families, return_counts=True)[1])
+        if fewest < 2:
+            raise ValueError("a probe needs two clips or more of each family")
+        machine = make_pipeline(StandardScaler(), SVC(C=10.0, gamma="scale"))
+        self.classifier = CalibratedClassifierCV(machine, ensemble=False, cv=min(5, int(fewest)))
+        self.classifier.fit(features, families)
+        self.classes = tuple(str(name) for name in self.classifier.classes_)
+
+    @classmethod
+    def train(cls, folder: str | Path, mel: MelConfig = MelConfig()) -> FamilyProbe:
+        """A probe from an audio folder whose ``metadata.jsonl`` names each clip's family as ``orchestration``.
+
+        Raises:
+            FileNotFoundError: without metadata or recordings.
+            ValueError: if rows name no family.
+        """
+        return cls(*folder_features(folder, mel))
+
+    def probabilities(self, waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarray:
+        """Probability of each family ``(B, K)`` for ``waveforms (B, L)`` at the rate of ``mel``."""
+        return self.classifier.predict_proba(probe_features(waveforms, mel))
+
+    def families(self, waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarray:
+        """The likeliest family (B,) of ``waveforms (B, L)``."""
+        return np.array(self.classes)[self.probabilities(waveforms, mel).argmax(axis=1)]
+
+
+def probe_features(waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarray:
+    """Log-mel statistics ``(B, 4 F)`` of ``waveforms (B, L)``, less each clip's mean level: loudness is no timbre."""
+    features = log_mel_statistics(waveforms, mel)
+    features[:, : mel.n_mels] -= features[:, : mel.n_mels].mean(dim=1, keepdim=True)
+    return features.numpy()
+
+
+def folder_features(folder: str | Path, mel: MelConfig = MelConfig()) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, 4 F) and families (N,) of an audio folder; see `FamilyProbe.train`."""
+    from musicldm.audio import read_audio
+
+    metadata = Path(folder) / "metadata.jsonl"
+    if not metadata.is_file():
+        raise FileNotFoundError(f"{metadata} is missing; the probe learns from a folder that `musicldm render` wrote")
+    rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row.get("orchestration") and row["orchestration"] != "original"]
+    if not rows:
+        raise ValueError(f"no row of {metadata} has an orchestration other than 'original' to learn a family from")
+    features = []
+    for row in rows:
+        waveform, _ = read_audio(metadata.parent / row["file_name"], mel.sample_rate)
+        features.append(probe_features(torch.from_numpy(waveform[: mel.clip_samples])[None], mel)[0])
+    return np.stack(features), np.array([row["orchestration"] for row in rows])
