@@ -21,8 +21,9 @@ from tqdm import tqdm
 from benchmarks.machine import describe_machine
 from musicldm import MusicLDMPipeline
 from musicldm.clap import embed_audio, embed_text
+from musicldm.cli.generate import DEFAULTS
 from musicldm.data.clips import load_clips, read_clip
-from musicldm.evaluate import frechet_distance, kernel_distance, log_mel_statistics
+from musicldm.evaluate import frechet_distance, kernel_distance, log_mel_statistics, nearest_similarity
 from musicldm.reconstruct import reconstruct
 from musicldm.schedulers import make_scheduler
 from vocoder import mel_config
@@ -38,22 +39,38 @@ def play(pipeline: MusicLDMPipeline, prompts: list[str], seconds: float, steps: 
     return torch.cat(waveforms)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--scheduler", default="dpm++")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it samples; the defaults are those of ``musicldm generate``."""
+    parser.add_argument("--model", default=DEFAULTS["model"])
+    parser.add_argument("--steps", type=int, default=DEFAULTS["steps"])
+    parser.add_argument("--guidance", type=float, default=DEFAULTS["guidance"])
+    parser.add_argument("--scheduler", default=DEFAULTS["scheduler"])
 
+
+def load_pipeline(arguments: argparse.Namespace) -> MusicLDMPipeline:
+    """The model that `add_sampler_arguments` asked for, with its sampler."""
     pipeline = MusicLDMPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = make_scheduler(arguments.scheduler, pipeline.scheduler)
+    pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.vae.to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_sampler_arguments(parser)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--train", type=Path, help="what the model was trained on, to look for copies")
+    parser.add_argument("--clips", type=int, default=1000, help="spread evenly over the collection")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+
+    pipeline = load_pipeline(arguments)
     mel = mel_config(pipeline.vocoder)
-    clips = [clip for clip in load_clips(arguments.data, mel.clip_s) if clip.texts][: arguments.clips]
+    clips = [clip for clip in load_clips(arguments.data, mel.clip_s) if clip.texts]
+    if len(clips) > arguments.clips:
+        clips = [clips[i * len(clips) // arguments.clips] for i in range(arguments.clips)]
     prompts = [clip.texts[0] for clip in clips]
     real = torch.from_numpy(np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips]))
 
@@ -78,9 +95,10 @@ def main() -> None:
 
     reference = embeddings(real)
     sets = {"round_trip": round_trip, "model": played, "untrained": untrained}
-    results = {}
+    results, played_clap = {}, None
     for name, waveforms in sets.items():
         embedded = embeddings(waveforms)
+        played_clap = embedded["clap"] if name == "model" else played_clap
         results[name] = {
             f"{measure}_{space}": function(embedded[space], reference[space])
             for space in reference
@@ -101,6 +119,24 @@ def main() -> None:
             "chance_at_10": 10 / len(place),
         },
     }
+    if arguments.train:
+        train = load_clips(arguments.train, mel.clip_s)
+        embedded = [
+            embeddings(torch.from_numpy(np.stack([read_clip(c, mel.sample_rate, mel.clip_samples) for c in some])))
+            for some in tqdm([train[i : i + 16] for i in range(0, len(train), 16)], desc="training clips")
+        ]
+        train_clap = np.concatenate([some["clap"] for some in embedded])
+        nearest = {
+            name: nearest_similarity(some, train_clap)
+            for name, some in (("model", played_clap), ("held_out", reference["clap"]))
+        }
+        report["nearest_training_clip"] = {
+            name: {
+                "median_similarity": float(np.median(some)),
+                "share_above": {str(limit): float((some > limit).mean()) for limit in (0.90, 0.95)},
+            }
+            for name, some in nearest.items()
+        }
     print(json.dumps(report, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")

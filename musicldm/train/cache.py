@@ -101,7 +101,7 @@ def build_cache(
         name: open_memmap(folder / f"{name}.npy", "r+" if done else "w+", dtype=dtype, shape=None if done else size)
         for name, (size, dtype) in shapes.items()
     }
-    vae, clap = vae.to(device).eval(), conditioner.clap.to(device).eval()
+    vae, clap = vae.to(device, memory_format=torch.channels_last).eval(), conditioner.clap.to(device).eval()
     bar = tqdm(total=len(clips), initial=done, unit="clip", desc="cache", file=sys.stderr, mininterval=1.0)
     for first in range(done, len(clips), BATCH):
         last = min(first + BATCH, len(clips))

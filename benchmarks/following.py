@@ -1,0 +1,100 @@
+"""Does the bundled model play what it is asked? Instrument family, drums and tempo, measured without its own parts.
+
+    python -m benchmarks.following --probe FOLDER --out benchmarks/results/following.json
+
+FOLDER holds solo renderings of pieces that no training clip comes from (``benchmarks.mini_data`` makes it as
+``probe``): they teach a support-vector machine to tell families apart, on half of the pieces, tested on the others.
+Prompts are the hand-written phrases of ``benchmarks.phrases``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from augment import track_beats
+from benchmarks.machine import describe_machine
+from benchmarks.mini import add_sampler_arguments, load_pipeline, play
+from benchmarks.phrases import FAMILIES, PIECES
+from musicldm.evaluate import area_under_curve, tempo_adherence
+from musicldm.evaluate.measurements import onset_rate, percussive_share
+from musicldm.evaluate.probe import FamilyProbe, folder_features
+from vocoder import MelConfig, mel_config
+
+TEMPI = (65, 160)  # BPM
+STATED = (70, 85, 100, 115, 130, 145, 160)  # BPM
+
+
+def make_probe(folder: Path, mel: MelConfig) -> tuple[FamilyProbe, float]:
+    """The probe, trained on all of ``folder``, and how often one trained on half of the pieces is right on the rest."""
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["orchestration"] != "original"]
+    features, families = folder_features(folder, mel)
+    even = np.array([int(row["piece_id"].strip("p")) % 2 == 0 for row in rows])
+    half = FamilyProbe(features[even], families[even])
+    named = np.array(half.classes)[half.classifier.predict_proba(features[~even]).argmax(axis=1)]
+    return FamilyProbe(features, families), float((named == families[~even]).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_sampler_arguments(parser)
+    parser.add_argument("--probe", type=Path, required=True)
+    parser.add_argument("--phrases", type=int, default=25, help="of each family, and pairs for drums and tempo")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    pipeline = load_pipeline(arguments)
+    mel = mel_config(pipeline.vocoder)
+    rate, n = mel.sample_rate, arguments.phrases
+
+    def music(prompts: list[str]) -> torch.Tensor:
+        return play(pipeline, prompts, mel.clip_s, arguments.steps, arguments.guidance)
+
+    probe, probe_accuracy = make_probe(arguments.probe, mel)
+    asked = [family for family in FAMILIES for _ in FAMILIES[family][:n]]
+    heard = probe.families(music([phrase for phrases in FAMILIES.values() for phrase in phrases[:n]]), mel)
+    right = np.array(asked) == heard
+    confusion = {
+        family: {other: int((heard[np.array(asked) == family] == other).sum()) for other in probe.classes}
+        for family in FAMILIES
+    }
+
+    pieces = [PIECES[i % len(PIECES)] for i in range(n)]
+    with_drums = music([f"{piece} and drums" for piece in pieces])
+    without = music([f"{piece}, without drums" for piece in pieces])
+    percussion = [percussive_share(waveform, rate) for waveform in torch.cat([with_drums, without]).numpy()]
+    slow, fast = (music([f"{piece} and drums at {bpm} BPM" for piece in pieces]) for bpm in TEMPI)
+    onsets = [onset_rate(waveform, rate) for waveform in torch.cat([slow, fast]).numpy()]
+    second_half = np.arange(2 * n) >= n
+
+    stated = np.array([STATED[i % len(STATED)] for i in range(n)], float)
+    timed = music([f"{piece} and drums, {bpm:.0f} BPM" for piece, bpm in zip(pieces, stated, strict=True)]).numpy()
+    tracked = np.array([track_beats(waveform, rate).tempo_bpm or 0.0 for waveform in timed])
+    shuffled = [tempo_adherence(np.roll(stated, shift), tracked) for shift in range(1, len(STATED))]
+
+    report = {
+        "machine": describe_machine(),
+        "settings": {key: str(value) for key, value in vars(arguments).items()},
+        "probe_accuracy_on_other_pieces": probe_accuracy,
+        "family": {
+            "share_named_as_asked": float(right.mean()),
+            "of_each": {family: float(right[np.array(asked) == family].mean()) for family in FAMILIES},
+            "chance": 1 / len(probe.classes),
+            "confusion": confusion,
+        },
+        "drums_auc": area_under_curve(~second_half, np.array(percussion)),
+        "tempo_auc": area_under_curve(second_half, np.array(onsets)),
+        "stated_tempo": tempo_adherence(stated, tracked)._asdict(),
+        "stated_tempo_chance_within_5_percent": float(np.mean([one.within_5_percent for one in shuffled])),
+    }
+    print(json.dumps(report, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
