@@ -108,7 +108,8 @@ def read_file(path: str | Path) -> Any:
         TypeError,
         ValueError,
     ) as error:  # what damaged bytes make of the unpickler and of the readers of zip files and safetensors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        says_why = isinstance(error, SafetensorError | zipfile.BadZipFile | EOFError | RuntimeError) and str(error)
+        reason = str(error).splitlines()[0] if says_why else "its pickle cannot be read"
         raise ValueError(f"{path} is truncated or no checkpoint: {reason}") from error
 
 
