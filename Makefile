@@ -49,9 +49,10 @@ $(VENV)/.installed-beats: $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[beats]" "madmom>=0.16.1"
 	@touch $@
 
-# tinysoundfont declares PyAudio, which needs PortAudio's headers and only matters for live sound.
+# tinysoundfont declares PyAudio, which needs PortAudio's headers and only matters for live sound; laion-clap declares
+# numpy<2, and works without.
 $(VENV)/.installed-all: $(VENV)/.installed-beats
 	@echo "Installing what training, rendering and the tests need"
 	$(BIN)/pip install --quiet --editable ".[all,test]"
-	$(BIN)/pip install --quiet --no-deps "tinysoundfont>=0.3"
+	$(BIN)/pip install --quiet --no-deps "tinysoundfont>=0.3" "laion-clap>=1.1.7"
 	@touch $@

@@ -11,7 +11,8 @@ from musicldm.checkpoints import load_original, original_feature_extractor, size
 from musicldm.clap import embed_audio
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("laion_clap") is None, reason="laion_clap is not installed (pip install 'musicldm[laion]')"
+    importlib.util.find_spec("laion_clap") is None,
+    reason="laion_clap is not installed (pip install 'musicldm[laion]', then pip install --no-deps laion-clap)",
 )
 
 
