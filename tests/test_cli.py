@@ -89,6 +89,8 @@ def test_command_and_module_are_the_same():
         (["generate", "a", "--cand", "3"], "--cand"),  # no abbreviations: a new option would change what they mean
         (["generate", "a", "--steps", "0"], "'0'"),
         (["generate", "a", "--steps", "2.5"], "'2.5'"),
+        (["generate", "a", "--guidance", "-2"], "'-2'"),
+        (["generate", "a", "--guidance", "nan"], "'nan'"),
         (["generate", "a", "--seconds", "-3"], "'-3'"),
         (["generate", "a", "--seconds", "inf"], "'inf'"),
         (["generate", "a", "--seconds", "long"], "'long'"),

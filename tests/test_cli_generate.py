@@ -178,7 +178,6 @@ BAD_INPUT = [
     (["a", "--seconds", "1e9"], "GiB of memory"),
     (["a", "--candidates", "1000", "--seconds", "10000"], "GiB of memory"),
     (["a", "--steps", "1001"], "1001"),
-    (["a", "--guidance", "nan"], "nan"),
     (["a", "--device", "abacus"], "'abacus'"),
     (["a", "--model", "maxi"], "'maxi'"),
     (["a", "--model", "./maxi"], "'./maxi'"),
