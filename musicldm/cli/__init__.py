@@ -1,7 +1,8 @@
 """The ``musicldm`` command: each command parses, calls the library, and writes.
 
-Results go to files and to stdout, progress and warnings to stderr. The exit code is 0, 2 for bad input, 130 after
-Ctrl-C, and 1 where good input could not be worked on. A fault of the program itself shows its traceback.
+Results go to files and to stdout, progress and warnings to stderr. The exit code is 0, 2 for bad input, 3 where the
+guard against copies let nothing through, 130 after Ctrl-C, and 1 where good input could not be worked on. A fault of
+the program itself shows its traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from musicldm._version import __version__
+from musicldm.novelty import CopyError
 
 # A module of this package for each: add_arguments(parser) and run(args). They are imported when asked for, and
 # import torch only inside run, so that help comes at once.
@@ -24,6 +26,7 @@ COMMANDS = {
     "convert": "turn a checkpoint of MusicLDM's authors into a model folder",
     "render": "turn scores (MIDI) into audio with captions, to train on",
     "train": "train one part: vae, vocoder, clap or diffusion",
+    "novelty": "index a training set, and check music against it",
     "info": "show the recipe of a generated file, or what is installed",
 }
 QUIET = {  # what other packages would print; a user who sets one of these keeps it
@@ -104,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ImportError) as error:
-        return fail(error, 2)
+        return fail(error, 3 if isinstance(error, CopyError) else 2)
     except (MemoryError, FloatingPointError) as error:
         return fail(error, 1)
     except RuntimeError as error:

@@ -1,0 +1,92 @@
+"""``musicldm novelty``: an index of a training set, and recordings checked against it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from musicldm.audio import read_audio
+from musicldm.cli.common import choose_device, free_name, load_quietly, output_folder, positive, report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Both actions take --json; see `musicldm novelty index --help` and `musicldm novelty check --help`."
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    index = actions.add_parser("index", help="embed a collection into an index")
+    index.add_argument("data", type=Path, metavar="FOLDER", help="recordings, with metadata.jsonl if there is one")
+    index.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder to write the index to")
+    index.add_argument("--batch", type=positive(int), default=16, help="clips embedded at a time")
+    index.add_argument("--base-clips", type=positive(int), default=200, help="clips that the base rate is taken from")
+    check = actions.add_parser("check", help="compare recordings with an index")
+    check.add_argument("recordings", nargs="+", type=Path, metavar="AUDIO", help="WAV, FLAC, Ogg, MP3, ...")
+    check.add_argument("--index", type=Path, required=True, help="that `musicldm novelty index` wrote")
+    check.add_argument("--nearest", type=positive(int, most=100), default=5, help="how many neighbours to name")
+    check.add_argument("--figures", type=Path, metavar="DIR", help="folder for a picture of each match")
+    for each in (index, check):
+        each.add_argument("--model", default="mini", help="whose CLAP to use: a bundled model, a folder or a hub name")
+        each.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+        each.add_argument("--json", action="store_true", help="JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Build an index, or print a verdict for each recording."""
+    load_quietly()
+    device = choose_device(args.device)
+    if args.action == "index":
+        build(args, device)
+    else:
+        check_recordings(args, device)
+
+
+def load_embedder(model: str, device):
+    """The CLAP of a bundled model, a folder or a hub name."""
+    from musicldm.evaluate.embedders import ClapEmbedder
+    from musicldm.loading import find_folder
+    from musicldm.pipeline import MusicLDMPipeline
+
+    embedder = ClapEmbedder.from_model(find_folder(model, MusicLDMPipeline.download))
+    embedder.clap.to(device)
+    return embedder
+
+
+def build(args: argparse.Namespace, device) -> None:
+    """The index of a folder, and one line about it."""
+    from musicldm.novelty.build import build_index
+
+    index = build_index(args.data, args.out, load_embedder(args.model, device), args.batch, args.base_clips)
+    about = {key: value for key, value in index.about.items() if key not in ("files", "base_rate")}
+    base_rate = {key: value for key, value in index.about["base_rate"].items() if key != "similarities"}
+    text = (
+        f"{args.out}: {len(index)} clips of {len(index.recordings)} recordings; one clip in a hundred comes nearer "
+        f"than {index.similarity_threshold:.3f} to other pieces"
+    )
+    report(args.json, {"index": str(args.out), **about, "base_rate": base_rate}, text)
+
+
+def check_recordings(args: argparse.Namespace, device) -> None:
+    """A line for each recording."""
+    from musicldm.novelty.check import check, record, save_match_figure
+    from musicldm.novelty.index import NoveltyIndex
+
+    index = NoveltyIndex(args.index)
+    embedder = load_embedder(args.model, device)
+    for path in args.recordings:
+        waveform, rate = read_audio(path, embedder.feature_extractor.sampling_rate)
+        try:
+            found = check(waveform, rate, index, embedder, args.nearest)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        figure = None
+        if args.figures:
+            with output_folder(args.figures) as folder:
+                figure = folder / f"{free_name(folder, f'{path.stem}_match', ('.png',)).name}.png"
+                save_match_figure(figure, waveform, rate, found, index)
+        told = record(path, found, index) | {"figure": None if figure is None else str(figure)}
+        first, passage = told["nearest"][0], told["passage"]
+        text = (
+            f"{path}: {found.verdict}; nearest {first['recording']} at {first['start_s']:.1f} s, similarity "
+            f"{found.similarity:.3f} (1 % of other music: {index.similarity_threshold:.3f}); best passage "
+            f"{passage['query_start_s']:.1f} s as {passage['recording']} at {passage['start_s']:.1f} s, score "
+            f"{passage['score']:.2f} (1 %: {index.score_threshold:.2f})"
+        )
+        report(args.json, told, text)

@@ -1,0 +1,124 @@
+"""The check of a recording against an index: nearest clips, the passage that agrees best, and a verdict.
+
+waveform (L,) -> clips -> embeddings -> nearest 100 -> alignment -> copy | close | new
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from musicldm.evaluate.embedders import ClapEmbedder
+from musicldm.evaluate.measurements import SILENCE
+from musicldm.novelty.alignment import FRAMES_PER_S, WINDOWS_S, Match, pitch_frames
+from musicldm.novelty.index import SECOND_CHECK, Neighbour, NoveltyIndex
+
+
+class Verdict(NamedTuple):
+    """What a check found."""
+
+    verdict: str  # copy: a passage agrees as in 1 % of other music at most; close: the sound as a whole does; new
+    similarity: float  # to the nearest clip, cosine
+    nearest: list[tuple[Neighbour, float]]  # with the second of the query where each was found
+    match: Match  # its candidate is a clip's number
+
+
+def check(waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder: ClapEmbedder, count: int = 5):
+    """`Verdict` on ``waveform (L,)``; long recordings are checked clip by clip, half a clip apart.
+
+    Raises:
+        ValueError: if it is silent, shorter than 2 s, or the index belongs to another CLAP.
+    """
+    index.check_embedder(embedder.name)
+    waveform = np.asarray(waveform, np.float32)
+    if np.abs(waveform).max(initial=0) < SILENCE:
+        raise ValueError("the recording is silent; there is nothing to compare")
+    if len(waveform) < WINDOWS_S[0] * sample_rate:
+        raise ValueError(
+            f"{len(waveform) / sample_rate:.2f} s are too short to compare; give {WINDOWS_S[0]:g} s or more"
+        )
+    length = round(embedder.clip_s * sample_rate)
+    last = max(0, len(waveform) - length)
+    starts = sorted({*range(0, last + 1, max(1, length // 2)), last})
+    best: dict[int, tuple[Neighbour, float]] = {}
+    match = None
+    for start in starts:
+        clip = waveform[start : start + length]
+        if np.abs(clip).max() < SILENCE:
+            continue
+        similarities, clips = index.search(embedder(torch.from_numpy(clip)[None], sample_rate), SECOND_CHECK)
+        for similarity, number in zip(similarities[0], clips[0], strict=True):
+            if number >= 0 and (number not in best or best[number][0].similarity < similarity):
+                best[int(number)] = index.neighbour(int(number), float(similarity)), start / sample_rate
+        found = index.align(pitch_frames(clip, sample_rate), clips[0])
+        if match is None or found.score > match.score:
+            match = found._replace(query_start_s=found.query_start_s + start / sample_rate)
+    nearest = sorted(best.values(), key=lambda item: -item[0].similarity)[:count]
+    similarity = nearest[0][0].similarity
+    verdict = "new"
+    if match.score > index.score_threshold:
+        verdict = "copy"
+    elif similarity > index.similarity_threshold or match.score > index.about["base_rate"]["score_95"]:
+        verdict = "close"
+    return Verdict(verdict, similarity, nearest, match)
+
+
+def record(path: str | Path, found: Verdict, index: NoveltyIndex) -> dict:
+    """A verdict as JSON."""
+    match, about = found.match, index.neighbour(found.match.candidate, 0.0)
+    return {
+        "file": str(path),
+        "verdict": found.verdict,
+        "similarity": found.similarity,
+        "nearest": [
+            {
+                "recording": neighbour.recording["file"],
+                "start_s": neighbour.start_s,
+                "query_start_s": start_s,
+                "similarity": neighbour.similarity,
+                **{key: value for key, value in neighbour.recording.items() if key != "file"},
+            }
+            for neighbour, start_s in found.nearest
+        ],
+        "passage": {"recording": about.recording["file"], **match._asdict(), "title": about.recording.get("title")}
+        | {"threshold": index.score_threshold},
+        "base_rate": {"similarity_99": index.similarity_threshold, "score_99": index.score_threshold},
+    }
+
+
+def save_match_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, found: Verdict, index: NoveltyIndex):
+    """A PNG of both spectrograms in semitone bands, the passage that agrees best framed in both."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    from musicldm.audio import write_whole
+
+    match = found.match
+    source = index.neighbour(match.candidate, 0.0)
+    figure = Figure(figsize=(10, 6.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    name = source.recording.get("title") or source.recording["file"]
+    panels = (
+        ("checked", pitch_frames(waveform, sample_rate), 0.0, match.query_start_s, match.duration_s / match.tempo),
+        (f"training set: {name}", index.clip_frames(match.candidate), source.start_s, match.start_s, match.duration_s),
+    )
+    for axes, (title, frames, start_s, from_s, for_s) in zip(figure.subplots(2, 1), panels, strict=True):
+        end_s = start_s + len(frames) / FRAMES_PER_S
+        axes.imshow(frames.T, origin="lower", aspect="auto", cmap="magma", extent=(start_s, end_s, 36, 96))
+        axes.add_patch(Rectangle((from_s, 36.5), for_s, 59, fill=False, edgecolor="#35d07f", linewidth=2.5))
+        axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=11)
+        axes.set_ylabel("MIDI pitch")
+        axes.set_xlabel("time (s)")
+    moved = f"{match.semitones:+d} semitones, tempo x {match.tempo:g}"
+    figure.suptitle(
+        f"{found.verdict}: passage score {match.score:.2f} (threshold {index.score_threshold:.2f}), {moved}"
+    )
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())

@@ -1,0 +1,186 @@
+"""The index of a training set: what is in it, where, and how near other music comes by itself.
+
+    folder of recordings -> clips -> CLAP embeddings -> FAISS index    INDEX/clips.faiss
+                                  -> semitone bands (uint8)            INDEX/frames.npy
+
+Johnson, Douze and Jegou (2019), Billion-scale similarity search with GPUs. https://arxiv.org/abs/1702.08734
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from musicldm.audio import write_whole
+from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, Match, best_match
+
+VERSION = 1
+FILES = ("clips.faiss", "clips.npz", "frames.npy", "recordings.jsonl")
+EXACT_UP_TO = 20_000  # clips; more are searched in cells
+CELLS_VISITED = 0.1  # share of the cells that a search looks into
+SECOND_CHECK = 100  # clips whose frames are compared
+REBUILD = "build it again with `musicldm novelty index`"
+
+
+class Neighbour(NamedTuple):
+    """A clip of the training set near to a query."""
+
+    clip: int
+    similarity: float  # cosine of the embeddings
+    recording: dict  # file, title, licence, ...
+    start_s: float
+
+
+def make_faiss(embeddings: np.ndarray):
+    """A FAISS index of unit-norm ``embeddings (N, D)``: exact for small collections, else cells of 16-bit vectors."""
+    import faiss
+
+    count, width = embeddings.shape
+    if count <= EXACT_UP_TO:
+        index = faiss.IndexFlatIP(width)
+    else:
+        cells = round(2 * np.sqrt(count))
+        index = faiss.index_factory(width, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter, index.cp.seed = 8, 0
+        drawn = np.random.default_rng(0).permutation(count)[: 40 * cells]
+        index.train(np.ascontiguousarray(embeddings[np.sort(drawn)], np.float32))
+        index.nprobe = max(1, round(CELLS_VISITED * cells))
+    for first in range(0, count, 65_536):
+        index.add(np.ascontiguousarray(embeddings[first : first + 65_536], np.float32))
+    return index
+
+
+class NoveltyIndex:
+    """A training set to compare music with. Make one with `musicldm.novelty.build.build_index`.
+
+    Args:
+        folder: that `build_index` wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is half-written, damaged or of another version.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        about = self.folder / "index.json"
+        if not about.is_file():
+            half = " (it was never finished: run the same command again)" if partial(self.folder).is_dir() else ""
+            raise FileNotFoundError(f"there is no novelty index at {self.folder}{half}; {REBUILD}")
+        try:
+            self.about = json.loads(about.read_text())
+            files, version = self.about["files"], self.about["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{about} is damaged ({error}); {REBUILD}") from error
+        if version != VERSION:
+            raise ValueError(f"{self.folder} is an index of version {version}, this is version {VERSION}; {REBUILD}")
+        for name in FILES:
+            path = self.folder / name
+            if not path.is_file() or _digest(path) != files.get(name):
+                raise ValueError(f"{path} is missing or damaged (its checksum differs); {REBUILD}")
+        import faiss
+
+        self.faiss = faiss.read_index(str(self.folder / "clips.faiss"))
+        table = np.load(self.folder / "clips.npz")
+        self.recording_of, self.start_s = table["recording"], table["start_s"]
+        self.first_frame, self.n_frames, self.piece_of = table["first_frame"], table["n_frames"], table["piece"]
+        self.frames = np.load(self.folder / "frames.npy", mmap_mode="r")  # (all frames, P)
+        lines = (self.folder / "recordings.jsonl").read_text(encoding="utf-8").splitlines()
+        self.recordings = [json.loads(line) for line in lines]
+
+    def __len__(self) -> int:
+        return len(self.start_s)
+
+    @property
+    def embedder(self) -> str:
+        """Name of the embedding, which queries must be made with."""
+        return self.about["embedder"]
+
+    @property
+    def similarity_threshold(self) -> float:
+        """Similarity to the nearest clip that one clip in a hundred of music that is no copy exceeds."""
+        return self.about["base_rate"]["similarity_99"]
+
+    @property
+    def score_threshold(self) -> float:
+        """The same for the alignment's score."""
+        return self.about["base_rate"]["score_99"]
+
+    def check_embedder(self, name: str) -> None:
+        """ValueError unless embeddings called ``name`` can be compared with the index."""
+        if name != self.embedder:
+            raise ValueError(
+                f"{self.folder} was made with the embedding {self.embedder}, the model has {name}; "
+                "give the model that the index was made with, or build an index for this one"
+            )
+
+    def search(self, embeddings: np.ndarray, count: int = SECOND_CHECK) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine similarities and clip numbers (N, count), nearest first, of unit-norm ``embeddings (N, D)``.
+
+        Raises:
+            ValueError: if D is not the index's, or a row is not finite.
+        """
+        embeddings = np.ascontiguousarray(embeddings, np.float32)
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.faiss.d:
+            raise ValueError(f"the index holds vectors of {self.faiss.d} dimensions, got {embeddings.shape}")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("the query's embedding holds NaN or infinity")
+        similarities, clips = self.faiss.search(embeddings, min(count, len(self)))
+        return similarities.clip(-1, 1), clips
+
+    def nearest(self, embeddings: np.ndarray, count: int = 1) -> list[list[Neighbour]]:
+        """The nearest clips of each row."""
+        found = zip(*self.search(embeddings, count), strict=True)
+        return [[self.neighbour(int(c), float(s)) for s, c in zip(*row, strict=True) if c >= 0] for row in found]
+
+    def neighbour(self, clip: int, similarity: float) -> Neighbour:
+        recording = self.recordings[int(self.recording_of[clip])]
+        return Neighbour(clip, similarity, recording, float(self.start_s[clip]))
+
+    def clip_frames(self, clip: int) -> np.ndarray:
+        """Semitone bands (T, P) of one clip."""
+        first = int(self.first_frame[clip])
+        return np.asarray(self.frames[first : first + int(self.n_frames[clip])])
+
+    def align(self, query: np.ndarray, clips: np.ndarray) -> Match:
+        """The second check: ``query (T, P)`` against the frames of ``clips``; ``candidate`` is the clip's number."""
+        clips = [int(clip) for clip in clips if clip >= 0]
+        found = best_match(query, [self.clip_frames(clip) for clip in clips])
+        clip = clips[found.candidate]
+        return found._replace(candidate=clip, start_s=found.start_s + float(self.start_s[clip]))
+
+
+def partial(folder: Path) -> Path:
+    """Where an index grows until it is whole."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def write_index(folder: Path, embeddings: np.ndarray, frames: list[np.ndarray], table: dict, about: dict) -> None:
+    """Write all files of an index; ``index.json``, without which it is none, comes last."""
+    import faiss
+
+    faiss.write_index(make_faiss(embeddings), str(folder / "clips.faiss"))
+    lengths = np.array([len(each) for each in frames], np.int32)
+    first = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    np.save(folder / "frames.npy", np.concatenate(frames).reshape(-1, BANDS))
+    recordings = table.pop("recordings")
+    np.savez(folder / "clips.npz", first_frame=first, n_frames=lengths, **table)
+    text = "".join(json.dumps(recording) + "\n" for recording in recordings)
+    (folder / "recordings.jsonl").write_text(text, encoding="utf-8")
+    finish(folder, about)
+
+
+def finish(folder: Path, about: dict) -> None:
+    """Write ``index.json`` with checksums of the rest."""
+    files = {name: _digest(folder / name) for name in FILES}
+    record = {"version": VERSION, "frames_per_s": FRAMES_PER_S, **about, "files": files}
+    write_whole(folder / "index.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,206 @@
+"""The training-set index and the check against it, on a small collection with planted copies."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_evaluate_measures import RATE, tones
+
+from musicldm.audio import write_audio
+from musicldm.clap import clap_feature_extractor
+from musicldm.cli import main
+from musicldm.evaluate.embedders import ClapEmbedder
+from musicldm.novelty.alignment import best_match, pitch_frames
+from musicldm.novelty.build import build_index
+from musicldm.novelty.check import check, record
+from musicldm.novelty.index import NoveltyIndex, make_faiss
+
+PIECES = 24
+CLIP_S = 5
+
+
+def melody(seed, seconds=CLIP_S, semitones=0):
+    pitches = np.random.default_rng(seed).integers(48, 80, size=2 * seconds)
+    return tones(pitches + semitones, float(seconds))
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_parts):
+    front_end = clap_feature_extractor(RATE, CLIP_S, hop_length=640, n_mels=16, f_max=8000.0)
+    return ClapEmbedder(tiny_parts["text_encoder"], front_end)
+
+
+@pytest.fixture(scope="module")
+def model(embedder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clap")
+    embedder.clap.save_pretrained(folder / "text_encoder")
+    embedder.feature_extractor.save_pretrained(folder / "feature_extractor")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for seed in range(PIECES):
+        write_audio(folder / f"{seed}.wav", melody(seed), RATE)
+        rows.append({"file_name": f"{seed}.wav", "title": f"Melody {seed}", "licence": "CC0", "piece_id": f"p{seed}"})
+    write_audio(folder / "silent.wav", np.zeros(CLIP_S * RATE), RATE)
+    rows.append({"file_name": "silent.wav"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(data, embedder, tmp_path_factory):
+    return build_index(data, tmp_path_factory.mktemp("index") / "index", embedder, progress=False)
+
+
+def test_index_holds_titles_times_and_licences(index, data):
+    assert len(index) == PIECES  # not the silent one
+    assert index.recordings[3] == {"file": "3.wav", "title": "Melody 3", "licence": "CC0", "offset_s": 0.0}
+    assert index.about["base_rate"]["clips"] == PIECES
+    assert not index.folder.with_name("index.partial").exists()
+
+
+def test_a_clip_of_the_index_is_its_own_nearest(index, embedder):
+    found = check(melody(7), RATE, index, embedder)
+    assert found.verdict == "copy"
+    assert found.similarity == pytest.approx(1.0, abs=1e-3)
+    neighbour, start_s = found.nearest[0]
+    assert (neighbour.recording["title"], neighbour.start_s, start_s) == ("Melody 7", 0.0, 0.0)
+
+
+def test_a_phrase_inside_new_music_is_found_with_its_place(index, embedder):
+    phrase = melody(5)[1 * RATE : 4 * RATE]
+    new = np.concatenate([melody(100)[: 2 * RATE], phrase])
+    found = check(new, RATE, index, embedder)
+    assert found.verdict == "copy"
+    told = record("new.wav", found, index)["passage"]
+    assert told["recording"] == "5.wav"
+    assert told["start_s"] - 1 == pytest.approx(told["query_start_s"] - 2, abs=0.3)
+
+
+@pytest.mark.parametrize("seed", range(200, 204))
+def test_other_music_is_no_copy(index, embedder, seed):
+    assert check(melody(seed), RATE, index, embedder).verdict != "copy"
+
+
+@pytest.mark.parametrize("semitones", [-2, 0, 2])
+def test_transposed_slowed_and_noisy_copies_are_aligned(semitones):
+    rng = np.random.default_rng(0)
+    originals = [pitch_frames(melody(seed), RATE) for seed in range(10)]
+    moved = melody(4, semitones=semitones)
+    slower = np.interp(np.arange(0, len(moved) - 1, 1 / 1.03), np.arange(len(moved)), moved)
+    # played slower by 3 % means 3 % lower as well: half a semitone, between two bands
+    noisy = moved + rng.normal(size=len(moved)) * moved.std() * 10 ** (-10 / 20)
+    for copy in (moved, 0.1 * moved, noisy, slower):
+        found = best_match(pitch_frames(copy.astype(np.float32), RATE), originals)
+        assert found.candidate == 4
+        assert found.score > 0.5
+    found = best_match(pitch_frames(moved, RATE), originals)
+    assert (found.semitones, found.tempo) == (semitones, 1.0)
+    others = [pitch_frames(melody(seed), RATE) for seed in range(20, 30)]
+    assert best_match(pitch_frames(moved, RATE), others).score < found.score / 1.5
+
+
+def test_large_collections_are_searched_in_cells():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(20_500, 16)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    index = make_faiss(embeddings)
+    queries = embeddings[:50] + 0.02 * rng.normal(size=(50, 16)).astype(np.float32)
+    assert (index.search(queries, 1)[1][:, 0] == np.arange(50)).mean() > 0.95
+    assert index.nprobe < index.nlist
+
+
+def test_building_goes_on_where_it_stopped(data, embedder, tmp_path, monkeypatch, index):
+    monkeypatch.setattr("musicldm.novelty.build.CLIPS_A_PART", 10)
+    calls = []
+
+    class Stops(ClapEmbedder):
+        def __call__(self, waveforms, sample_rate):
+            calls.append(len(waveforms))
+            if sum(calls) > 15 and limited:
+                raise KeyboardInterrupt
+            return super().__call__(waveforms, sample_rate)
+
+    limited, stops = True, Stops(embedder.clap, embedder.feature_extractor)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(data, tmp_path / "index", stops, progress=False)
+    with pytest.raises(FileNotFoundError, match="never finished"):
+        NoveltyIndex(tmp_path / "index")
+    calls.clear()
+    limited = False
+    again = build_index(data, tmp_path / "index", stops, progress=False)
+    assert sum(calls) == PIECES - 10  # the first ten were kept
+    one, other = (made.search(embedder_rows(made), 3) for made in (again, index))
+    assert np.allclose(one[0], other[0])
+    with pytest.raises(FileExistsError, match="--out"):
+        build_index(data, tmp_path / "index", embedder)
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial" / "precious").touch()
+    with pytest.raises(FileExistsError, match="other files"):
+        build_index(data, tmp_path / "mine", embedder)
+    assert (tmp_path / "mine.partial" / "precious").exists()
+
+
+def test_collections_without_a_base_rate_are_refused(embedder, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    write_audio(tmp_path / "one" / "a.wav", melody(0), RATE)
+    with pytest.raises(ValueError, match="one piece"):
+        build_index(tmp_path / "one", tmp_path / "index", embedder, progress=False)
+    for i in range(2):
+        write_audio(tmp_path / "two" / f"{i}.wav", melody(i)[:RATE], RATE)
+    with pytest.raises(ValueError, match="longer recordings"):
+        build_index(tmp_path / "two", tmp_path / "index", embedder, progress=False)
+
+
+def embedder_rows(index):
+    return index.faiss.reconstruct_n(0, len(index))
+
+
+@pytest.mark.parametrize("name", ["clips.faiss", "frames.npy", "recordings.jsonl", "index.json"])
+def test_damaged_indexes_are_refused(index, tmp_path, name):
+    copy = shutil.copytree(index.folder, tmp_path / "index")
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        NoveltyIndex(copy)
+    (copy / "index.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no novelty index"):
+        NoveltyIndex(copy)
+
+
+def test_bad_queries_are_refused(index, embedder, tiny_parts):
+    with pytest.raises(ValueError, match="silent"):
+        check(np.zeros(3 * RATE), RATE, index, embedder)
+    with pytest.raises(ValueError, match="too short"):
+        check(melody(1)[:RATE], RATE, index, embedder)
+    with pytest.raises(ValueError, match="dimensions"):
+        index.search(np.ones((1, 3)))
+    other = ClapEmbedder(tiny_parts["text_encoder"], embedder.feature_extractor)
+    other.name = "clap-other"
+    with pytest.raises(ValueError, match="clap-other"):
+        check(melody(1), RATE, index, other)
+
+
+def test_command(data, model, tmp_path, capsys):
+    out = tmp_path / "index"
+    assert main(["novelty", "index", str(data), "--out", str(out), "--model", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clips"] == PIECES
+    write_audio(tmp_path / "copy.wav", melody(2), RATE)
+    write_audio(tmp_path / "silent.wav", np.zeros(3 * RATE), RATE)
+    options = ["--index", str(out), "--model", str(model), "--json"]
+    assert main(["novelty", "check", str(tmp_path / "copy.wav"), *options, "--figures", str(tmp_path / "figures")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["verdict"], told["nearest"][0]["recording"]) == ("copy", "2.wav")
+    assert {"recording", "start_s", "query_start_s", "similarity"} <= set(told["nearest"][0])
+    assert (tmp_path / "figures" / "copy_match.png").stat().st_size > 10_000
+    assert main(["novelty", "check", str(tmp_path / "silent.wav"), *options]) == 2
+    assert "silent" in capsys.readouterr().err
+    assert main(["novelty", "index", str(data), "--out", str(out), "--model", str(model)]) == 2
+    assert main(["novelty", "check", str(tmp_path / "copy.wav"), *options[2:], "--index", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
