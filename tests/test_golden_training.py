@@ -10,7 +10,7 @@ from torch import nn
 
 from musicldm.checkpoints import load_original
 from musicldm.checkpoints.names import original_name, unet_names
-from musicldm.train.common import Average
+from musicldm.train.checkpoints import Average
 from musicldm.train.diffusion import (
     add_noise,
     diffusion_losses,

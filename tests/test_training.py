@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from musicldm.config import DiffusionConfig, VAEConfig
 from musicldm.train import common, run
+from musicldm.train.checkpoints import STATE_FILE, checkpoints
+from musicldm.train.progress import METRICS_FILE, Log
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
 RATE, CLIP_S = 16_000, 1.28
@@ -58,7 +60,7 @@ def parts_of(stage: str, root: Path) -> list[str]:
 
 
 def metrics(out: Path, group: str) -> list[dict]:
-    rows = [json.loads(line) for line in (out / common.METRICS_FILE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
     return [row for row in rows if row["group"] == group]
 
 
@@ -87,17 +89,17 @@ def test_held_out_loss_is_below_that_of_the_best_constant(trained, stage, loss, 
 def test_an_interrupted_run_equals_a_straight_one(trained, collection, tmp_path, monkeypatch, stage):
     """Stopped after step 30, ten steps beyond its last checkpoint, and resumed."""
 
-    def stop_after_30(self, step, losses, original=common.Log.step):
-        original(self, step, losses)
+    def stop_after_30(self, step, original=Log.step):
+        original(self, step)
         if step == 30:
             raise KeyboardInterrupt
 
     overrides = parts_of(stage, trained["vae"].parent)
     with monkeypatch.context() as patch:
-        patch.setattr(common.Log, "step", stop_after_30)
+        patch.setattr(Log, "step", stop_after_30)
         with pytest.raises(KeyboardInterrupt):
             run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=overrides)
-    assert [path.name for path in common.checkpoints(tmp_path / "run")] == ["checkpoint-20"]
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-20"]
     run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", resume=True, overrides=overrides)
 
     straight, resumed = weights(trained[stage]), weights(tmp_path / "run")
@@ -132,7 +134,7 @@ def test_a_killed_run_resumes(trained, collection, tmp_path):
 def test_a_corrupt_newest_checkpoint_is_passed_over(trained, collection, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(trained["vae"], out)
-    newest = common.checkpoints(out)[-1] / common.STATE_FILE
+    newest = checkpoints(out)[-1] / STATE_FILE
     newest.write_bytes(newest.read_bytes()[:1000])
     run("vae", CONFIGS / "vae.yaml", collection, out, resume=True)
     assert "checkpoint-40 cannot be read" in capsys.readouterr().err

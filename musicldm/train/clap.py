@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig, RobertaTokenizer
 
 from musicldm.clap import (
@@ -29,20 +30,17 @@ from musicldm.clap import (
 from musicldm.config import CLAPConfig
 from musicldm.data.clips import Clip, Item, item_rng, load_clips, read_clip, split_clips
 from musicldm.train.cache import load_conditioner
+from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import (
-    Log,
-    State,
-    after_step,
+    after_batch,
     batches,
-    final_folder,
     initial_folder,
-    load_state,
     make_accelerator,
     make_optimizer,
     optimise,
-    seed_step,
-    start,
+    seed_batch,
 )
+from musicldm.train.progress import Log, announce
 
 MAX_LOGIT_SCALE = 4.6052  # log 100, as in CLIP: beyond it single pairs dominate
 
@@ -139,15 +137,22 @@ def train_step(
     config: CLAPConfig,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """One update of both towers."""
-    seed_step(config, state.step)
+    """One batch for both towers; the other pairs of all processes are the negatives."""
+    seed_batch(config, state)
     waveform, captions = batch
     log_mel = log_mel_of(waveform.to(accelerator.device), config, feature_extractor)
     with accelerator.autocast():
         audio, text, scale = state.parts["towers"](log_mel, list(captions))
-        loss = contrastive_loss(audio.float(), text.float(), scale)
-    norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state.step)
-    return {"loss": loss.detach(), "scale": scale.detach(), "grad_norm": norm}
+    loss = contrastive_loss(gather(audio.float(), accelerator), gather(text.float(), accelerator), scale)
+    norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
+    return {"loss": loss.detach(), "scale": scale.detach(), **norm}
+
+
+def gather(embeddings: Tensor, accelerator: Accelerator) -> Tensor:
+    """``embeddings (B, D)`` of all processes, one after the other, with gradients to each of them."""
+    if accelerator.num_processes == 1:
+        return embeddings
+    return torch.cat(all_gather(embeddings))
 
 
 @torch.no_grad()
@@ -199,31 +204,38 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     if bare := [clip.path for clip in clips if not clip.texts]:
         raise ValueError(f"{len(bare)} recordings of {data} have no caption, the first is {bare[0].name}: add text")
     train_clips, held_out = split_clips(clips)
-    towers, feature_extractor = initial_towers(config, [text for clip in train_clips for text in clip.texts])
-    tokenizer = towers.tokenizer
-    start(config, out, resume)
-    accelerator = make_accelerator(config)
-    towers, optimizer = accelerator.prepare(towers, make_optimizer(towers, config))
-    state = State({"towers": towers, "optimizer": optimizer})
+    plain, feature_extractor = initial_towers(config, [text for clip in train_clips for text in clip.texts])
+    accelerator = make_accelerator(config, out)
+    start(config, out, resume, accelerator)
+    plain.clap.logit_scale_t.requires_grad_(False)  # one scale serves both directions
+    if config.gradient_checkpointing:
+        plain.clap.gradient_checkpointing_enable()
+    towers, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    state = State({"towers": towers, "optimizer": optimizer}, train_clips)
     load_state(state, out)
     dataset = CaptionedClips(train_clips, config)
-    check = partial(
-        validate,
-        towers,
-        CaptionedClips(held_out, config, random_caption=False),
-        feature_extractor,
-        config,
-        accelerator.device,
-    )
-    with Log(config, out, state.step, config.mel.clip_s) as log:
-        for batch in batches(dataset, config, state.step):
-            losses = train_step(state, batch, feature_extractor, config, accelerator)
-            state.step += 1
-            after_step(state, losses, config, out, log, check)
-    final = final_folder(out)
-    clap = accelerator.unwrap_model(towers).clap
-    clap.logit_scale_t.data.copy_(clap.logit_scale_a.data)  # one scale serves both directions
-    clap.save_pretrained(final / "text_encoder")
-    tokenizer.save_pretrained(final / "tokenizer")
-    feature_extractor.save_pretrained(final / "feature_extractor")
-    return final
+
+    def trial() -> Tensor:
+        waveform, caption = dataset[Item(0, 0)]
+        audio, text, scale = plain(
+            log_mel_of(waveform[None].to(accelerator.device), config, feature_extractor), [caption]
+        )
+        return contrastive_loss(audio.float(), text.float(), scale)
+
+    announce(config, train_clips, {"CLAP": plain}, trial, accelerator)
+    if config.compile:
+        plain.compile()
+    held_out_pairs = CaptionedClips(held_out, config, random_caption=False)
+    check = partial(validate, plain, held_out_pairs, feature_extractor, config, accelerator.device)
+    with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
+        for batch in batches(dataset, config, accelerator, state):
+            with accelerator.accumulate(towers):
+                losses = train_step(state, batch, feature_extractor, config, accelerator)
+            after_batch(state, losses, config, out, log, check)
+    if accelerator.is_main_process:
+        final = final_folder(state, config, out)
+        plain.clap.logit_scale_t.data.copy_(plain.clap.logit_scale_a.data)
+        plain.clap.save_pretrained(final / "text_encoder")
+        plain.tokenizer.save_pretrained(final / "tokenizer")
+        feature_extractor.save_pretrained(final / "feature_extractor")
+    return out / "final"

@@ -1,78 +1,29 @@
-"""What the four training loops share: state, checkpoints, averaging, batches, logging.
+"""What the four training loops share: first weights, updates, batches, and what happens after each batch.
 
-Everything random in a step follows from the seed and the step (or the item), never from what ran before, so the
-position of a run is one number and a run that was killed and resumed equals a straight one.
+Everything random in a batch follows from the seed and its items, never from what ran before, so the position of a run
+is one number, a run that was killed and resumed equals a straight one, and so do runs on any number of processes.
 """
 
 from __future__ import annotations
 
-import json
+import datetime
 import math
-import os
-import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from musicldm.config import TrainConfig, differences, load_config, save_config
-from musicldm.data.clips import batch_items
+from musicldm.config import TrainConfig
+from musicldm.data.clips import Item, batch_items, item_rng
 from musicldm.loading import bundled_models
-
-STATE_FILE = "state.pt"
-CONFIG_FILE = "training.yaml"
-METRICS_FILE = "metrics.jsonl"
-# What a resumed run may change, because no weight depends on it.
-HARMLESS = {"device", "log_every", "save_every", "keep_checkpoints", "validate_every", "validation_batches", "vocoder"}
-
-
-class Average:
-    """Exponential moving average of a module's parameters, warmed up as the original does.
-
-    Update n = 1, 2, ... uses the rate min(decay, (1 + n) / (10 + n)).
-    """
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay, self.updates = decay, 0
-        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()}
-
-    def rate(self) -> float:
-        """Share of the old average that the latest update kept."""
-        return min(self.decay, (1 + self.updates) / (10 + self.updates))
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Move the average towards the parameters of ``module``."""
-        self.updates += 1
-        for name, parameter in module.named_parameters():
-            self.shadow[name].lerp_(parameter, 1 - self.rate())
-
-    def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the parameters of ``module`` by the average."""
-        module.load_state_dict(self.shadow, strict=False)
-
-    def state_dict(self) -> dict:
-        return {"updates": self.updates, "shadow": self.shadow}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.updates = state["updates"]
-        for name, value in state["shadow"].items():
-            self.shadow[name].copy_(value)
-
-
-@dataclass
-class State:
-    """All that a resume needs; everything with a ``state_dict`` in ``parts`` is saved by its name."""
-
-    parts: dict[str, nn.Module | torch.optim.Optimizer | Average]
-    step: int = 0
-    numbers: dict[str, float] = field(default_factory=dict)
+from musicldm.train.checkpoints import State, record_best, save_state
+from musicldm.train.progress import Log
 
 
 def initial_folder(config: TrainConfig, part: str = "") -> Path:
@@ -88,15 +39,36 @@ def initial_folder(config: TrainConfig, part: str = "") -> Path:
     return folder / part if (folder / part).is_dir() else folder
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The device and precision of a run."""
-    return Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    """The devices, processes, precision and trackers of a run.
+
+    Raises:
+        ImportError: a tracker is not installed.
+    """
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    if missing := [name for name in config.trackers if name not in available]:
+        raise ImportError(
+            f"trackers: {missing[0]} is not installed (pip install 'musicldm[train]' for tensorboard); "
+            f"here are {', '.join(available) or 'none'}, and trackers=[] does without"
+        )
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # for who waits while one fills a cache
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.device == "cpu",
+        gradient_accumulation_steps=config.accumulate,
+        log_with=list(config.trackers) or None,
+        project_dir=out,
+        kwargs_handlers=[patience],
+    )
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with the stage's learning rate, betas and decay."""
+    """AdamW with the stage's learning rate, betas and decay, on the parameters that are to be trained."""
     return torch.optim.AdamW(
-        module.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        [p for p in module.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
     )
 
 
@@ -120,170 +92,115 @@ def optimise(
     loss: Tensor,
     module: nn.Module,
     config: TrainConfig,
-    step: int,
-) -> Tensor:
-    """One update of ``module`` by the gradient of ``loss``; returns the gradient's norm before clipping.
+    state: State,
+) -> dict[str, Tensor]:
+    """Add the gradient of ``loss``; with the last batch of a step, update ``module``.
+
+    Returns ``grad_norm``, the gradient's norm before clipping, when there was an update.
 
     Raises:
-        FloatingPointError: the loss is not finite; the weights are as they were.
+        FloatingPointError: the loss or its gradient is not finite; the weights are as they were.
     """
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss.item()} at step {step}: resume from the last checkpoint with a lower learning_rate"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    optimizer.zero_grad(set_to_none=True)
+    check_finite("loss", loss, state)
     accelerator.backward(loss)
+    if not accelerator.sync_gradients:
+        return {}
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, state.step)
     norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+    if accelerator.scaler is None:  # with float16 it leaves such steps out, and looks for a scale without them
+        check_finite("gradient", norm, state)
     optimizer.step()
-    return norm
+    optimizer.zero_grad(set_to_none=True)
+    return {"grad_norm": norm}
 
 
-def seed_step(config: TrainConfig, step: int) -> None:
-    """Make everything random in ``step`` a function of the seed and the step."""
-    torch.manual_seed(config.seed * 1_000_003 + step)
+def check_finite(what: str, value: Tensor, state: State) -> None:
+    """FloatingPointError naming the step and the batch unless ``value`` is finite."""
+    if not torch.isfinite(value):
+        raise FloatingPointError(
+            f"the {what} is {value.item()} at step {state.step}, batch {state.batch_names()}: look at these "
+            "recordings, or start a run with a lower learning_rate; the checkpoints before this step are kept"
+        )
 
 
-def batches(dataset: torch.utils.data.Dataset, config: TrainConfig, first_step: int) -> Iterator[Tensor]:
-    """Batches of ``dataset`` for the steps from ``first_step`` to the last, in an order fixed by the seed."""
-    items = (
-        batch_items(len(dataset), config.batch_size, config.seed, step) for step in range(first_step, config.steps)
+def item_generators(config: TrainConfig, state: State, purpose: str) -> list[torch.Generator]:
+    """A generator on the CPU for each item of the batch at work."""
+    seeds = [int(item_rng(config.seed, item, purpose).integers(2**63)) for item in state.items]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def seed_batch(config: TrainConfig, state: State) -> None:
+    """Make what torch draws by itself, such as dropout, a function of the seed and the batch's first item."""
+    torch.manual_seed(int(item_rng(config.seed, state.items[0], "torch").integers(2**63)))
+
+
+def step_size(config: TrainConfig, accelerator: Accelerator) -> int:
+    """Items of one step, over all processes."""
+    return config.batch_size * config.accumulate * accelerator.num_processes
+
+
+def process_items(n_clips: int, config: TrainConfig, accelerator: Accelerator, step: int) -> list[list[Item]]:
+    """The batches that this process adds up in ``step``: its share, disjoint from that of the others."""
+    size = config.batch_size
+    items = batch_items(n_clips, step_size(config, accelerator), config.seed, step)
+    own = items[accelerator.process_index * size * config.accumulate :]
+    return [own[k * size : (k + 1) * size] for k in range(config.accumulate)]
+
+
+def batches(
+    dataset: torch.utils.data.Dataset, config: TrainConfig, accelerator: Accelerator, state: State
+) -> Iterator[Tensor]:
+    """This process's batches from ``state.step`` to the last step, in an order fixed by the seed.
+
+    ``state.items`` always are those of the batch at work.
+    """
+    steps = range(state.step, config.steps)
+
+    def plan() -> Iterator[list[Item]]:
+        return (items for step in steps for items in process_items(len(dataset), config, accelerator, step))
+
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=plan(), num_workers=config.workers, pin_memory=accelerator.device.type == "cuda"
     )
-    return iter(torch.utils.data.DataLoader(dataset, batch_sampler=items))
+    for state.items, batch in zip(plan(), loader, strict=True):
+        yield batch
 
 
-def start(config: TrainConfig, out: Path, resume: bool) -> None:
-    """Create the run's folder, or check that it holds a run of this configuration.
+def after_batch(
+    state: State,
+    losses: dict[str, Tensor],
+    config: TrainConfig,
+    out: Path,
+    log: Log,
+    validate: Callable[[], dict[str, float]],
+    examples: Callable[[], tuple[dict[str, np.ndarray], int]] | None = None,
+) -> None:
+    """Count a batch. If it completed a step: log, validate and save when the step asks for it, and stop when told to.
+
+    ``validate`` returns metrics of which the first decides what is best, ``examples`` waveforms (L,) by name and their
+    rate in Hz.
 
     Raises:
-        ValueError: the folder holds a run and ``resume`` is not set, or one of another configuration.
+        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the state is saved.
     """
-    recorded = out / CONFIG_FILE
-    if not recorded.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, recorded)
-    elif not resume:
-        raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another folder")
-    else:
-        before = load_config(type(config), recorded)
-        changes = differences(before, config)
-        # A run at a constant rate may become longer or shorter until its cooldown begins.
-        done = max((checkpoint_step(path) for path in checkpoints(out)), default=0)
-        open_end = config.schedule == "constant" and done <= min(c.steps - c.cooldown_steps for c in (before, config))
-        harmless = HARMLESS | ({"steps", "cooldown_steps"} if open_end else set())
-        if grave := [change for change in changes if change.split(":")[0] not in harmless]:
-            raise ValueError(
-                f"{out} holds a run of another configuration ({'; '.join(grave)}): undo that or start anew"
-            )
-        save_config(config, recorded)
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(out.glob("checkpoint-*"), key=checkpoint_step)
-
-
-def checkpoint_step(path: Path) -> int:
-    """Steps done when the checkpoint ``path`` was written."""
-    return int(path.name.split("-")[1])
-
-
-def save_state(state: State, out: Path, keep: int) -> None:
-    """Write ``OUT/checkpoint-N`` atomically and remove all but the newest ``keep``."""
-    folder, scratch = out / f"checkpoint-{state.step}", out / ".writing"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    with open(scratch / STATE_FILE, "wb") as file:
-        parts = {name: part.state_dict() for name, part in state.parts.items()}
-        torch.save({"step": state.step, "numbers": state.numbers, "parts": parts}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)  # one that could not be read, so that the run went back before it
-    scratch.rename(folder)
-    for old in checkpoints(out)[:-keep]:
-        shutil.rmtree(old)
-
-
-def load_state(state: State, out: Path) -> None:
-    """Continue from the newest readable checkpoint of ``out``; without one ``state`` stays at step 0."""
-    for folder in reversed(checkpoints(out)):
-        try:
-            saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError) as error:
-            print(f"{folder} cannot be read ({error}); trying the checkpoint before it", file=sys.stderr)
-            continue
-        for name, part in state.parts.items():
-            part.load_state_dict(saved["parts"][name])
-        state.step, state.numbers = saved["step"], saved["numbers"]
+    log.add(losses)
+    if not log.accelerator.sync_gradients:
         return
-
-
-def final_folder(out: Path) -> Path:
-    """``OUT/final``, with the run's configuration in it."""
-    final = out / "final"
-    final.mkdir(exist_ok=True)
-    shutil.copy(out / CONFIG_FILE, final / CONFIG_FILE)
-    return final
-
-
-class Log:
-    """Progress bar on stderr, TensorBoard curves and ``OUT/metrics.jsonl`` of one run."""
-
-    def __init__(self, config: TrainConfig, out: Path, first_step: int, seconds_per_item: float):
-        self.config, self.seconds_per_item = config, seconds_per_item
-        self.bar = tqdm(total=config.steps, initial=first_step, unit="step", desc=out.name, mininterval=1.0)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError("training writes its curves with tensorboard: pip install 'musicldm[train]'") from error
-        self.writer = SummaryWriter(out / "tensorboard", purge_step=first_step)
-        self.metrics = out / METRICS_FILE
-        if self.metrics.exists():  # what an interrupted run wrote beyond its last checkpoint will come again
-            rows = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
-            self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= first_step))
-        self.sums: dict[str, float] = {}
-        self.count, self.since = 0, time.monotonic()
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
-        self.writer.close()
-
-    def step(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Count one step; means over ``log_every`` steps go to the curves."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
-        self.bar.update()
-        if step % self.config.log_every == 0 or step == self.config.steps:
-            means = {name: total / self.count for name, total in self.sums.items()}
-            elapsed = time.monotonic() - self.since
-            means["audio_s_per_s"] = self.count * self.config.batch_size * self.seconds_per_item / elapsed
-            self.write("train", step, means)
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
-            self.sums, self.count, self.since = {}, 0, time.monotonic()
-
-    def write(self, group: str, step: int, values: dict[str, float]) -> None:
-        """Add one point to each curve of ``group``."""
-        for name, value in values.items():
-            self.writer.add_scalar(f"{group}/{name}", value, step)
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
-        if group != "train":
-            line = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
-            tqdm.write(f"step {step}  {group}  {line}", file=sys.stderr)
-
-
-def after_step(
-    state: State, losses: dict[str, Tensor], config: TrainConfig, out: Path, log: Log, validate: Callable[[], dict]
-) -> None:
-    """Log, validate and save when the step asks for it."""
-    log.step(state.step, losses)
+    state.step += 1
+    log.step(state.step)
     last = state.step == config.steps
-    if last or state.step % config.validate_every == 0:
-        log.write("validation", state.step, validate())
-    if last or state.step % config.save_every == 0:
+    best = False
+    if log.accelerator.is_main_process and (last or state.step % config.validate_every == 0):
+        metrics = validate()
+        log.write("validation", state.step, metrics)
+        best = record_best(state, metrics)
+        if examples is not None:
+            log.examples(state.step, *examples())
+    stop = log.stopping()
+    if log.accelerator.is_main_process and (last or best or stop or state.step % config.save_every == 0):
         save_state(state, out, config.keep_checkpoints)
+    if stop:
+        log.accelerator.wait_for_everyone()
+        print(f"{stop.name}: stopped after step {state.step}, saved; --resume continues", file=sys.stderr)
+        raise KeyboardInterrupt if stop.name == "SIGINT" else SystemExit(128 + stop)

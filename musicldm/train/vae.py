@@ -19,21 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from musicldm.config import VAEConfig
-from musicldm.data.clips import Item, SegmentDataset, load_clips, split_clips
+from musicldm.data.clips import Item, SegmentDataset, batch_items, load_clips, split_clips
+from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import (
-    Log,
-    State,
-    after_step,
+    after_batch,
     batches,
-    final_folder,
     initial_folder,
-    load_state,
+    item_generators,
     make_accelerator,
     make_optimizer,
     optimise,
-    seed_step,
-    start,
 )
+from musicldm.train.progress import Log, announce
 from vocoder import log_mel_spectrogram
 
 
@@ -86,12 +83,14 @@ def mel_of(waveform: Tensor, config: VAEConfig) -> Tensor:
     return mel[:, : mel.shape[1] // config.factor * config.factor].unsqueeze(1)
 
 
-def reconstruction_losses(vae: nn.Module, mel: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction of ``mel (B, 1, T, F)`` from sampled latents, and its losses.
+def reconstruction_losses(
+    vae: nn.Module, mel: Tensor, generators: list[torch.Generator] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Reconstruction of ``mel (B, 1, T, F)``, and its losses; from latents drawn by ``generators``, or their means.
 
     ``l1`` is the mean absolute error, ``kl`` the divergence from the unit normal in nats for each latent value.
     """
-    reconstruction, posterior = vae(mel, sample_posterior=True)
+    reconstruction, posterior = vae(mel, generators)
     return reconstruction, {"l1": (reconstruction - mel).abs().mean(), "kl": kl_divergence(posterior)}
 
 
@@ -107,36 +106,39 @@ class _Autoencode(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, mel: Tensor, sample_posterior: bool):
+    def forward(self, mel: Tensor, generators: list[torch.Generator] | None):
         posterior = self.vae.encode(mel).latent_dist
-        latents = posterior.sample() if sample_posterior else posterior.mode()
+        latents = posterior.mode() if generators is None else posterior.sample(generators)
         return self.vae.decode(latents).sample, posterior
 
 
 def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: Accelerator) -> dict[str, Tensor]:
-    """One update of the autoencoder, and of the discriminator when it takes part."""
-    seed_step(config, state.step)
+    """One batch for the autoencoder, and for the discriminator when it takes part."""
     vae, discriminator = state.parts["vae"], state.parts["discriminator"]
     mel = mel_of(waveform.to(accelerator.device), config)
     with accelerator.autocast():
-        reconstruction, losses = reconstruction_losses(vae, mel)
+        reconstruction, losses = reconstruction_losses(vae, mel, item_generators(config, state, "posterior"))
         loss = losses["l1"] + config.kl_weight * losses["kl"]
     adversarial = state.step >= config.adversarial_from
     if adversarial:
+        judge = accelerator.unwrap_model(discriminator).requires_grad_(False)  # its own update comes below
         with accelerator.autocast():
-            losses["generator"] = -discriminator(reconstruction).mean()
+            losses["generator"] = -judge(reconstruction).mean()
+        judge.requires_grad_(True)
         last = accelerator.unwrap_model(vae).vae.decoder.conv_out.weight
-        (of_l1,) = torch.autograd.grad(losses["l1"], last, retain_graph=True)
-        (of_generator,) = torch.autograd.grad(losses["generator"], last, retain_graph=True)
-        balance = (of_l1.norm() / (of_generator.norm() + 1e-4)).clamp(max=1e4)
+        norms = []
+        for name in ("l1", "generator"):
+            (gradient,) = torch.autograd.grad(losses[name], last, retain_graph=True)
+            norms.append(accelerator.reduce(gradient, "mean").norm())
+        balance = (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
         loss = loss + config.adversarial_weight * balance * losses["generator"]
-    losses["grad_norm"] = optimise(accelerator, state.parts["vae_optimizer"], loss, vae, config, state.step)
+    losses |= optimise(accelerator, state.parts["vae_optimizer"], loss, vae, config, state)
     if adversarial:
         with accelerator.autocast():
-            real, fake = discriminator(mel), discriminator(reconstruction.detach())
+            real, fake = discriminator(torch.cat([mel, reconstruction.detach()])).chunk(2)
             losses["discriminator"] = 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
         optimizer = state.parts["discriminator_optimizer"]
-        optimise(accelerator, optimizer, losses["discriminator"], discriminator, config, state.step)
+        optimise(accelerator, optimizer, losses["discriminator"], discriminator, config, state)
     return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
 
@@ -148,7 +150,7 @@ def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device:
     n = min(len(dataset), config.validation_batches * config.batch_size)
     for index in range(n):
         mel = mel_of(dataset[Item(0, index)][None].to(device), config)
-        reconstruction, posterior = vae(mel, sample_posterior=False)
+        reconstruction, posterior = vae(mel, None)
         sums["l1"] += float((reconstruction - mel).abs().mean())
         sums["kl"] += float(kl_divergence(posterior))
         sums["constant_l1"] += float((mel - mel.median()).abs().mean())
@@ -159,12 +161,14 @@ def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device:
 def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Train an autoencoder on ``data``; returns ``OUT/final``, which `AutoencoderKL.from_pretrained` loads."""
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
-    vae = _Autoencode(initial_vae(config)).to(memory_format=torch.channels_last)  # three times as fast on a CPU
+    plain = _Autoencode(initial_vae(config)).to(memory_format=torch.channels_last)  # three times as fast on a CPU
     discriminator = PatchDiscriminator(config.discriminator_channels)
-    start(config, out, resume)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, out)
+    start(config, out, resume, accelerator)
+    if config.gradient_checkpointing:
+        plain.vae.enable_gradient_checkpointing()
     vae, vae_optimizer, discriminator, discriminator_optimizer = accelerator.prepare(
-        vae, make_optimizer(vae, config), discriminator, make_optimizer(discriminator, config)
+        plain, make_optimizer(plain, config), discriminator, make_optimizer(discriminator, config)
     )
     state = State(
         {
@@ -172,7 +176,8 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
             "vae_optimizer": vae_optimizer,
             "discriminator": discriminator,
             "discriminator_optimizer": discriminator_optimizer,
-        }
+        },
+        train_clips,
     )
     n_samples = round(config.segment_s * config.mel.sample_rate)
     segments = SegmentDataset(train_clips, config.mel.sample_rate, n_samples, config.seed)
@@ -180,14 +185,23 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
     load_state(state, out)
     if state.step == 0 and not config.init:
         # Start from the music's usual level instead of learning it over hundreds of steps.
-        first = mel_of(next(batches(segments, config, 0)), config)
-        accelerator.unwrap_model(vae).vae.decoder.conv_out.bias.data.fill_(float(first.median()))
-    check = partial(validate, vae, held_out_segments, config, accelerator.device)
-    with Log(config, out, state.step, config.segment_s) as log:
-        for waveform in batches(segments, config, state.step):
-            losses = train_step(state, waveform, config, accelerator)
-            state.step += 1
-            after_step(state, losses, config, out, log, check)
-    final = final_folder(out)
-    accelerator.unwrap_model(vae).vae.save_pretrained(final)
-    return final
+        first = torch.stack([segments[item] for item in batch_items(len(segments), config.batch_size, config.seed, 0)])
+        plain.vae.decoder.conv_out.bias.data.fill_(float(mel_of(first, config).median()))
+
+    def trial() -> Tensor:
+        mel = mel_of(segments[Item(0, 0)][None].to(accelerator.device), config)
+        return reconstruction_losses(plain, mel)[1]["l1"]
+
+    announce(config, train_clips, {"vae": plain.vae}, trial, accelerator)
+    if config.compile:
+        plain.compile()
+    check = partial(validate, plain, held_out_segments, config, accelerator.device)
+    with Log(config, out, state.step, config.segment_s, accelerator) as log:
+        for waveform in batches(segments, config, accelerator, state):
+            with accelerator.accumulate(vae, discriminator):
+                losses = train_step(state, waveform, config, accelerator)
+            after_batch(state, losses, config, out, log, check)
+    if accelerator.is_main_process:
+        final = final_folder(state, config, out)
+        plain.vae.save_pretrained(final)
+    return out / "final"

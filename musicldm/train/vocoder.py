@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -19,20 +20,9 @@ from transformers import SpeechT5HifiGan
 
 from musicldm.config import VocoderConfig
 from musicldm.data.clips import Item, SegmentDataset, load_clips, split_clips
-from musicldm.train.common import (
-    Log,
-    State,
-    after_step,
-    batches,
-    final_folder,
-    initial_folder,
-    load_state,
-    make_accelerator,
-    make_optimizer,
-    optimise,
-    seed_step,
-    start,
-)
+from musicldm.train.checkpoints import State, final_folder, load_state, start
+from musicldm.train.common import after_batch, batches, initial_folder, make_accelerator, make_optimizer, optimise
+from musicldm.train.progress import EXAMPLES, Log, announce
 from vocoder import log_mel_spectrogram, make_generator, mel_config
 from vocoder.hifigan import fold_weight_norm
 from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss
@@ -72,29 +62,44 @@ def generate(generator: nn.Module, mel: Tensor, n_samples: int) -> Tensor:
     return functional.pad(waveform, (0, n_samples - waveform.shape[1]))
 
 
-def train_step(state: State, waveform: Tensor, config: VocoderConfig, accelerator: Accelerator) -> dict[str, Tensor]:
-    """One update of the generator, and of the discriminators when they take part."""
-    seed_step(config, state.step)
+def spectral_losses(fake: Tensor, real: Tensor, config: VocoderConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of the losses that need no discriminator, and each of them; waveforms (B, L)."""
+    losses = {"mel": mel_loss(fake, real, config.mel)}
+    loss = config.mel_weight * losses["mel"]
+    if config.stft_weight:
+        losses["stft"] = multi_resolution_stft_loss(fake, real)
+        loss = loss + config.stft_weight * losses["stft"]
+    return loss, losses
+
+
+def train_step(
+    state: State,
+    waveform: Tensor,
+    judge: AdversarialLosses | None,
+    config: VocoderConfig,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """One batch for the generator, and for the discriminators of ``judge`` when they take part."""
     generator = state.parts["generator"]
     real = waveform.to(accelerator.device)
     with accelerator.autocast():
         fake = generate(generator, generator_input(real, config), real.shape[1]).float()
     adversarial = state.step >= config.adversarial_from
-    losses = {}
+    of_discriminators = {}
     if adversarial:
-        discriminators = state.parts["discriminators"]
-        losses["discriminator"] = discriminators.discriminator_loss(fake, real)
+        judge.discriminator = state.parts["discriminators"]
+        of_discriminators["discriminator"] = judge.discriminator_loss(fake, real)
         optimizer = state.parts["discriminators_optimizer"]
-        optimise(accelerator, optimizer, losses["discriminator"], discriminators, config, state.step)
-    losses["mel"] = mel_loss(fake, real, config.mel)
-    loss = config.mel_weight * losses["mel"]
-    if config.stft_weight:
-        losses["stft"] = multi_resolution_stft_loss(fake, real)
-        loss = loss + config.stft_weight * losses["stft"]
+        optimise(accelerator, optimizer, of_discriminators["discriminator"], judge.discriminator, config, state)
+    loss, losses = spectral_losses(fake, real, config)
     if adversarial:
-        losses |= discriminators.generator_losses(fake, real)
+        judge.discriminator = accelerator.unwrap_model(judge.discriminator).requires_grad_(False)
+        losses |= judge.generator_losses(fake, real)
+        judge.discriminator.requires_grad_(True)
         loss = loss + losses["adversarial"] + config.features_weight * losses["features"]
-    losses["grad_norm"] = optimise(accelerator, state.parts["generator_optimizer"], loss, generator, config, state.step)
+    losses |= of_discriminators | optimise(
+        accelerator, state.parts["generator_optimizer"], loss, generator, config, state
+    )
     return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
 
@@ -117,32 +122,64 @@ def validate(
     return {name: total / n for name, total in sums.items()}
 
 
+@torch.no_grad()
+def examples(
+    generator: nn.Module, dataset: SegmentDataset, config: VocoderConfig, device: torch.device
+) -> tuple[dict[str, np.ndarray], int]:
+    """The first held-out clips as they come back from their spectrograms."""
+    generator.eval()
+    made = {}
+    for index in range(min(EXAMPLES, len(dataset))):
+        real = dataset[Item(0, index)][None].to(device)
+        made[f"clip-{index}"] = generate(generator, generator_input(real, config), real.shape[1])[0].cpu().numpy()
+    generator.train()
+    return made, config.mel.sample_rate
+
+
 def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
-    """Train a vocoder on ``data``; returns ``OUT/final``, which `SpeechT5HifiGan.from_pretrained` loads."""
+    """Train a vocoder on ``data``; returns ``OUT/final``, which `SpeechT5HifiGan.from_pretrained` loads.
+
+    Raises:
+        ValueError: gradient checkpointing is asked for, which this network does not know.
+    """
+    if config.gradient_checkpointing:
+        raise ValueError("gradient_checkpointing: the vocoder has none; lower batch_size and raise accumulate")
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
-    generator = initial_generator(config)
-    discriminators = AdversarialLosses() if config.adversarial_from < config.steps else None
-    start(config, out, resume)
-    accelerator = make_accelerator(config)
-    generator.apply_weight_norm()
-    generator, generator_optimizer = accelerator.prepare(generator, make_optimizer(generator, config))
-    state = State({"generator": generator, "generator_optimizer": generator_optimizer})
-    if discriminators is not None:
-        optimizer = make_optimizer(discriminators, config)
-        discriminators.discriminator, optimizer = accelerator.prepare(discriminators.discriminator, optimizer)
+    plain = initial_generator(config)
+    judge = AdversarialLosses() if config.adversarial_from < config.steps else None
+    accelerator = make_accelerator(config, out)
+    start(config, out, resume, accelerator)
+    plain.apply_weight_norm()
+    generator, generator_optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    state = State({"generator": generator, "generator_optimizer": generator_optimizer}, train_clips)
+    synchronised = [generator]
+    if judge is not None:
+        optimizer = make_optimizer(judge.discriminator, config)
+        discriminators, optimizer = accelerator.prepare(judge.discriminator, optimizer)
         state.parts |= {"discriminators": discriminators, "discriminators_optimizer": optimizer}
+        synchronised.append(discriminators)
     load_state(state, out)
     rate = config.mel.sample_rate
     segments = SegmentDataset(train_clips, rate, config.segment_samples, config.seed)
     held_out_segments = SegmentDataset(held_out, rate, config.segment_samples, config.seed, random_start=False)
-    check = partial(validate, generator, held_out_segments, config, accelerator.device)
-    with Log(config, out, state.step, config.segment_samples / rate) as log:
-        for waveform in batches(segments, config, state.step):
-            losses = train_step(state, waveform, config, accelerator)
-            state.step += 1
-            after_step(state, losses, config, out, log, check)
-    generator = accelerator.unwrap_model(generator)
-    fold_weight_norm(generator)
-    final = final_folder(out)
-    generator.save_pretrained(final)
-    return final
+    clip_segments = SegmentDataset(held_out, rate, config.mel.clip_samples, config.seed, random_start=False)
+
+    def trial() -> Tensor:
+        real = segments[Item(0, 0)][None].to(accelerator.device)
+        return spectral_losses(generate(plain, generator_input(real, config), real.shape[1]).float(), real, config)[0]
+
+    announce(config, train_clips, {"vocoder": plain}, trial, accelerator)
+    if config.compile:
+        plain.compile()
+    check = partial(validate, plain, held_out_segments, config, accelerator.device)
+    show = partial(examples, plain, clip_segments, config, accelerator.device)
+    with Log(config, out, state.step, config.segment_samples / rate, accelerator) as log:
+        for waveform in batches(segments, config, accelerator, state):
+            with accelerator.accumulate(*synchronised):
+                losses = train_step(state, waveform, judge, config, accelerator)
+            after_batch(state, losses, config, out, log, check, show)
+    if accelerator.is_main_process:
+        final = final_folder(state, config, out)
+        fold_weight_norm(plain)
+        plain.save_pretrained(final)
+    return out / "final"
