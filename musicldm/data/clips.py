@@ -56,7 +56,7 @@ def load_clips(folder: str | Path, clip_s: float) -> list[Clip]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no data folder at {folder}")
     clips = []
-    for row in _rows(folder):
+    for row in metadata_rows(folder):
         path = folder / row["file_name"]
         if not path.is_file():
             raise FileNotFoundError(f"{folder / 'metadata.jsonl'} names {row['file_name']!r}, which is not there")
@@ -70,7 +70,8 @@ def load_clips(folder: str | Path, clip_s: float) -> list[Clip]:
     return clips
 
 
-def _rows(folder: Path) -> Iterator[dict]:
+def metadata_rows(folder: Path) -> Iterator[dict]:
+    """The rows of ``metadata.jsonl``, or one with the ``file_name`` of each audio file."""
     metadata = folder / "metadata.jsonl"
     if not metadata.is_file():
         for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.lib.format import open_memmap
+from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
@@ -25,6 +26,7 @@ from musicldm.data.clips import Clip, read_clip
 from vocoder import MelConfig, log_mel_spectrogram
 
 BATCH = 8
+BATCHES_BETWEEN_SAVES = 25
 
 
 class Conditioner(NamedTuple):
@@ -53,13 +55,13 @@ class Cache(NamedTuple):
     offsets: np.ndarray  # (N + 1,)
 
 
-def fingerprint(clips: list[Clip], vae: AutoencoderKL, clap: ClapModel, mel: MelConfig) -> str:
-    """A digest of all that the cached numbers depend on: the clips, the front end and both networks' weights."""
+def fingerprint(clips: list[Clip], vae: AutoencoderKL, clap: ClapModel, mel: MelConfig, *others: nn.Module) -> str:
+    """A digest of all that the cached numbers depend on: the clips, the front end and the networks' weights."""
     digest = hashlib.sha256(repr(mel).encode())
     for clip in clips:
         stat = clip.path.stat()
         digest.update(f"{clip.path.name} {stat.st_size} {clip.start_s} {clip.texts}".encode())
-    for module in (vae, clap):
+    for module in (vae, clap, *others):
         for name, parameter in module.named_parameters():
             digest.update(
                 f"{name} {parameter.double().sum().item():.12e} {parameter.double().norm().item():.12e}".encode()
@@ -73,6 +75,36 @@ def latent_shape(vae: AutoencoderKL, mel: MelConfig) -> tuple[int, int, int]:
     return vae.config.latent_channels, mel.clip_frames // factor, mel.n_mels // factor
 
 
+class KeptArrays:
+    """Arrays in a folder, filled row by row; one that was interrupted is continued, one of another ``key`` begun anew.
+
+    ``shapes``: shape and type of each array by name.
+    """
+
+    def __init__(self, folder: Path, key: str, shapes: dict[str, tuple[tuple[int, ...], type]]):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.key, self.progress_file = key, folder / "progress.json"
+        progress = json.loads(self.progress_file.read_text()) if self.progress_file.exists() else {}
+        self.done = progress.get("done", 0) if progress.get("key") == key else 0  # rows
+        self.arrays = {
+            name: open_memmap(
+                folder / f"{name}.npy", "r+" if self.done else "w+", dtype=dtype, shape=None if self.done else size
+            )
+            for name, (size, dtype) in shapes.items()
+        }
+
+    def save(self, done: int, *, last: bool) -> None:
+        """Note that ``done`` rows are complete: now and then, and at the ``last``."""
+        if not last and done % (BATCHES_BETWEEN_SAVES * BATCH):
+            return
+        for array in self.arrays.values():
+            array.flush()
+        scratch = self.progress_file.with_suffix(".tmp")
+        scratch.write_text(json.dumps({"key": self.key, "done": done}))
+        scratch.replace(self.progress_file)
+        self.done = done
+
+
 @torch.no_grad()
 def build_cache(
     clips: list[Clip],
@@ -83,11 +115,6 @@ def build_cache(
     device: torch.device,
 ) -> Cache:
     """Fill ``folder``, continuing where an interrupted run stopped; another collection or model starts it anew."""
-    folder.mkdir(parents=True, exist_ok=True)
-    key = fingerprint(clips, vae, conditioner.clap, mel)
-    progress_file = folder / "progress.json"
-    progress = json.loads(progress_file.read_text()) if progress_file.exists() else {}
-    done = progress.get("done", 0) if progress.get("key") == key else 0
     offsets = np.concatenate([[0], np.cumsum([len(clip.texts) for clip in clips])])
     channels, latent_frames, latent_bands = latent_shape(vae, mel)
     frames = mel.n_mels // latent_bands * latent_frames
@@ -97,10 +124,8 @@ def build_cache(
         "audio": ((len(clips), width), np.float32),
         "text": ((int(offsets[-1]), width), np.float32),
     }
-    arrays = {
-        name: open_memmap(folder / f"{name}.npy", "r+" if done else "w+", dtype=dtype, shape=None if done else size)
-        for name, (size, dtype) in shapes.items()
-    }
+    kept = KeptArrays(folder, fingerprint(clips, vae, conditioner.clap, mel), shapes)
+    arrays, done = kept.arrays, kept.done
     vae, clap = vae.to(device, memory_format=torch.channels_last).eval(), conditioner.clap.to(device).eval()
     bar = tqdm(total=len(clips), initial=done, unit="clip", desc="cache", file=sys.stderr, mininterval=1.0)
     for first in range(done, len(clips), BATCH):
@@ -115,12 +140,7 @@ def build_cache(
             arrays["text"][offsets[first] : offsets[last]] = (
                 embed_text(clap, conditioner.tokenizer, texts).cpu().numpy()
             )
-        if last == len(clips) or last % (25 * BATCH) == 0:
-            for array in arrays.values():
-                array.flush()
-            scratch = progress_file.with_suffix(".tmp")
-            scratch.write_text(json.dumps({"key": key, "done": last}))
-            scratch.replace(progress_file)
+        kept.save(last, last=last == len(clips))
         bar.update(last - first)
     bar.close()
     return Cache(arrays["moments"], arrays["audio"], arrays["text"], offsets)

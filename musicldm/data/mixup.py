@@ -1,0 +1,221 @@
+"""Mixtures of recordings, as training items.
+
+    analysed collection  ->  partner, alignment, loudness, lambda  ->  Mixture
+
+``plain`` mixes clips of random recordings. ``audio`` and ``latent`` mix recordings of one tempo, downbeat on downbeat:
+as waveforms, or (in `musicldm.train.mixtures`) as latents. Everything drawn follows from the seed, the epoch and the
+item, so an item is the same in whichever process and after whatever else.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from augment.captions import mixed_caption
+from augment.mixup import (
+    SILENCE_LUFS,
+    block_loudness,
+    draw_lambda,
+    excerpt_loudness,
+    loudness_gain,
+    mix_waveforms,
+    normalise_peak,
+    stretch,
+)
+from augment.pairing import Alignment, Pairing, Recording
+from musicldm.audio import read_audio
+from musicldm.data.analysis import Analysed
+from musicldm.data.clips import Clip, Item, item_rng
+
+KINDS = ("plain", "audio", "latent")
+WHOLE = 3  # a recording of up to so many clips changes its speed as a whole, a longer one only where it is needed
+KEEP_BYTES = 2 * 2**30  # decoded and stretched recordings in memory
+
+
+class Mixture(NamedTuple):
+    """Two stretches of sound and what becomes of them. L samples are one clip; shorter material ends in zeros."""
+
+    a: np.ndarray  # (L,) float32, of the anchor
+    b: np.ndarray  # (L,) of the partner, at the loudness of ``a`` in mode synchronous
+    lam: float  # the anchor's share
+    waveform: np.ndarray  # (L,) lam a + (1 - lam) b, without mean, peak 0.5
+    partner: str  # the partner's file
+    alignment: Alignment
+    text: str  # "" if neither has a caption
+
+
+class Playing(NamedTuple):
+    """A recording from a cut on, at some speed."""
+
+    waveform: np.ndarray  # (L,) from the cut on
+    blocks: np.ndarray  # (K,) LUFS of the gating blocks of a longer stretch
+    start_s: float  # of the cut in that stretch
+
+
+class Kept:
+    """Arrays by key, made when first asked for; the longest unused ones go when they exceed ``most_bytes``."""
+
+    def __init__(self, most_bytes: int = KEEP_BYTES):
+        self.most_bytes, self.n_bytes = most_bytes, 0
+        self.arrays: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
+        if key in self.arrays:
+            self.arrays.move_to_end(key)
+            return self.arrays[key]
+        array = self.arrays[key] = make()
+        self.n_bytes += array.nbytes
+        while self.n_bytes > self.most_bytes and len(self.arrays) > 1:
+            self.n_bytes -= self.arrays.popitem(last=False)[1].nbytes
+        return array
+
+
+class BeatSynchronousMixup(torch.utils.data.Dataset):
+    """``dataset[Item(epoch, index)]`` is the `Mixture` anchored in clip ``index // per_clip``, or None without partner.
+
+    Args:
+        clips: the training clips; all partners come from their recordings.
+        analysis: of at least these recordings, in any order.
+        sample_rate, n_samples: of the mixtures.
+        kind: ``plain``, ``audio`` or ``latent``; the last two draw the same pairs in mode synchronous.
+        mode: ``paper`` or ``synchronous``.
+        seed: of everything that is drawn.
+        per_clip: mixtures anchored in each clip.
+        max_stretch: by how much of its speed a partner may change.
+        same_key: whether partners must be in a compatible key.
+
+    Raises:
+        ValueError: an unknown kind or mode, or a recording without analysis.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        analysis: Sequence[Analysed],
+        sample_rate: int,
+        n_samples: int,
+        kind: str = "audio",
+        mode: str = "synchronous",
+        seed: int = 0,
+        per_clip: int = 1,
+        max_stretch: float = 0.04,
+        same_key: bool = False,
+        keep_bytes: int = KEEP_BYTES,
+    ):
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        by_path = {analysed.path: analysed for analysed in analysis}
+        self.paths = list(dict.fromkeys(clip.path for clip in clips))
+        if missing := [path for path in self.paths if path not in by_path]:
+            raise ValueError(f"{len(missing)} recordings are not analysed, the first is {missing[0].name}")
+        self.clips, self.kind, self.mode, self.seed, self.per_clip = list(clips), kind, mode, seed, per_clip
+        self.sample_rate, self.n_samples = sample_rate, n_samples
+        self.clip_s = n_samples / sample_rate
+        self.analysed = [by_path[path] for path in self.paths]
+        self.pairing = Pairing(
+            _without_duplicates(self.analysed), self.clip_s, mode, max_stretch=max_stretch, same_key=same_key
+        )
+        self.index_of = {path: i for i, path in enumerate(self.paths)}
+        self.texts = {clip.path: clip.texts for clip in clips}
+        self.kept = Kept(keep_bytes)
+
+    def __len__(self) -> int:
+        return len(self.clips) * self.per_clip
+
+    def __getitem__(self, item: Item) -> Mixture | None:
+        if not 0 <= item.index < len(self):
+            raise IndexError(f"there are {len(self)} mixtures, asked for number {item.index}")
+        rng = item_rng(self.seed, item, "mixup")
+        clip = self.clips[item.index // self.per_clip]
+        anchor = self.index_of[clip.path]
+        drawn = self._draw_plain(clip, rng) if self.kind == "plain" else self._draw(clip, anchor, rng)
+        if drawn is None:
+            return None
+        partner, alignment = drawn
+        cut = self._cut(anchor, partner, alignment)
+        if cut is None:
+            return None
+        a, b = cut
+        lam = draw_lambda(rng)
+        waveform = normalise_peak(mix_waveforms(a, b, lam))
+        if self.mode == "paper" and self.kind == "audio" and len(waveform) > self.n_samples:
+            start = int(rng.integers(len(waveform) - self.n_samples + 1))
+            a, b, waveform = (part[start : start + self.n_samples] for part in (a, b, waveform))
+        a, b, waveform = (self._padded(part) for part in (a, b, waveform))
+        text = self._caption(anchor, partner, lam, rng)
+        return Mixture(a, b, lam, waveform, self.paths[partner].name, alignment, text)
+
+    def _draw_plain(self, clip: Clip, rng: np.random.Generator) -> tuple[int, Alignment] | None:
+        """A clip of another piece, cut as it is."""
+        group = self.pairing.recordings[self.index_of[clip.path]].group
+        for index in rng.integers(len(self.clips), size=24).tolist():
+            other = self.clips[index]
+            partner = self.index_of[other.path]
+            if self.pairing.recordings[partner].group != group:
+                return partner, Alignment(clip.start_s, other.start_s, 1.0)
+        return None
+
+    def _draw(self, clip: Clip, anchor: int, rng: np.random.Generator) -> tuple[int, Alignment] | None:
+        return self.pairing.draw(anchor, rng, (clip.start_s, clip.start_s + self.clip_s))
+
+    def _cut(self, anchor: int, partner: int, alignment: Alignment) -> tuple[np.ndarray, np.ndarray] | None:
+        """Both aligned parts, as long as the shorter, in mode synchronous at one loudness; None where one is silent.
+
+        At most a clip long, but for the authors' waveforms, out of whose mixture a clip is cut at random.
+        """
+        whole = self.mode == "paper" and self.kind == "audio"
+        first = self._play(anchor, alignment.a_start_s, 1.0)
+        second = self._play(partner, alignment.b_start_s, alignment.speed)
+        length = min(len(first.waveform), len(second.waveform))
+        length = length if whole else min(length, self.n_samples)
+        if not length:
+            return None
+        a, b = first.waveform[:length], second.waveform[:length]
+        if self.mode == "paper" or self.kind == "plain":
+            return a, b
+        seconds = length / self.sample_rate
+        of_a, of_b = (excerpt_loudness(part.blocks, part.start_s, part.start_s + seconds) for part in (first, second))
+        if min(of_a, of_b) < SILENCE_LUFS:
+            return None
+        return a, b * np.float32(loudness_gain(of_b, of_a))
+
+    def _play(self, index: int, start_s: float, speed: float) -> Playing:
+        """Recording ``index`` at ``speed``, from what is at ``start_s`` in its own time."""
+        path = self.paths[index]
+        waveform = self.kept.get(path, lambda: read_audio(path, self.sample_rate)[0])
+        blocks = self.analysed[index].loudness_lufs
+        if speed != 1:  # which changes the loudness too, by up to 1 dB where attacks are sharp
+            start, n = round(start_s * self.sample_rate), round(self.n_samples * speed)
+            whole = len(waveform) <= WHOLE * self.n_samples
+            key = (index, speed) if whole else (index, speed, start)
+            part = waveform if whole else waveform[start : start + n]
+            waveform = self.kept.get(key, lambda: stretch(part, self.sample_rate, speed))
+            blocks = self.kept.get((*key, "loudness"), lambda: block_loudness(waveform, self.sample_rate))
+            start_s = start_s / speed if whole else 0.0
+        return Playing(waveform[round(start_s * self.sample_rate) :], blocks, start_s)
+
+    def _padded(self, waveform: np.ndarray) -> np.ndarray:
+        if len(waveform) == self.n_samples:
+            return waveform
+        return np.pad(waveform[: self.n_samples], (0, max(0, self.n_samples - len(waveform))))
+
+    def _caption(self, anchor: int, partner: int, lam: float, rng: np.random.Generator) -> str:
+        """The anchor's caption in mode paper, else both."""
+        texts = [self.texts[self.paths[index]] for index in (anchor, partner)]
+        first, second = (choices[rng.integers(len(choices))] if choices else "" for choices in texts)
+        return first if self.mode == "paper" else mixed_caption(first, second, lam)
+
+
+def _without_duplicates(analysed: Sequence[Analysed]) -> list[Recording]:
+    """The recordings; exact copies share one group, and so never meet."""
+    group_of: dict[str, str] = {}
+    recordings = []
+    for one in analysed:
+        group = group_of.setdefault(one.digest, one.recording.group)
+        recordings.append(one.recording._replace(group=group))
+    return recordings
