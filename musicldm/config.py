@@ -94,7 +94,8 @@ class TrainConfig:
     seed: int = 0
     init: str = ""  # weights to start from, whose sizes then count: a stage's final folder, a model folder or "mini"
     steps: int = 100_000  # optimiser steps
-    batch_size: int = 16  # clips for each process
+    batch_size: int = 16  # clips for each process at a time
+    accumulate: int = 1  # batches of each process whose gradients make one step
     learning_rate: float = 1e-4
     warmup_steps: int = 0  # the learning rate rises linearly from 0
     schedule: str = "constant"  # or cosine, to 0 at the last step
@@ -103,20 +104,28 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"  # no, bf16 or fp16
+    gradient_checkpointing: bool = False  # compute activations again instead of keeping them
+    compile: bool = False  # by torch.compile
     device: str = "auto"  # auto or cpu
+    workers: int = 0  # processes that read ahead
     log_every: int = 50  # steps
     save_every: int = 5000  # steps
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; that of the best validation is kept beside them
+    export: str = "last"  # or best: which weights OUT/final gets
+    trackers: tuple[str, ...] = ("tensorboard",)  # any that accelerate knows
     validate_every: int = 5000  # steps
     validation_batches: int = 8
     mel: MelConfig = field(default_factory=MelConfig)
 
     def __post_init__(self):
-        _positive(self, "steps", "batch_size", "learning_rate", "max_grad_norm", "log_every", "save_every")
-        _positive(self, "keep_checkpoints", "validate_every", "validation_batches")
+        _positive(self, "steps", "batch_size", "accumulate", "learning_rate", "max_grad_norm")
+        _positive(self, "log_every", "save_every", "keep_checkpoints", "validate_every", "validation_batches")
         _one_of("mixed_precision", self.mixed_precision, PRECISIONS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("device", self.device, ("auto", "cpu"))
+        _one_of("export", self.export, ("last", "best"))
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
         if not 0 <= self.cooldown_steps <= self.steps:
@@ -240,6 +249,7 @@ class DiffusionConfig(TrainConfig):
     drop_condition: float = 0.1  # share of items trained without a condition, for classifier-free guidance
     text_condition: float = 0.0  # share of items conditioned on the caption instead of the audio
     ema_decay: float = 0.9999
+    validation_prompts: tuple[str, ...] = ()  # to be heard at each validation; without any, held-out clips' conditions
     train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195

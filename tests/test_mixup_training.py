@@ -189,6 +189,11 @@ def test_a_collection_without_pairs_is_refused(collection, parts, tmp_path):
         train(folder, parts, tmp_path / "run", "mixup=audio")
 
 
+def test_fresh_mixtures_need_one_process(collection, parts, tmp_path):
+    with pytest.raises(ValueError, match="mixup_fresh makes new mixtures in the one process that trains"):
+        train(collection, parts, tmp_path / "run", "mixup=audio", "mixup_fresh=true", "workers=1")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

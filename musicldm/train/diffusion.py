@@ -7,6 +7,7 @@ Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546; Ho et al. (2020)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,26 +20,26 @@ from torch import Tensor, nn
 from transformers import SpeechT5HifiGan
 
 from musicldm.clap import embed_text
+from musicldm.cli.common import slug
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
-from musicldm.data.clips import Item, item_rng, load_clips, split_clips
+from musicldm.data.clips import Item, batch_items, item_rng, load_clips, split_clips
+from musicldm.pipeline import MusicLDMPipeline
 from musicldm.train.cache import Cache, Conditioner, build_cache, latent_shape, load_conditioner
+from musicldm.train.checkpoints import CONFIG_FILE, Average, State, final_folder, load_state, start
 from musicldm.train.common import (
-    CONFIG_FILE,
-    Average,
-    Log,
-    State,
-    after_step,
+    after_batch,
     batches,
-    final_folder,
     initial_folder,
-    load_state,
     make_accelerator,
     make_optimizer,
     optimise,
-    start,
+    step_size,
 )
 from musicldm.train.mixtures import MixtureRounds, make_rounds
+from musicldm.train.progress import EXAMPLES, Log, announce
 from vocoder import mel_config
+
+VALIDATION_STEPS = 25  # of the sampler, for examples
 
 
 class Parts(NamedTuple):
@@ -220,6 +221,11 @@ class CachedLatents(torch.utils.data.Dataset):
         return self.mixtures.draw(item, rng)
 
 
+def to_device(example: Iterable[Tensor], device: torch.device) -> Example:
+    """A batch of examples on ``device``."""
+    return Example(*(value.to(device) for value in example))
+
+
 def losses_of(
     unet: nn.Module,
     example: Example,
@@ -236,7 +242,7 @@ def losses_of(
     predicted = unet(noisy, example.timestep, encoder_hidden_states=None, class_labels=embedding).sample
     target = prediction_target(x0, example.noise, example.timestep, alpha_bar, config.prediction)
     weights = variational_weights(scheduler.betas).to(empty.device)
-    return diffusion_losses(predicted.float(), target, example.timestep, weights)
+    return diffusion_losses(predicted.to(target.dtype), target, example.timestep, weights)
 
 
 def train_step(
@@ -247,13 +253,14 @@ def train_step(
     scheduler: DDIMScheduler,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """One update of the UNet and of its average."""
+    """One batch for the UNet, and if it completes a step, an update of it and of its average."""
     unet = state.parts["unet"]
-    example = Example(*(value.to(accelerator.device) for value in example))
+    example = to_device(example, accelerator.device)
     with accelerator.autocast():
         losses = losses_of(unet, example, empty, state.numbers["scaling_factor"], config, scheduler)
-    losses["grad_norm"] = optimise(accelerator, state.parts["optimizer"], losses["loss"], unet, config, state.step)
-    state.parts["average"].update(accelerator.unwrap_model(unet))
+    losses |= optimise(accelerator, state.parts["optimizer"], losses["loss"], unet, config, state)
+    if accelerator.sync_gradients:
+        state.parts["average"].update(accelerator.unwrap_model(unet))
     return {name: value.detach() for name, value in losses.items()}
 
 
@@ -272,7 +279,7 @@ def validate(
     n = config.validation_batches * config.batch_size
     for k in range(n):
         drawn = dataset[Item(k // len(dataset), k % len(dataset))]
-        example = Example(*(value[None].to(empty.device) for value in drawn))
+        example = to_device([value[None] for value in drawn], empty.device)
         total += float(losses_of(unet, example, empty, scaling_factor, config, scheduler)["loss"])
         x0, alpha_bar = scaling_factor * example.latents, scheduler.alphas_cumprod.to(empty.device)
         target = prediction_target(x0, example.noise, example.timestep, alpha_bar, config.prediction)
@@ -281,54 +288,85 @@ def validate(
     return {"loss": total / n, "constant_loss": constant / n}
 
 
+@torch.no_grad()
+def examples(
+    pipeline: MusicLDMPipeline, average: Average, dataset: CachedLatents, config: DiffusionConfig
+) -> tuple[dict[str, np.ndarray], int]:
+    """Music by the averaged weights for fixed prompts and seeds: those of the configuration, else held-out clips."""
+    if config.validation_prompts:
+        names = [slug(prompt) for prompt in config.validation_prompts]
+        wanted = {"prompt": list(config.validation_prompts)}
+    else:
+        rows = [dataset[Item(0, index)].embedding for index in range(min(EXAMPLES, len(dataset)))]
+        names, wanted = [f"clip-{index}" for index in range(len(rows))], {"prompt_embeds": torch.stack(rows)}
+    pipeline.set_progress_bar_config(disable=True)
+    unet = pipeline.unet.eval()
+    average.swap(unet)
+    made = pipeline(**wanted, num_inference_steps=VALIDATION_STEPS, seed=config.seed)
+    average.swap(unet)
+    unet.train()
+    return dict(zip(names, made.audios, strict=True)), made.sampling_rate
+
+
 def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Train a diffusion model on ``data``; ``OUT/final`` is a whole `MusicLDMPipeline` folder with averaged weights."""
-    from musicldm.pipeline import MusicLDMPipeline
-
     clips = load_clips(data, config.mel.clip_s)
     _, held_out = split_clips(clips)
     parts = load_parts(config)
     channels, frames, _ = latent_shape(parts.vae, config.mel)
-    unet = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
-    unet = unet.to(memory_format=torch.channels_last)
-    start(config, out, resume)
-    accelerator = make_accelerator(config)
-    cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, out / "cache", accelerator.device)
+    plain = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
+    plain = plain.to(memory_format=torch.channels_last)
+    accelerator = make_accelerator(config, out)
+    start(config, out, resume, accelerator)
+    if config.gradient_checkpointing:
+        plain.enable_gradient_checkpointing()
     held_out_set = set(held_out)
     to_mix = [clip for clip in clips if clip not in held_out_set]
-    mixtures = make_rounds(config, to_mix, data, *parts, out / "cache", accelerator.device)
+    with accelerator.main_process_first():  # which fills the cache, for the others to read
+        cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, out / "cache", accelerator.device)
+        mixtures = make_rounds(config, to_mix, data, *parts, out / "cache", accelerator.device)
     training = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip not in held_out_set], config, mixtures)
     validation = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out_set], config)
     with torch.no_grad():
         empty = embed_text(parts.conditioner.clap, parts.conditioner.tokenizer, [""])[0]  # (D,)
-    average, scheduler = Average(unet, config.ema_decay), make_scheduler(config)
-    unet, optimizer = accelerator.prepare(unet, make_optimizer(unet, config))
-    for name in average.shadow:
-        average.shadow[name] = average.shadow[name].to(accelerator.device)
-    state = State({"unet": unet, "optimizer": optimizer, "average": average})
+    average, scheduler = Average(plain, config.ema_decay).to(accelerator.device), make_scheduler(config)
+    unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    state = State({"unet": unet, "optimizer": optimizer, "average": average}, to_mix)
     load_state(state, out)
     if config.init and not config.vae:
         state.numbers["scaling_factor"] = parts.vae.config.scaling_factor
     if "scaling_factor" not in state.numbers:
-        first = next(batches(training, config, 0))
-        state.numbers["scaling_factor"] = 1.0 / float(first.latents.std())
-    check = partial(validate, unet, validation, empty, state.numbers["scaling_factor"], config, scheduler)
-    with Log(config, out, state.step, config.mel.clip_s) as log:
-        for example in batches(training, config, state.step):
-            losses = train_step(state, example, empty, config, scheduler, accelerator)
-            state.step += 1
-            after_step(state, losses, config, out, log, check)
-    final = final_folder(out)
-    unet = accelerator.unwrap_model(unet)
-    average.copy_to(unet)
+        first = batch_items(len(training), step_size(config, accelerator), config.seed, 0)
+        state.numbers["scaling_factor"] = 1.0 / float(torch.stack([training[item].latents for item in first]).std())
     parts.vae.register_to_config(scaling_factor=state.numbers["scaling_factor"])
-    MusicLDMPipeline(
+    pipeline = MusicLDMPipeline(
         vae=parts.vae,
         text_encoder=parts.conditioner.clap,
         tokenizer=parts.conditioner.tokenizer,
         feature_extractor=parts.conditioner.feature_extractor,
-        unet=unet,
+        unet=plain,
         scheduler=scheduler,
-        vocoder=parts.vocoder,
-    ).save_pretrained(final)
-    return final
+        vocoder=parts.vocoder.to(accelerator.device),
+    )
+    of_losses = {"empty": empty, "scaling_factor": state.numbers["scaling_factor"]}
+    of_losses |= {"config": config, "scheduler": scheduler}
+
+    def trial() -> Tensor:
+        example = to_device([value[None] for value in training[Item(0, 0)]], accelerator.device)
+        return losses_of(plain, example, **of_losses)["loss"]
+
+    announce(config, to_mix, {"UNet": plain}, trial, accelerator)
+    if config.compile:
+        plain.compile()
+    check = partial(validate, plain, validation, **of_losses)
+    show = partial(examples, pipeline, average, validation, config)
+    with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
+        for example in batches(training, config, accelerator, state):
+            with accelerator.accumulate(unet):
+                losses = train_step(state, example, empty, config, scheduler, accelerator)
+            after_batch(state, losses, config, out, log, check, show)
+    if accelerator.is_main_process:
+        final = final_folder(state, config, out)
+        average.copy_to(plain)
+        pipeline.save_pretrained(final)
+    return out / "final"

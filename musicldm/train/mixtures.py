@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
@@ -208,9 +209,17 @@ def make_rounds(
     """The mixtures that ``config`` asks for, anchored in the training ``clips`` of the collection ``data``.
 
     The recordings' analysis is read from the collection, and what of it is missing is measured and added.
+
+    Raises:
+        ValueError: fresh mixtures are asked for, which the training process makes, in a run of several.
     """
     if config.mixup == "none" or config.mixup_probability == 0:
         return None
+    if config.mixup_fresh and (config.workers or PartialState().num_processes > 1):
+        raise ValueError(
+            "mixup_fresh makes new mixtures in the one process that trains: set workers=0 and start one process, "
+            "or take mixup_fresh=false with a larger mixup_per_clip"
+        )
     analysis = unmeasured(data) if config.mixup == "plain" else analyse_collection(data, config.mixup_tracker)
     mel = config.mel
     dataset = BeatSynchronousMixup(
@@ -232,4 +241,7 @@ def make_rounds(
     }
     key = hashlib.sha256(repr(settings).encode()).hexdigest() + fingerprint(clips, vae, conditioner.clap, mel, vocoder)
     maker = Maker(vae, vocoder, conditioner, mel, device)
-    return MixtureRounds(dataset, maker, folder, config.mixup_fresh, key)
+    rounds = MixtureRounds(dataset, maker, folder, config.mixup_fresh, key)
+    if not config.mixup_fresh:
+        rounds.of(0)
+    return rounds
