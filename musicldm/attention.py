@@ -198,13 +198,14 @@ def find_library() -> Path | None:
 
 def describe() -> str:
     """What attention runs on here, in one line; compiles nothing."""
+    torch_does = "torch scaled_dot_product_attention"
     if not torch.cuda.is_available():
-        return "torch (the CUDA kernel needs a CUDA device)"
+        return f"{torch_does} (the CUDA kernel needs a CUDA device)"
     if (library := find_library()) is not None:
-        return f"CUDA kernel for heads of {HEAD_CHANNELS} channels in float16 and bfloat16 ({library}), torch elsewhere"
+        return f"CUDA kernel for heads of {HEAD_CHANNELS} channels in 16 bits ({library}), else {torch_does}"
     if build_kernel.find_nvcc() is not None:
-        return "torch; the CUDA kernel will be compiled on first use"
-    return "torch (the CUDA kernel is not compiled, and there is no nvcc)"
+        return f"{torch_does} until the CUDA kernel is compiled, on first use"
+    return f"{torch_does} (the CUDA kernel is not compiled, and there is no nvcc)"
 
 
 # --- in the UNet -----------------------------------------------------------------------------------------------------

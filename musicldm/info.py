@@ -37,6 +37,7 @@ def environment() -> dict:
     """Everything that a report of a problem should hold."""
     import torch
 
+    from musicldm import attention
     from musicldm.loading import bundled_models
 
     return {
@@ -45,7 +46,7 @@ def environment() -> dict:
         "devices": _devices(torch),
         "threads": torch.get_num_threads(),
         "models": {name: model_revision(folder) for name, folder in bundled_models().items()},
-        "attention": "torch scaled_dot_product_attention",
+        "attention": attention.describe(),
         "beat_tracker": _beat_tracker(),
     }
 

@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
-from musicldm import sampling
+from musicldm import attention, sampling
 from musicldm.clap import embed_audio, embed_text
 from musicldm.inputs import check_callback_inputs, check_memory, check_options, check_texts, plan_lengths, scale_factor
 from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, listed_heads, load_parts, original_parts, part_class
@@ -88,6 +88,7 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
             scheduler=scheduler,
             vocoder=vocoder,
         )
+        attention.install(unet)
         self.vae_scale_factor = scale_factor(vae)
         if unet.config.in_channels != vae.config.latent_channels:
             channels = f"{unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
@@ -227,7 +228,8 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
             latents: first noise (P * n, C, T/f, F/f), before the scheduler scales it.
             return_dict: False gives the tuple ``(audios,)``.
             callback: called as ``callback(step, timestep, latents)`` every ``callback_steps`` steps.
-            cross_attention_kwargs: for the UNet's attention processors.
+            cross_attention_kwargs: for the UNet's attention processors: ``{"window": w}`` limits attention to w latent
+                frames to either side, at a cost linear in the length.
             output_type: "np" or "pt" for waveforms, "latent" for latents, which are not ranked.
             callback_on_step_end: called as ``callback_on_step_end(pipeline, step, timestep, tensors)`` after each
                 step; it may return a dictionary of tensors to go on with. ``tensors`` holds those named in
@@ -258,6 +260,8 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
         n_items = n_prompts * num_waveforms_per_prompt  # B
         n_samples, latent_shape = plan_lengths(self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents)
         check_memory(self.vae, self.vocoder, latent_shape, device)
+        if cross_attention_kwargs and "window" in cross_attention_kwargs:
+            cross_attention_kwargs = {"grid": latent_shape[2:], **cross_attention_kwargs}
         generator = sampling.make_generators(seed, generator, n_items)
         timesteps = sampling.prepare_timesteps(self.scheduler, num_inference_steps, device)
         guided = guidance_scale > 1.0

@@ -4,6 +4,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,18 @@ def test_tensor_cores_do_the_work_and_local_memory_is_not_touched(compiled):
         assert instructions.count("HMMA") in (32, 64)  # (8 * 2 for q kᵀ, 4 * 4 for p v) for each 16 queries
         assert instructions.count("LDSM") == 16
         assert not {"LDL", "STL"} & set(instructions)
+
+
+@needs_nvcc
+def test_an_installation_compiles_a_library_that_torch_loads(tmp_path):
+    root = Path(build_kernel.__file__).parents[1]
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    library = tmp_path / "musicldm" / "csrc" / build_kernel.library_name()
+    assert library.is_file()
+    program = (
+        "import torch, musicldm.attention\n"
+        f"torch.ops.load_library({str(library)!r})\n"
+        "assert torch._C._dispatch_has_kernel_for_dispatch_key('musicldm::attention', 'CUDA')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
