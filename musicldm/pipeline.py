@@ -12,13 +12,11 @@ Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from diffusers import AudioPipelineOutput, AutoencoderKL, DiffusionPipeline, StableDiffusionMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionMixin, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Generator, Tensor
 from torch.nn import functional
@@ -28,23 +26,9 @@ from musicldm import attention, sampling
 from musicldm.clap import embed_audio, embed_text
 from musicldm.inputs import check_callback_inputs, check_memory, check_options, check_texts, plan_lengths, scale_factor
 from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, listed_heads, load_parts, original_parts, part_class
+from musicldm.outputs import MusicLDMPipelineOutput
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
-
-
-@dataclass
-class MusicLDMPipelineOutput(AudioPipelineOutput):
-    """What the pipeline returns.
-
-    audios: waveforms (B, L), NumPy or torch, float32; or latents (B, C, T/f, F/f) if those were asked for.
-    sampling_rate: of the waveforms, in Hz.
-    scores: (prompts, candidates), cosine similarity of each waveform and its prompt in CLAP's space, best first;
-        None where nothing was ranked, as with one candidate for each prompt.
-    """
-
-    audios: np.ndarray | Tensor
-    sampling_rate: int | None = None
-    scores: np.ndarray | Tensor | None = None
 
 
 class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
@@ -67,6 +51,7 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
     _optional_components: ClassVar[list[str]] = list(OPTIONAL_PARTS)
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
     _interrupt = False
+    copy_guard = None  # set by load_novelty_index
 
     def __init__(
         self,
@@ -178,6 +163,17 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
         finally:
             del self._exclude_from_cpu_offload
 
+    def load_novelty_index(self, folder: str | os.PathLike) -> None:
+        """Have ``novelty=...`` compare with the index in ``folder``, which `musicldm novelty index` wrote.
+
+        Raises:
+            OSError: if there is none.
+            ValueError: if it is damaged, or was made with another CLAP than the pipeline's.
+        """
+        from musicldm.novelty.guard import CopyGuard
+
+        self.copy_guard = CopyGuard(folder, self.text_encoder, self.feature_extractor)
+
     @property
     def sampling_rate(self) -> int:
         """Of the waveforms, in Hz."""
@@ -211,6 +207,8 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         seed: int | None = None,
         return_best: int | None = None,
+        novelty: str | None = None,
+        max_similarity: float | None = None,
     ) -> MusicLDMPipelineOutput | tuple:
         """Music for each prompt.
 
@@ -238,10 +236,20 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
             seed: gives waveform i a generator of its own on the CPU, seeded ``seed + i``, for its first noise and
                 whatever a sampler adds: it then does not depend on the rest of the batch or on the device.
             return_best: how many candidates of each prompt to return, all by default.
+            novelty: "report" compares each waveform with the training set (see `load_novelty_index`); "avoid" also
+                draws again what comes too near, up to four times; "least_similar" does too, but never raises CopyError.
+            max_similarity: cosine similarity above which a clip of the training set is too near; by default what one
+                clip in a hundred of other music exceeds. A passage that agrees too well is too near by itself.
 
         Raises:
             ValueError: naming the argument that cannot be used, and what can.
+            CopyError: (a ValueError) if all draws for some prompt came too near to the training set.
         """
+        if novelty is not None:
+            from musicldm.novelty.guard import guarded
+
+            arguments = {name: value for name, value in locals().items() if name not in ("self", "guarded")}
+            return guarded(self, arguments.pop("novelty"), arguments.pop("max_similarity"), arguments)
         if hasattr(callback_on_step_end, "tensor_inputs"):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         texts = prompt, negative_prompt, prompt_embeds, negative_prompt_embeds

@@ -21,6 +21,7 @@ from musicldm.cli.common import (
     slug,
 )
 from musicldm.figures import save_figure
+from musicldm.novelty import CopyError
 from musicldm.schedulers import SCHEDULERS
 
 # What a recipe holds beside prompt and seed, and what the command does unless told otherwise.
@@ -33,6 +34,9 @@ DEFAULTS = {
     "candidates": 1,
     "scheduler": "dpm++",
     "dtype": "auto",
+    "novelty": None,
+    "index": None,
+    "max_similarity": None,
 }
 RECIPE_TYPES = {
     "prompt": str,
@@ -97,6 +101,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"sampler: {', '.join(SCHEDULERS)} (default: {DEFAULTS['scheduler']})",
         **setting,
     )
+    parser.add_argument(
+        "--novelty",
+        metavar="MODE",
+        help="compare with the training set: report, avoid (draw again what comes too near; exit code 3 and no file if "
+        "nothing else comes), least_similar (the same, but always a file); needs --index",
+        **setting,
+    )
+    parser.add_argument("--index", metavar="INDEX", help="that `musicldm novelty index` wrote", **setting)
+    parser.add_argument(
+        "--max-similarity",
+        type=float,
+        metavar="COSINE",
+        help="what is too near (default: what 1 %% of other music exceeds)",
+        **setting,
+    )
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder for the results")
     parser.add_argument("--format", choices=FORMATS, default="wav")
     parser.add_argument("--device", default="auto", help="auto (the fastest there is), cpu, cuda, cuda:1, mps, ...")
@@ -123,6 +142,8 @@ def run(args: argparse.Namespace) -> None:
     seed = getattr(args, "seed", recipe.get("seed", random.SystemRandom().randrange(RANDOM_SEEDS)))
     if settings["scheduler"] not in SCHEDULERS:
         raise ValueError(f"unknown scheduler {settings['scheduler']!r}; choose one of {', '.join(SCHEDULERS)}")
+    if (settings["novelty"] is None) != (settings["index"] is None):
+        raise ValueError("--novelty and --index go together: what to do, and the index of the training set")
     with output_folder(args.out):
         generate(args, settings, prompts, seed, recipe.get("revision"))
 
@@ -192,6 +213,9 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
             f"{about['revision']}: the music will differ",
             file=sys.stderr,
         )
+    if settings["novelty"] is not None:
+        pipeline.load_novelty_index(settings["index"])
+    refusals = []
     candidates = settings["candidates"]
     at_once = max(1, WAVEFORMS_AT_ONCE.get(device.type, WAVEFORMS_AT_ONCE_ELSEWHERE) // candidates)
     for first in range(0, len(prompts), at_once):
@@ -204,25 +228,37 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
             leave=False,
             disable=None,  # None: unless on a terminal
         )
-        output = pipeline(
-            batch,
-            audio_length_in_s=settings["seconds"],
-            num_inference_steps=settings["steps"],
-            guidance_scale=settings["guidance"],
-            negative_prompt=settings["negative"] or None,
-            num_waveforms_per_prompt=candidates,
-            seed=batch_seed,
-            return_best=1,
-        )
+        refused = ()
+        try:
+            output = pipeline(
+                batch,
+                audio_length_in_s=settings["seconds"],
+                num_inference_steps=settings["steps"],
+                guidance_scale=settings["guidance"],
+                negative_prompt=settings["negative"] or None,
+                num_waveforms_per_prompt=candidates,
+                seed=batch_seed,
+                return_best=1,
+                novelty=settings["novelty"],
+                max_similarity=settings["max_similarity"],
+            )
+        except CopyError as error:
+            refusals.append(str(error))
+            output, refused = error.output, error.refused
         for i, (prompt, waveform) in enumerate(zip(batch, output.audios, strict=True)):
+            if i in refused:
+                continue
             made = about | {
                 "prompt": prompt,
                 "seed": batch_seed + i * candidates,
                 "seconds": len(waveform) / output.sampling_rate,
                 "score": None if output.scores is None else float(output.scores[i, 0]),
                 "sampling_rate": output.sampling_rate,
+                "nearest_training_clips": None if output.novelty is None else output.novelty[i],
             }
             write(args, waveform, made)
+    if refusals:
+        raise CopyError(" ".join(refusals))
 
 
 def write(args: argparse.Namespace, waveform, recipe: dict) -> None:

@@ -2,4 +2,13 @@
 
 
 class CopyError(ValueError):
-    """Every draw came too near to the training set; the message names the nearest clip."""
+    """Every draw for some prompt came too near to the training set; the message names the nearest clip.
+
+    Attributes:
+        output: what the pipeline would return, with the least similar draws in the places of these prompts.
+        refused: their numbers among the prompts.
+    """
+
+    def __init__(self, message: str, output=None, refused: tuple[int, ...] = ()):
+        super().__init__(message)
+        self.output, self.refused = output, refused

@@ -22,6 +22,8 @@ RANGE_DB = 60.0  # below the loudest point; kept in 255 steps
 WINDOWS_S = (2.0, 4.0, 8.0)  # passages that are looked for
 TRANSPOSITIONS = tuple(range(-3, 4))  # semitones
 TEMPI = (0.95, 0.97, 0.985, 1.0, 1.015, 1.03, 1.05)
+SHORTEST = round(WINDOWS_S[0] * FRAMES_PER_S)  # frames
+SHORTLIST = 10  # candidates that are compared at every tempo
 ENVELOPE = 9  # bands over which the spectral envelope is taken
 
 
@@ -61,63 +63,73 @@ def whiten(frames: np.ndarray) -> np.ndarray:
 def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:
     """Where ``query (T, P)`` agrees best with one of ``candidates``, each ``(T', P)`` from `pitch_frames`.
 
-    Takes about T times the candidates' frames times 49 (transpositions and tempi) multiplications of P-vectors.
+    All are compared at the query's own tempo, the best `SHORTLIST` of them at every tempo: about T times the
+    candidates' frames times 7 (transpositions) multiplications of P-vectors, and little more.
 
     Raises:
         ValueError: if there are no candidates, or the query is shorter than 2 s.
     """
-    shortest = round(WINDOWS_S[0] * FRAMES_PER_S)
     if not candidates:
         raise ValueError("there is nothing to compare the query with")
-    if len(query) < shortest:
+    if len(query) < SHORTEST:
         raise ValueError(f"a query of {len(query) / FRAMES_PER_S:g} s is shorter than {WINDOWS_S[0]:g} s")
-    gap = len(query) + 4  # no diagonal touches two candidates
-    starts, pieces, position = [], [np.zeros((gap, BANDS), np.float32)], gap
-    for candidate in candidates:
-        starts.append(position)
-        pieces += [whiten(candidate), np.zeros((gap, BANDS), np.float32)]
-        position += len(candidate) + gap
-    reference = np.concatenate(pieces)  # (R, P)
-    best = None
-    white = whiten(query)
-    for tempo in TEMPI:
-        stretched = _stretch(white, tempo)
-        for semitones in TRANSPOSITIONS:
-            found = _best_diagonal(_shift(stretched, -semitones), reference)
-            if best is None or found[0] > best[0]:
-                best = (*found, semitones, tempo)
-    score, first, column, length, semitones, tempo = best
-    candidate = int(np.searchsorted(starts, column + length / 2, side="right") - 1)
-    return Match(
-        score=float(score),
-        candidate=max(candidate, 0),
-        start_s=max(0.0, (column - starts[max(candidate, 0)]) / FRAMES_PER_S),
-        query_start_s=first / tempo / FRAMES_PER_S,
-        duration_s=length / FRAMES_PER_S,
-        semitones=semitones,
-        tempo=tempo,
+    white, chosen = whiten(query), list(range(len(candidates)))
+    references = [whiten(candidate) for candidate in candidates]
+    if len(candidates) > SHORTLIST:
+        matches = _matches(white, references, 1.0)
+        chosen = sorted(np.argsort([-match.score for match in matches], kind="stable")[:SHORTLIST].tolist())
+    best = max(
+        (match for tempo in TEMPI for match in _matches(white, [references[i] for i in chosen], tempo)),
+        key=lambda match: match.score,
     )
+    return best._replace(candidate=chosen[best.candidate])
 
 
-def _best_diagonal(query: np.ndarray, reference: np.ndarray) -> tuple[float, int, int, int]:
-    """Score, first frame in the query, frame in the reference, and frames of the best passage."""
-    n, total = len(query), len(reference)
+def _matches(query: np.ndarray, references: list[np.ndarray], tempo: float) -> list[Match]:
+    """The best passage of the whitened ``query`` and each of ``references`` at one tempo, over all transpositions."""
+    stretched = _stretch(query, tempo)
+    gap = np.zeros((len(stretched), BANDS), np.float32)  # no diagonal touches two of them
+    lengths = [len(reference) for reference in references]
+    starts = len(gap) + np.cumsum([0, *(length + len(gap) for length in lengths[:-1])])
+    row = np.concatenate([gap, *(piece for reference in references for piece in (reference, gap))])  # (R, P)
+    found: list[Match | None] = [None] * len(references)
+    for semitones in TRANSPOSITIONS:
+        scores, first, frames = _diagonals(_shift(stretched, -semitones), row)
+        for i, (start, length) in enumerate(zip(starts.tolist(), lengths, strict=True)):
+            at = start - len(gap) + int(scores[start - len(gap) : start + length].argmax())  # where the query's 0 lies
+            if found[i] is None or scores[at] > found[i].score:
+                found[i] = Match(
+                    score=float(scores[at]),
+                    candidate=i,
+                    start_s=max(0, at + int(first[at]) - start) / FRAMES_PER_S,
+                    query_start_s=int(first[at]) / tempo / FRAMES_PER_S,
+                    duration_s=int(frames[at]) / FRAMES_PER_S,
+                    semitones=semitones,
+                    tempo=tempo,
+                )
+    return found
+
+
+def _diagonals(query: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each place (R,) in ``row (R, P)`` where ``query (T, P)`` may start: best score, first frame, frames."""
+    n, total = len(query), len(row)
     similarity = np.zeros((n, total + n), np.float32)
-    similarity[:, :total] = query @ reference.T
+    np.matmul(query, row.T, out=similarity[:, :total])
     rows, columns = similarity.strides
     diagonals = np.lib.stride_tricks.as_strided(similarity, (n, total), (rows + columns, columns))  # [t, d]: d + t
     sums = np.concatenate([np.zeros((1, total), np.float32), np.cumsum(diagonals, axis=0)])
-    shortest = round(WINDOWS_S[0] * FRAMES_PER_S)
-    best = (-np.inf, 0, 0, shortest)
+    best = np.full(total, -np.inf, np.float32)
+    first, frames = np.zeros(total, np.int32), np.full(total, SHORTEST, np.int32)
     for seconds in WINDOWS_S:
         length = round(seconds * FRAMES_PER_S)
         if length > n:
             break
-        scores = (sums[length:] - sums[:-length]) / np.sqrt(length * shortest)
-        first, offset = divmod(int(scores.argmax()), total)
-        if scores[first, offset] > best[0]:
-            best = (scores[first, offset], first, offset + first, length)
-    return best
+        scores = (sums[length:] - sums[:-length]) / np.sqrt(length * SHORTEST)
+        start = scores.argmax(axis=0)
+        highest = scores[start, np.arange(total)]
+        better = highest > best
+        best[better], first[better], frames[better] = highest[better], start[better], length
+    return best, first, frames
 
 
 def _stretch(frames: np.ndarray, tempo: float) -> np.ndarray:

@@ -1,0 +1,168 @@
+"""The copy guard: music is compared with the training set as it is made, and drawn again where it comes too near.
+
+waveforms (B, L) -> check against the index -> what is new enough, best first | new noise, once more | CopyError
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from musicldm.evaluate.embedders import ClapEmbedder
+from musicldm.evaluate.measurements import SILENCE
+from musicldm.inputs import check_texts
+from musicldm.novelty import CopyError
+from musicldm.novelty.alignment import WINDOWS_S
+from musicldm.novelty.check import check, record
+from musicldm.novelty.index import NoveltyIndex
+from musicldm.sampling import make_generators
+
+MODES = ("report", "avoid", "least_similar")
+ROUNDS = 4  # draws before a prompt is given up
+PER_PROMPT = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
+
+
+class Drawn(NamedTuple):
+    """One candidate."""
+
+    waveform: np.ndarray  # (L,)
+    score: float | None  # similarity to the prompt, if candidates were ranked
+    found: dict  # of `CopyGuard.judge`
+
+
+class CopyGuard:
+    """Compares waveforms with an index by a pipeline's CLAP.
+
+    Args:
+        index: the training set, or the folder of its index.
+        clap: the CLAP that the index was made with.
+        feature_extractor: its front end.
+
+    Raises:
+        FileNotFoundError: if there is no index.
+        ValueError: if it is damaged, or was made with another CLAP.
+    """
+
+    def __init__(self, index: NoveltyIndex | str | Path, clap, feature_extractor):
+        self.index = index if isinstance(index, NoveltyIndex) else NoveltyIndex(index)
+        self.embedder = ClapEmbedder(clap, feature_extractor)
+        self.index.check_embedder(self.embedder.name)
+
+    def judge(self, waveform: np.ndarray, sample_rate: int, max_similarity: float | None = None) -> dict:
+        """What `musicldm.novelty.check` finds of ``waveform (L,)``, and ``too_close``: a copied passage, or more
+        similar to some clip than ``max_similarity``, by default the similarity that 1 % of other music exceeds.
+        """
+        most = self.index.similarity_threshold if max_similarity is None else max_similarity
+        if np.abs(waveform).max(initial=0) < SILENCE:
+            return {"verdict": "silent", "similarity": None, "nearest": [], "max_similarity": most, "too_close": False}
+        found = check(waveform, sample_rate, self.index, self.embedder)
+        about = record("", found, self.index)
+        del about["file"]
+        return about | {"max_similarity": most, "too_close": found.verdict == "copy" or found.similarity > most}
+
+
+def guarded(pipeline, mode: str, max_similarity: float | None, arguments: dict):
+    """``pipeline(**arguments)`` whose output has ``novelty``: for each waveform what `CopyGuard.judge` finds.
+
+    "report" changes nothing else. "avoid" draws all candidates of a prompt again, up to `ROUNDS` times in all, until
+    as many as are to be returned are not too close; the best of those are returned. "least_similar" does too, and
+    fills up with the least similar ones where "avoid" raises.
+
+    Raises:
+        ValueError: for an unknown mode, a pipeline without guard, or arguments that leave nothing to compare or draw.
+        CopyError: if a prompt has too few.
+    """
+    _check(pipeline, mode, max_similarity, arguments)
+    n = arguments["num_waveforms_per_prompt"]
+    wanted = arguments["return_best"] or n
+    n_prompts = check_texts(*(arguments[name] for name in PER_PROMPT))
+    noise = make_generators(arguments["seed"], arguments["generator"], n_prompts * n)
+    drawn: list[list[Drawn]] = [[] for _ in range(n_prompts)]
+    waiting = list(range(n_prompts))
+    settled = {"seed": None, "return_best": None, "return_dict": True, "output_type": "np", "novelty": None}
+    for _ in range(1 if mode == "report" else ROUNDS):
+        rows = {name: _rows(arguments[name], waiting) for name in PER_PROMPT}
+        generator = [noise[i * n + k] for i in waiting for k in range(n)] if isinstance(noise, list) else noise
+        output = pipeline(**arguments | rows | settled | {"generator": generator, "max_similarity": None})
+        for row, prompt in enumerate(waiting):
+            for k in range(n):
+                waveform = output.audios[row * n + k]
+                found = pipeline.copy_guard.judge(waveform, output.sampling_rate, max_similarity)
+                score = None if output.scores is None else float(output.scores[row, k])
+                drawn[prompt].append(Drawn(waveform, score, found))
+        waiting = [prompt for prompt in waiting if sum(not d.found["too_close"] for d in drawn[prompt]) < wanted]
+        if not waiting:
+            break
+    chosen = [_choose(candidates, wanted, mode) for candidates in drawn]
+    output.audios = np.stack([one.waveform for row in chosen for one in row])
+    output.scores = (
+        None if output.scores is None else np.array([[one.score for one in row] for row in chosen], np.float32)
+    )
+    output.novelty = [one.found | {"draws": len(drawn[i])} for i, row in enumerate(chosen) for one in row]
+    if arguments["output_type"] == "pt":
+        output.audios = torch.from_numpy(output.audios)
+        output.scores = None if output.scores is None else torch.from_numpy(output.scores)
+    if mode == "avoid" and waiting:
+        prompts = arguments["prompt"]
+        names = [repr(prompts[i]) if isinstance(prompts, list) else f"prompt {i + 1}" for i in waiting]
+        raise CopyError(_refusal(names, [drawn[i] for i in waiting]), output, tuple(waiting))
+    return output if arguments["return_dict"] else (output.audios,)
+
+
+def _check(pipeline, mode: str, max_similarity: float | None, arguments: dict) -> None:
+    if mode not in MODES:
+        raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {mode!r}")
+    if pipeline.copy_guard is None:
+        raise ValueError(f"novelty={mode!r} needs an index of the training set; call load_novelty_index(folder) before")
+    if max_similarity is not None and not -1 <= max_similarity <= 1:
+        raise ValueError(f"max_similarity is a cosine from -1 to 1, got {max_similarity}")
+    if arguments["output_type"] == "latent":
+        raise ValueError("latents cannot be compared with the training set; ask for waveforms, or leave novelty out")
+    if mode != "report" and arguments["latents"] is not None:
+        raise ValueError(f"novelty={mode!r} draws new noise, so latents cannot be given; give a seed, or use 'report'")
+    seconds = arguments["audio_length_in_s"]
+    if seconds is not None and seconds < WINDOWS_S[0]:
+        raise ValueError(f"{seconds:g} s are too short to compare with the training set; ask for {WINDOWS_S[0]:g} s")
+
+
+def _rows(value, rows: list[int]):
+    """The entries of ``rows`` of something that there is one of for each prompt, or one for all."""
+    if isinstance(value, list):
+        return [value[row] for row in rows]
+    return value[rows] if isinstance(value, torch.Tensor) else value
+
+
+def _choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
+    """The best ``wanted`` of the candidates that are not too close, then the least similar of the others."""
+
+    def best(drawn: Drawn) -> float:
+        return 0.0 if drawn.score is None else -drawn.score
+
+    if mode == "report":
+        return candidates[:wanted]
+    new = sorted((one for one in candidates if not one.found["too_close"]), key=best)
+    close = [one for one in candidates if one.found["too_close"]]
+    return (new + sorted(close, key=_closeness))[:wanted]
+
+
+def _closeness(drawn: Drawn) -> tuple[bool, float]:
+    return drawn.found["verdict"] == "copy", drawn.found["similarity"]
+
+
+def _refusal(names: list[str], drawn: list[list[Drawn]]) -> str:
+    parts = []
+    for name, candidates in zip(names, drawn, strict=True):
+        found = min((one for one in candidates if one.found["too_close"]), key=_closeness).found
+        near = found["passage"] if found["verdict"] == "copy" else found["nearest"][0]
+        recording = f"{near['recording']} ({near['title']})" if near.get("title") else near["recording"]
+        why = f"similarity {found['similarity']:.3f}, at most {found['max_similarity']:.3f}"
+        if found["verdict"] == "copy":
+            why += f"; passage score {near['score']:.2f}, at most {near['threshold']:.2f}"
+        parts.append(f"{name}: {recording} at {near['start_s']:.1f} s ({why})")
+    return (
+        f"after {len(drawn[0])} draws too few are new; the least near of the others, {'; '.join(parts)}. "
+        "Change the prompt or the seed, allow more with max_similarity, or ask for least_similar"
+    )

@@ -1,0 +1,130 @@
+"""The copy guard, on a tiny model whose training set holds what it makes from one seed."""
+
+import json
+
+import numpy as np
+import pytest
+from test_novelty import melody
+
+from musicldm.audio import read_recipe, write_audio
+from musicldm.clap import clap_feature_extractor
+from musicldm.cli import main
+from musicldm.evaluate.embedders import ClapEmbedder
+from musicldm.novelty import CopyError
+from musicldm.novelty.build import build_index
+from musicldm.novelty.guard import ROUNDS
+from musicldm.pipeline import MusicLDMPipeline
+
+PROMPT = "a slow waltz for solo piano"
+OPTIONS = {"audio_length_in_s": 3, "num_inference_steps": 2}
+COPIED_SEED = 0
+
+
+def make_pipeline(parts, index=None):
+    front_end = clap_feature_extractor(16_000, 5, hop_length=640, n_mels=16, f_max=8000.0)
+    pipeline = MusicLDMPipeline(**parts | {"feature_extractor": front_end})
+    pipeline.set_progress_bar_config(disable=True)
+    if index is not None:
+        pipeline.load_novelty_index(index)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def index_folder(tiny_parts, tmp_path_factory):
+    pipeline, data = make_pipeline(tiny_parts), tmp_path_factory.mktemp("data")
+    made = pipeline(PROMPT, seed=COPIED_SEED, **OPTIONS)
+    write_audio(data / "learned.wav", made.audios[0], made.sampling_rate)
+    for i in range(6):
+        write_audio(data / f"{i}.wav", melody(i), 16_000)
+    folder = tmp_path_factory.mktemp("index") / "index"
+    build_index(data, folder, ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor), progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_parts, index_folder):
+    return make_pipeline(tiny_parts, index_folder)
+
+
+def test_report_names_the_training_clip_and_changes_nothing(guarded):
+    plain = guarded(PROMPT, seed=COPIED_SEED, **OPTIONS)
+    told = guarded(PROMPT, seed=COPIED_SEED, novelty="report", **OPTIONS)
+    assert plain.novelty is None
+    assert np.array_equal(plain.audios, told.audios)
+    (found,) = told.novelty
+    assert (found["verdict"], found["too_close"], found["draws"]) == ("copy", True, 1)
+    assert found["passage"]["recording"] == "learned.wav"
+
+
+def test_avoid_draws_again_only_what_is_too_close(guarded):
+    # prompt 0 starts from the seed that was learned, prompt 1 from the next one
+    plain = guarded([PROMPT, PROMPT], seed=COPIED_SEED, **OPTIONS)
+    avoided = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    assert [found["draws"] for found in avoided.novelty] == [2, 1]
+    assert not any(found["too_close"] for found in avoided.novelty)
+    assert not np.allclose(avoided.audios[0], plain.audios[0], atol=0.05)
+    assert np.allclose(avoided.audios[1], plain.audios[1], atol=1e-4)
+    again = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    assert np.array_equal(again.audios, avoided.audios)
+
+
+def test_the_best_of_the_new_candidates_comes_back(guarded):
+    options = OPTIONS | {"num_waveforms_per_prompt": 3, "seed": COPIED_SEED}
+    made = guarded(PROMPT, return_best=2, novelty="avoid", **options)
+    told = guarded(PROMPT, novelty="report", **options)
+    new = [score for score, found in zip(told.scores[0], told.novelty, strict=True) if not found["too_close"]]
+    assert made.scores.shape == (1, 2)
+    assert made.scores[0].tolist() == pytest.approx(new[:2])
+    assert [found["draws"] for found in made.novelty] == [3, 3]
+
+
+def test_without_a_new_draw_there_is_an_error_that_names_the_clip(guarded):
+    with pytest.raises(CopyError, match=r"\.wav.*similarity") as caught:
+        guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", max_similarity=-0.99, **OPTIONS)
+    assert caught.value.refused == (0, 1)
+    made = guarded(PROMPT, seed=COPIED_SEED, novelty="least_similar", max_similarity=-0.99, **OPTIONS)
+    assert made.novelty[0]["draws"] == ROUNDS
+    assert made.novelty[0]["verdict"] != "copy"
+
+
+def test_what_cannot_be_guarded_is_refused(tiny_parts, guarded, index_folder):
+    with pytest.raises(ValueError, match="load_novelty_index"):
+        make_pipeline(tiny_parts)(PROMPT, novelty="report", **OPTIONS)
+    for options, message in (
+        ({"novelty": "prevent"}, "avoid"),
+        ({"novelty": "avoid", "max_similarity": 2.0}, "cosine"),
+        ({"novelty": "avoid", "output_type": "latent"}, "latents"),
+        ({"novelty": "avoid", "latents": object()}, "seed"),
+        ({"novelty": "report", "audio_length_in_s": 1.0}, "too short"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            guarded(PROMPT, **OPTIONS | options)
+    other = make_pipeline(tiny_parts)
+    other.text_encoder = type(other.text_encoder)(other.text_encoder.config)  # other weights
+    with pytest.raises(ValueError, match="was made with the embedding"):
+        other.load_novelty_index(index_folder)
+
+
+def test_command_keeps_what_is_new_and_exits_with_3(guarded, index_folder, tmp_path, capsys):
+    guarded.save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    options = ["--model", tmp_path / "model", "--seconds", 3, "--steps", 2, "--scheduler", "ddim", "--no-figure"]
+    options += ["--seed", 0, "--index", index_folder, "--novelty"]
+
+    def run(out, *arguments):
+        return main(["generate", PROMPT, "--out", str(tmp_path / out), "--json", *map(str, [*options, *arguments])])
+
+    assert run("a", "report") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert read_recipe(told["file"])["nearest_training_clips"] == told["nearest_training_clips"]
+    assert told["nearest_training_clips"]["nearest"][0]["recording"].endswith(".wav")
+    assert run("b", "avoid", "--max-similarity", -0.99) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert PROMPT in err
+    assert not (tmp_path / "b").exists()
+    assert run("c", "least_similar", "--max-similarity", -0.99) == 0
+    capsys.readouterr()
+    assert main(["generate", PROMPT, "--novelty", "report"]) == 2
+    assert "--index" in capsys.readouterr().err
