@@ -79,6 +79,18 @@ def track_beats(waveform: np.ndarray, sample_rate: int, tracker: str = "madmom")
     return TRACKERS[tracker](waveform.astype(np.float32, copy=False), int(sample_rate))
 
 
+def beat_numbers(beats: Beats) -> np.ndarray:
+    """Place of each beat in its bar (N,), from 1; before the first downbeat counted back from it. 0: unknown."""
+    numbers = np.zeros(len(beats.times_s), dtype=int)
+    if not beats.beats_per_bar or not len(beats.downbeats_s):
+        return numbers
+    firsts = np.searchsorted(beats.times_s, beats.downbeats_s)
+    places = np.arange(len(numbers))
+    latest = np.searchsorted(firsts, places, side="right") - 1
+    numbers = places - firsts[latest.clip(0)]
+    return np.where(latest < 0, numbers % beats.beats_per_bar, numbers) + 1
+
+
 def _madmom(waveform: np.ndarray, sample_rate: int) -> Beats:
     with madmom_compatibility():
         activations = _madmom_activations(waveform, sample_rate)

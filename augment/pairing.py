@@ -182,6 +182,32 @@ def usable(recording: Recording) -> bool:
     )
 
 
+def check_fit(a: Recording, b: Recording, max_stretch: float = 0.04) -> None:
+    """See that both have beats, of one metre, and tempos that ``max_stretch`` can bring together.
+
+    Raises:
+        ValueError: if not, saying what is in the way.
+    """
+    for recording in (a, b):
+        if not usable(recording):
+            raise ValueError(
+                f"the beats of {recording.name} are not clear enough to mix by (confidence {recording.confidence:.2f}, "
+                f"at least {MIN_CONFIDENCE} is needed): give another recording, or mode paper"
+            )
+    if a.beats_per_bar != b.beats_per_bar:
+        raise ValueError(
+            f"{a.name} has {a.beats_per_bar} beats to the bar, {b.name} {b.beats_per_bar}: "
+            "give two of one metre, or mode paper"
+        )
+    _, speed = pulse_ratio(a.tempo_bpm, b.tempo_bpm)
+    if abs(speed - 1) > max_stretch:
+        raise ValueError(
+            f"{a.name} has {a.tempo_bpm:.1f} BPM, {b.name} {b.tempo_bpm:.1f}: to meet, at once or at half or double "
+            f"time, one would have to play {abs(speed - 1):.1%} {'faster' if speed > 1 else 'slower'}, and "
+            f"{max_stretch:.0%} is the most; give two of more equal tempo, or mode paper"
+        )
+
+
 def align_paper(a: Recording, b: Recording, rng: np.random.Generator) -> Alignment:
     """One downbeat of each at random, never the last; both from their start unless both have more than one."""
     if len(a.downbeats_s) < 2 or len(b.downbeats_s) < 2:

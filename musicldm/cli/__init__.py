@@ -26,6 +26,8 @@ COMMANDS = {
     "convert": "turn a checkpoint of MusicLDM's authors into a model folder",
     "render": "turn scores (MIDI) into audio with captions, to train on",
     "train": "train one part: vae, vocoder, clap or diffusion",
+    "beats": "find beats, downbeats, tempo and metre of recordings",
+    "mixup": "mix two recordings beat by beat, as training does",
     "novelty": "index a training set, and check music against it",
     "info": "show the recipe of a generated file, or what is installed",
 }

@@ -94,7 +94,7 @@ def analyse_collection(folder: str | Path, tracker: str = "madmom") -> list[Anal
                 known[name] = about | analyse(*read_audio(folder / name), tracker)
                 out.write(json.dumps(known[name]) + "\n")
                 out.flush()
-    return [_analysed(folder, known[row["file_name"]]) for row in metadata]
+    return [as_analysed(folder / row["file_name"], known[row["file_name"]]) for row in metadata]
 
 
 def _read(file: Path) -> dict[str, dict]:
@@ -127,7 +127,8 @@ def _is_current(row: dict | None, folder: Path, tracker: str) -> bool:
     return row is not None and row["tracker"] == tracker and row["bytes"] == (folder / row["file_name"]).stat().st_size
 
 
-def _analysed(folder: Path, row: dict) -> Analysed:
+def as_analysed(path: Path, row: dict) -> Analysed:
+    """The recording at ``path`` from its line of analysis."""
     recording = Recording(
         row["file_name"],
         row["group"],
@@ -139,7 +140,7 @@ def _analysed(folder: Path, row: dict) -> Analysed:
         row["confidence"],
         row["key"],
     )
-    return Analysed(folder / row["file_name"], recording, np.array(row["loudness_lufs"]), row["digest"])
+    return Analysed(path, recording, np.array(row["loudness_lufs"]), row["digest"])
 
 
 def unmeasured(folder: str | Path) -> list[Analysed]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +28,9 @@ from augment.mixup import (
     normalise_peak,
     stretch,
 )
-from augment.pairing import Alignment, Pairing, Recording
+from augment.pairing import Alignment, Pairing, Recording, align_paper, align_synchronous, check_fit
 from musicldm.audio import read_audio
-from musicldm.data.analysis import Analysed
+from musicldm.data.analysis import Analysed, analyse, as_analysed
 from musicldm.data.clips import Clip, Item, item_rng
 
 KINDS = ("plain", "audio", "latent")
@@ -46,6 +47,7 @@ class Mixture(NamedTuple):
     waveform: np.ndarray  # (L,) lam a + (1 - lam) b, without mean, peak 0.5
     partner: str  # the partner's file
     alignment: Alignment
+    crop_s: float  # seconds after the aligned cuts at which ``a`` and ``b`` begin
     text: str  # "" if neither has a caption
 
 
@@ -136,19 +138,28 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         drawn = self._draw_plain(clip, rng) if self.kind == "plain" else self._draw(clip, anchor, rng)
         if drawn is None:
             return None
-        partner, alignment = drawn
+        return self.mix(anchor, *drawn, rng)
+
+    def mix(
+        self, anchor: int, partner: int, alignment: Alignment, rng: np.random.Generator, lam: float | None = None
+    ) -> Mixture | None:
+        """The mixture of recordings ``anchor`` and ``partner``; None where one of them is silent.
+
+        ``lam`` is drawn if it is not given.
+        """
         cut = self._cut(anchor, partner, alignment)
         if cut is None:
             return None
         a, b = cut
-        lam = draw_lambda(rng)
+        lam = draw_lambda(rng) if lam is None else lam
         waveform = normalise_peak(mix_waveforms(a, b, lam))
-        if self.mode == "paper" and self.kind == "audio" and len(waveform) > self.n_samples:
+        start = 0
+        if len(waveform) > self.n_samples:  # what the authors' waveforms are
             start = int(rng.integers(len(waveform) - self.n_samples + 1))
             a, b, waveform = (part[start : start + self.n_samples] for part in (a, b, waveform))
         a, b, waveform = (self._padded(part) for part in (a, b, waveform))
         text = self._caption(anchor, partner, lam, rng)
-        return Mixture(a, b, lam, waveform, self.paths[partner].name, alignment, text)
+        return Mixture(a, b, lam, waveform, self.paths[partner].name, alignment, start / self.sample_rate, text)
 
     def _draw_plain(self, clip: Clip, rng: np.random.Generator) -> tuple[int, Alignment] | None:
         """A clip of another piece, cut as it is."""
@@ -209,6 +220,69 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         texts = [self.texts[self.paths[index]] for index in (anchor, partner)]
         first, second = (choices[rng.integers(len(choices))] if choices else "" for choices in texts)
         return first if self.mode == "paper" else mixed_caption(first, second, lam)
+
+
+class MixedPair(NamedTuple):
+    """The mixture of two files, and what was found in them."""
+
+    mixture: Mixture
+    recordings: tuple[Recording, Recording]
+    waveforms: tuple[np.ndarray, np.ndarray]  # (L,) each, whole
+    sample_rate: int
+
+
+def mix_files(
+    a: Path,
+    b: Path,
+    seconds: float,
+    mode: str = "synchronous",
+    lam: float | None = None,
+    seed: int = 0,
+    tracker: str = "madmom",
+    max_stretch: float = 0.04,
+) -> MixedPair:
+    """Mix the recordings ``a`` and ``b`` as training would, at the rate of ``a``; ``lam`` is drawn if it is not given.
+
+    Raises:
+        ValueError: a file that cannot be used, or two that do not fit together in mode synchronous.
+        OSError: a file that cannot be read.
+        ImportError: the tracker, or what changes the speed, is not installed.
+    """
+    if a.resolve() == b.resolve():
+        raise ValueError(f"{a} would be mixed with itself: give two recordings")
+    if lam is not None and not 0 <= lam <= 1:
+        raise ValueError(f"lambda is a share from 0 to 1, got {lam}")
+    first, sample_rate = read_audio(a)
+    waveforms = {a: first, b: read_audio(b, sample_rate)[0]}
+    analysed = []
+    for path, waveform in waveforms.items():
+        try:
+            measured = analyse(waveform, sample_rate, tracker)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        analysed.append(as_analysed(path, {"file_name": path.name, "group": str(path), "key": None} | measured))
+    clips = [Clip(path, 0.0, len(waveform) / sample_rate, (), "train") for path, waveform in waveforms.items()]
+    dataset = BeatSynchronousMixup(
+        clips, analysed, sample_rate, round(seconds * sample_rate), "audio", mode, max_stretch=max_stretch
+    )
+    for path, waveform in waveforms.items():
+        dataset.kept.get(path, lambda waveform=waveform: waveform)
+    rng, recordings = np.random.default_rng(seed), tuple(one.recording for one in analysed)
+    if mode == "paper":
+        alignment = align_paper(*recordings, rng)
+    else:
+        check_fit(*recordings, max_stretch)
+        alignment = align_synchronous(*recordings, rng, dataset.clip_s, max_stretch)
+        if alignment is None:
+            raise ValueError(
+                f"no downbeats of {a.name} and {b.name} were found after which the beats of both stay within 20 ms "
+                f"for {seconds:g} s: one changes its tempo or is too short; give other recordings, fewer seconds, "
+                "or mode paper"
+            )
+    mixture = dataset.mix(0, 1, alignment, rng, lam)
+    if mixture is None:
+        raise ValueError(f"{a.name} or {b.name} is silent where their bars meet: try another seed")
+    return MixedPair(mixture, recordings, tuple(waveforms.values()), sample_rate)
 
 
 def _without_duplicates(analysed: Sequence[Analysed]) -> list[Recording]:
