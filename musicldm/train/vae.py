@@ -29,6 +29,7 @@ from musicldm.train.common import (
     make_accelerator,
     make_optimizer,
     optimise,
+    step_size,
 )
 from musicldm.train.progress import Log, announce
 from vocoder import log_mel_spectrogram
@@ -185,7 +186,8 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
     load_state(state, out)
     if state.step == 0 and not config.init:
         # Start from the music's usual level instead of learning it over hundreds of steps.
-        first = torch.stack([segments[item] for item in batch_items(len(segments), config.batch_size, config.seed, 0)])
+        items = batch_items(len(segments), step_size(config, accelerator), config.seed, 0)
+        first = torch.stack([segments[item] for item in items])
         plain.vae.decoder.conv_out.bias.data.fill_(float(mel_of(first, config).median()))
 
     def trial() -> Tensor:
