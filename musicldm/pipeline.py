@@ -26,6 +26,7 @@ from musicldm import attention, sampling
 from musicldm.clap import embed_audio, embed_text
 from musicldm.inputs import check_callback_inputs, check_memory, check_options, check_texts, plan_lengths, scale_factor
 from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, listed_heads, load_parts, original_parts, part_class
+from musicldm.optimize import optimize
 from musicldm.outputs import MusicLDMPipelineOutput
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
@@ -173,6 +174,10 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
         from musicldm.novelty.guard import CopyGuard
 
         self.copy_guard = CopyGuard(folder, self.text_encoder, self.feature_extractor)
+
+    def optimize(self, bfloat16: bool | None = None) -> "MusicLDMPipeline":
+        """`musicldm.optimize.optimize`: this pipeline, made faster on its device."""
+        return optimize(self, bfloat16)
 
     @property
     def sampling_rate(self) -> int:
