@@ -18,7 +18,7 @@ from vocoder.mel import MelConfig
 T = TypeVar("T")
 PRECISIONS = ("no", "bf16", "fp16")
 SCHEDULES = ("constant", "cosine")
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "flow")
 MIXUPS = ("none", "plain", "audio", "latent")
 MIXUP_MODES = ("paper", "synchronous")
 TRACKERS = ("madmom", "beat_this", "librosa")
@@ -245,9 +245,11 @@ class DiffusionConfig(TrainConfig):
     attention_from_level: int = 1  # levels below it have convolutions only
     layers_per_level: int = 2
     norm_groups: int = 32
-    prediction: str = "epsilon"  # or v_prediction
+    prediction: str = "epsilon"  # or v_prediction, or flow: the velocity of a rectified flow
+    min_snr: float = 0.0  # limit of the signal-to-noise ratio that errors are weighted by, usually 5; 0: no weighting
     drop_condition: float = 0.1  # share of items trained without a condition, for classifier-free guidance
     text_condition: float = 0.0  # share of items conditioned on the caption instead of the audio
+    text_condition_last: float | None = None  # that share in the last epoch, if it is to change linearly until then
     ema_decay: float = 0.9999
     validation_prompts: tuple[str, ...] = ()  # to be heard at each validation; without any, held-out clips' conditions
     train_timesteps: int = 1000
@@ -276,6 +278,10 @@ class DiffusionConfig(TrainConfig):
         for name in ("drop_condition", "text_condition", "mixup_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+        if self.text_condition_last is not None and not 0 <= self.text_condition_last <= 1:
+            raise ValueError(f"text_condition_last is a share between 0 and 1, got {self.text_condition_last}")
+        if self.min_snr < 0 or (self.min_snr and self.prediction == "flow"):
+            raise ValueError(f"min_snr is a limit above 0 for noise and v, or 0, got {self.min_snr}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if bad := [width for width in self.channels if width % self.head_channels or width % self.norm_groups]:

@@ -68,7 +68,7 @@ def first_noise(
     """Normal noise of ``shape``, drawn or given as ``latents``, scaled as a prepared ``scheduler`` wants it."""
     if latents is None:
         latents = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
-    return latents.to(device, dtype) * scheduler.init_noise_sigma
+    return latents.to(device, dtype) * getattr(scheduler, "init_noise_sigma", 1.0)  # flows start from noise as it is
 
 
 def denoise(
@@ -119,8 +119,11 @@ def predict(
     Eq. 6 of Ho and Salimans with scale = 1 + w.
     """
     copies = len(embedding) // len(latents)
+    model_input = torch.cat([latents] * copies)
+    if hasattr(scheduler, "scale_model_input"):  # flows have none
+        model_input = scheduler.scale_model_input(model_input, t)
     prediction = unet(
-        scheduler.scale_model_input(torch.cat([latents] * copies), t).to(embedding.dtype),
+        model_input.to(embedding.dtype),
         t,
         encoder_hidden_states=None,
         class_labels=embedding,

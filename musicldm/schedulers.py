@@ -21,16 +21,29 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace", "algorithm_type": "sde-dpmsolver++"}),
 }
 
+# The same for models of a rectified flow.
+FLOW_SCHEDULERS: dict[str, tuple[str, dict]] = {
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+}
+
 
 def make_scheduler(name: str, trained_with):
     """The scheduler called ``name``, for a model whose own scheduler is ``trained_with``.
 
     Raises:
-        ValueError: for an unknown name, with the list.
+        ValueError: for an unknown name, or one that cannot follow a flow where the model is one, with the list.
     """
     import diffusers
 
     if name not in SCHEDULERS:
         raise ValueError(f"unknown scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
-    class_name, changes = SCHEDULERS[name]
+    is_flow = type(trained_with).__name__.startswith("FlowMatch")
+    if is_flow and name not in FLOW_SCHEDULERS:
+        raise ValueError(
+            f"the model is a flow, which {name!r} cannot follow; choose one of {', '.join(FLOW_SCHEDULERS)}"
+        )
+    class_name, changes = (FLOW_SCHEDULERS if is_flow else SCHEDULERS)[name]
     return getattr(diffusers, class_name).from_config(trained_with.config, **changes)

@@ -11,7 +11,7 @@ from torch import nn
 from musicldm.checkpoints import load_original
 from musicldm.checkpoints.names import original_name, unet_names
 from musicldm.train.checkpoints import Average
-from musicldm.train.diffusion import (
+from musicldm.train.objectives import (
     add_noise,
     diffusion_losses,
     prediction_target,

@@ -243,9 +243,48 @@ def test_learning_rate_rises_and_falls():
     assert [common.learning_rate(config, step) for step in (0, 90, 95, 100)] == [1, 1, 0.5, 0]
 
 
+def test_a_rectified_flow_is_trained_saved_and_played(trained, collection, tmp_path):
+    """From the parts of the other runs; the folder says what it is, and nothing else continues from it."""
+    from musicldm import MusicLDMPipeline
+
+    tiny = ("diffusion", CONFIGS / "diffusion.yaml", collection)
+    overrides = [*parts_of("diffusion", trained["vae"].parent), "prediction=flow", "text_condition_last=1"]
+    final = run(*tiny, tmp_path / "run", overrides=[*overrides, "validation_prompts=[a low cello]"])
+    last = metrics(tmp_path / "run", "validation")[-1]
+    assert last["loss"] < last["constant_loss"]
+    pipeline = MusicLDMPipeline.from_pretrained(final)
+    assert type(pipeline.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    made = pipeline("a low cello", num_inference_steps=25, seed=0)
+    heard, rate = soundfile.read(tmp_path / "run" / "examples" / "step-40" / "a-low-cello.wav")
+    assert rate == made.sampling_rate
+    np.testing.assert_allclose(heard, made.audios[0], atol=1e-3)  # 16 bits, and the same weights, prompt and seed
+    assert (tmp_path / "run" / "examples" / "step-40" / "a-low-cello.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="trained for prediction=flow"):
+        run(*tiny, tmp_path / "other", overrides=[f"init={final}"])
+
+
+@pytest.mark.parametrize("stage", ["vae", "diffusion"])
+def test_gradient_checkpointing_changes_nothing_but_memory(trained, collection, tmp_path, stage):
+    """Two steps with it give the weights of two without."""
+    overrides = [*parts_of(stage, trained["vae"].parent), "steps=2"]
+    for name in ("false", "true"):
+        options = [*overrides, f"gradient_checkpointing={name}"]
+        run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / name, overrides=options)
+    plain, saving = weights(tmp_path / "false"), weights(tmp_path / "true")
+    for name in plain:
+        torch.testing.assert_close(saving[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["vocoder", "clap"])
+def test_networks_without_gradient_checkpointing_say_so(collection, tmp_path, stage):
+    with pytest.raises(ValueError, match="accumulate"):
+        run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "a", overrides=["gradient_checkpointing=true"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_v_prediction_is_the_rotated_pair():
     """v = dx/dphi on the circle x = cos(phi) x0 + sin(phi) noise, so x0 = sqrt(a) x - sqrt(1 - a) v."""
-    from musicldm.train.diffusion import add_noise, make_scheduler, prediction_target
+    from musicldm.train.objectives import add_noise, make_scheduler, prediction_target
 
     alpha_bar = make_scheduler(DiffusionConfig()).alphas_cumprod
     generator = torch.Generator().manual_seed(0)

@@ -38,6 +38,7 @@ from musicldm.train.common import (
     make_accelerator,
     make_optimizer,
     optimise,
+    refuse_checkpointing,
     seed_batch,
 )
 from musicldm.train.progress import Log, announce
@@ -198,8 +199,9 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     pipeline.
 
     Raises:
-        ValueError: a recording has no caption.
+        ValueError: a recording has no caption; or gradient checkpointing is asked for, which ClapModel does not know.
     """
+    refuse_checkpointing(config, "CLAP model")
     clips = load_clips(data, config.mel.clip_s)
     if bare := [clip.path for clip in clips if not clip.texts]:
         raise ValueError(f"{len(bare)} recordings of {data} have no caption, the first is {bare[0].name}: add text")
@@ -208,8 +210,6 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     accelerator = make_accelerator(config, out)
     start(config, out, resume, accelerator)
     plain.clap.logit_scale_t.requires_grad_(False)  # one scale serves both directions
-    if config.gradient_checkpointing:
-        plain.clap.gradient_checkpointing_enable()
     towers, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
     state = State({"towers": towers, "optimizer": optimizer}, train_clips)
     load_state(state, out)

@@ -62,6 +62,12 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     )
 
 
+def refuse_checkpointing(config: TrainConfig, part: str) -> None:
+    """ValueError if gradient checkpointing is asked for, which the class of ``part`` does not know."""
+    if config.gradient_checkpointing:
+        raise ValueError(f"gradient_checkpointing: the {part} has none; lower batch_size and raise accumulate instead")
+
+
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with the stage's learning rate, betas and decay, on the parameters that are to be trained."""
     return torch.optim.AdamW(

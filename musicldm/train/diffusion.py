@@ -1,12 +1,13 @@
 """Latent diffusion: predict the noise in scaled VAE latents, conditioned on CLAP.
 
-    latents (B, C, T/f, F/f) + noise at time t, embedding (B, D)  -> unet ->  noise (or v)  -> mean squared error
+    latents (B, C, T/f, F/f) + noise at time t, embedding (B, D)  -> unet ->  noise, v or velocity  -> squared error
 
 Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546; Ho et al. (2020), https://arxiv.org/abs/2006.11239.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import SpeechT5HifiGan
 
@@ -36,6 +37,7 @@ from musicldm.train.common import (
     step_size,
 )
 from musicldm.train.mixtures import MixtureRounds, make_rounds
+from musicldm.train.objectives import make_scheduler, question, text_share, trained_prediction, weighted_losses
 from musicldm.train.progress import EXAMPLES, Log, announce
 from vocoder import mel_config
 
@@ -58,20 +60,6 @@ class Example(NamedTuple):
     dropped: Tensor  # bool: train without the condition
     noise: Tensor  # (C, T/f, F/f)
     timestep: Tensor
-
-
-def make_scheduler(config: DiffusionConfig) -> DDIMScheduler:
-    """The schedule: betas are squares of equally spaced numbers; the last step goes to the first training step."""
-    return DDIMScheduler(
-        num_train_timesteps=config.train_timesteps,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        beta_schedule="scaled_linear",
-        prediction_type=config.prediction,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
 
 
 def make_unet(config: DiffusionConfig, latent_channels: int, latent_frames: int, embedding_size: int):
@@ -112,45 +100,10 @@ def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: i
         )
     scheduler = initial_folder(config, "scheduler")
     if scheduler.name == "scheduler":
-        predicts = DDIMScheduler.from_pretrained(scheduler).config.prediction_type
+        predicts = trained_prediction(scheduler)
         if predicts != config.prediction:
             raise ValueError(f"{config.init} was trained for prediction={predicts}, not {config.prediction}")
     return unet
-
-
-def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Draw x_t given x_0: eq. 4 of Ho et al. (2020). x0, noise (B, ...); timestep (B,); alpha_bar (steps,)."""
-    a = alpha_bar[timestep].view(-1, *[1] * (x0.ndim - 1))
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise
-
-
-def prediction_target(x0: Tensor, noise: Tensor, timestep: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:
-    """What the network is asked for: the noise, or v (Salimans and Ho, 2022, https://arxiv.org/abs/2202.00512)."""
-    if prediction == "epsilon":
-        return noise
-    a = alpha_bar[timestep].view(-1, *[1] * (x0.ndim - 1))
-    return a.sqrt() * noise - (1 - a).sqrt() * x0
-
-
-def variational_weights(betas: Tensor) -> Tensor:
-    """Weights (steps,) of the variational bound: beta^2 / (2 posterior variance alpha (1 - cumulative alpha)).
-
-    The first, where the posterior variance is 0, is set to the second.
-    """
-    betas = betas.double()
-    alphas = 1 - betas
-    alpha_bar = alphas.cumprod(0)
-    before = torch.cat([torch.ones(1, dtype=torch.float64, device=betas.device), alpha_bar[:-1]])
-    variance = betas * (1 - before) / (1 - alpha_bar)
-    weights = betas.square() / (2 * variance * alphas * (1 - alpha_bar))
-    weights[0] = weights[1]
-    return weights.float()
-
-
-def diffusion_losses(predicted: Tensor, target: Tensor, timestep: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """``loss``: squared error averaged per item, then over the batch; ``variational``: the same weighted, to log."""
-    per_item = (predicted - target).square().flatten(1).mean(dim=1)  # (B,)
-    return {"loss": per_item.mean(), "variational": (weights[timestep] * per_item).mean()}
 
 
 def load_parts(config: DiffusionConfig) -> Parts:
@@ -181,9 +134,15 @@ class CachedLatents(torch.utils.data.Dataset):
     """``dataset[Item]`` is an `Example` drawn for that item: the same in whichever process and after whatever else."""
 
     def __init__(
-        self, cache: Cache, indices: list[int], config: DiffusionConfig, mixtures: MixtureRounds | None = None
+        self,
+        cache: Cache,
+        indices: list[int],
+        config: DiffusionConfig,
+        mixtures: MixtureRounds | None = None,
+        n_epochs: int = 1,
     ):
         self.cache, self.indices, self.config, self.mixtures = cache, indices, config, mixtures
+        self.n_epochs = n_epochs  # of the whole run, over which the share of captions changes
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -196,7 +155,8 @@ class CachedLatents(torch.utils.data.Dataset):
         latents = mean + std * rng.standard_normal(mean.shape, dtype=np.float32)
         noise = rng.standard_normal(mean.shape, dtype=np.float32)
         timestep = rng.integers(self.config.train_timesteps)
-        dropped, by_text = rng.random(2) < (self.config.drop_condition, self.config.text_condition)
+        share = text_share(self.config, item.epoch, self.n_epochs)
+        dropped, by_text = rng.random(2) < (self.config.drop_condition, share)
         embedding = texts[rng.integers(len(texts))] if by_text and len(texts) else audio
         return Example(
             torch.from_numpy(latents),
@@ -232,17 +192,14 @@ def losses_of(
     empty: Tensor,
     scaling_factor: float,
     config: DiffusionConfig,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
 ) -> dict[str, Tensor]:
     """Losses of a batch of examples; ``empty (D,)`` is the embedding of the empty text."""
-    alpha_bar = scheduler.alphas_cumprod.to(empty.device)
     x0 = scaling_factor * example.latents
     embedding = torch.where(example.dropped[:, None], empty, example.embedding)  # (B, D)
-    noisy = add_noise(x0, example.noise, example.timestep, alpha_bar)
-    predicted = unet(noisy, example.timestep, encoder_hidden_states=None, class_labels=embedding).sample
-    target = prediction_target(x0, example.noise, example.timestep, alpha_bar, config.prediction)
-    weights = variational_weights(scheduler.betas).to(empty.device)
-    return diffusion_losses(predicted.to(target.dtype), target, example.timestep, weights)
+    asked = question(x0, example.noise, example.timestep, scheduler, config.prediction)
+    predicted = unet(asked.noisy, asked.time, encoder_hidden_states=None, class_labels=embedding).sample
+    return weighted_losses(predicted.to(asked.target.dtype), asked.target, example.timestep, scheduler, config)
 
 
 def train_step(
@@ -250,7 +207,7 @@ def train_step(
     example: Example,
     empty: Tensor,
     config: DiffusionConfig,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """One batch for the UNet, and if it completes a step, an update of it and of its average."""
@@ -271,7 +228,7 @@ def validate(
     empty: Tensor,
     scaling_factor: float,
     config: DiffusionConfig,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
 ) -> dict[str, float]:
     """Mean loss on held-out clips at fixed times and noise; ``constant_loss`` is that of always predicting 0."""
     unet.eval()
@@ -281,9 +238,10 @@ def validate(
         drawn = dataset[Item(k // len(dataset), k % len(dataset))]
         example = to_device([value[None] for value in drawn], empty.device)
         total += float(losses_of(unet, example, empty, scaling_factor, config, scheduler)["loss"])
-        x0, alpha_bar = scaling_factor * example.latents, scheduler.alphas_cumprod.to(empty.device)
-        target = prediction_target(x0, example.noise, example.timestep, alpha_bar, config.prediction)
-        constant += float(target.square().mean())
+        x0 = scaling_factor * example.latents
+        target = question(x0, example.noise, example.timestep, scheduler, config.prediction).target
+        zero = weighted_losses(torch.zeros_like(target), target, example.timestep, scheduler, config)
+        constant += float(zero["loss"])
     unet.train()
     return {"loss": total / n, "constant_loss": constant / n}
 
@@ -325,7 +283,9 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     with accelerator.main_process_first():  # which fills the cache, for the others to read
         cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, out / "cache", accelerator.device)
         mixtures = make_rounds(config, to_mix, data, *parts, out / "cache", accelerator.device)
-    training = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip not in held_out_set], config, mixtures)
+    indices = [i for i, clip in enumerate(clips) if clip not in held_out_set]
+    n_epochs = math.ceil(config.steps * step_size(config, accelerator) / len(indices))
+    training = CachedLatents(cache, indices, config, mixtures, n_epochs)
     validation = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out_set], config)
     with torch.no_grad():
         empty = embed_text(parts.conditioner.clap, parts.conditioner.tokenizer, [""])[0]  # (D,)

@@ -21,7 +21,15 @@ from transformers import SpeechT5HifiGan
 from musicldm.config import VocoderConfig
 from musicldm.data.clips import Item, SegmentDataset, load_clips, split_clips
 from musicldm.train.checkpoints import State, final_folder, load_state, start
-from musicldm.train.common import after_batch, batches, initial_folder, make_accelerator, make_optimizer, optimise
+from musicldm.train.common import (
+    after_batch,
+    batches,
+    initial_folder,
+    make_accelerator,
+    make_optimizer,
+    optimise,
+    refuse_checkpointing,
+)
 from musicldm.train.progress import EXAMPLES, Log, announce
 from vocoder import log_mel_spectrogram, make_generator, mel_config
 from vocoder.hifigan import fold_weight_norm
@@ -142,8 +150,7 @@ def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False)
     Raises:
         ValueError: gradient checkpointing is asked for, which this network does not know.
     """
-    if config.gradient_checkpointing:
-        raise ValueError("gradient_checkpointing: the vocoder has none; lower batch_size and raise accumulate")
+    refuse_checkpointing(config, "vocoder")
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
     plain = initial_generator(config)
     judge = AdversarialLosses() if config.adversarial_from < config.steps else None
