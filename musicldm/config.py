@@ -233,6 +233,17 @@ class CLAPConfig(TrainConfig):
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters of the UNet's attention."""
+
+    rank: int = 0  # of the adapter that is trained in place of the whole UNet; 0: none
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"lora.rank must not be negative, got {self.rank}")
+
+
+@dataclass
 class DiffusionConfig(TrainConfig):
     """Latent diffusion conditioned on CLAP (published: UNet 128-256-384-640, AdamW 3e-5, batch 24, EMA 0.9999)."""
 
@@ -251,6 +262,7 @@ class DiffusionConfig(TrainConfig):
     text_condition: float = 0.0  # share of items conditioned on the caption instead of the audio
     text_condition_last: float | None = None  # that share in the last epoch, if it is to change linearly until then
     ema_decay: float = 0.9999
+    lora: LoraConfig = field(default_factory=LoraConfig)  # needs init=MODEL
     validation_prompts: tuple[str, ...] = ()  # to be heard at each validation; without any, held-out clips' conditions
     train_timesteps: int = 1000
     beta_start: float = 0.0015
@@ -280,6 +292,8 @@ class DiffusionConfig(TrainConfig):
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
         if self.text_condition_last is not None and not 0 <= self.text_condition_last <= 1:
             raise ValueError(f"text_condition_last is a share between 0 and 1, got {self.text_condition_last}")
+        if self.lora.rank and not self.init:
+            raise ValueError(f"lora.rank={self.lora.rank} adapts a model: name it by init=MODEL")
         if self.min_snr < 0 or (self.min_snr and self.prediction == "flow"):
             raise ValueError(f"min_snr is a limit above 0 for noise and v, or 0, got {self.min_snr}")
         if not 0 <= self.ema_decay < 1:

@@ -26,13 +26,14 @@ from musicldm import attention, sampling
 from musicldm.clap import embed_audio, embed_text
 from musicldm.inputs import check_callback_inputs, check_memory, check_options, check_texts, plan_lengths, scale_factor
 from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, listed_heads, load_parts, original_parts, part_class
+from musicldm.lora import LoraMixin
 from musicldm.optimize import optimize
 from musicldm.outputs import MusicLDMPipelineOutput
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
 
 
-class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin):
+class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
     """Generates music from text.
 
     Args:

@@ -24,6 +24,7 @@ from musicldm.clap import embed_text
 from musicldm.cli.common import slug
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
 from musicldm.data.clips import Item, batch_items, item_rng, load_clips, split_clips
+from musicldm.lora import add_adapter, save_adapter
 from musicldm.pipeline import MusicLDMPipeline
 from musicldm.train.cache import Cache, Conditioner, build_cache, latent_shape, load_conditioner
 from musicldm.train.checkpoints import CONFIG_FILE, Average, State, final_folder, load_state, start
@@ -267,13 +268,18 @@ def examples(
 
 
 def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
-    """Train a diffusion model on ``data``; ``OUT/final`` is a whole `MusicLDMPipeline` folder with averaged weights."""
+    """Train a diffusion model on ``data``; ``OUT/final`` holds averaged weights.
+
+    It is a whole `MusicLDMPipeline` folder, or with ``config.lora`` an adapter for its ``load_lora_weights``.
+    """
     clips = load_clips(data, config.mel.clip_s)
     _, held_out = split_clips(clips)
     parts = load_parts(config)
     channels, frames, _ = latent_shape(parts.vae, config.mel)
     plain = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
     plain = plain.to(memory_format=torch.channels_last)
+    if config.lora.rank:
+        add_adapter(plain, config.lora.rank)
     accelerator = make_accelerator(config, out)
     start(config, out, resume, accelerator)
     if config.gradient_checkpointing:
@@ -328,5 +334,8 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     if accelerator.is_main_process:
         final = final_folder(state, config, out)
         average.copy_to(plain)
-        pipeline.save_pretrained(final)
+        if config.lora.rank:
+            save_adapter(plain, final)
+        else:
+            pipeline.save_pretrained(final)
     return out / "final"
