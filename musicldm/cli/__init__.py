@@ -26,8 +26,10 @@ COMMANDS = {
     "convert": "turn a checkpoint of MusicLDM's authors into a model folder",
     "render": "turn scores (MIDI) into audio with captions, to train on",
     "train": "train one part: vae, vocoder, clap or diffusion",
+    "prepare": "make training data of a folder of recordings",
     "beats": "find beats, downbeats, tempo and metre of recordings",
     "mixup": "mix two recordings beat by beat, as training does",
+    "evaluate": "measure what a model makes: quality, adherence to the words, novelty",
     "novelty": "index a training set, and check music against it",
     "info": "show the recipe of a generated file, or what is installed",
 }

@@ -1,0 +1,95 @@
+"""``musicldm evaluate``: how good, how faithful and how new a model's music is, in numbers and to listen to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from musicldm.cli.common import choose_device, choose_dtype, load_quietly, output_folder, positive, report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="mini", help="a bundled model, a folder, or owner/name on the hub")
+    parser.add_argument("--prompts", type=Path, metavar="SOURCE", help="a text file, or an audio folder with captions")
+    parser.add_argument("--audio", type=Path, metavar="FOLDER", help="judge these recordings; nothing is generated")
+    parser.add_argument("--reference", type=Path, metavar="FOLDER", help="real music, for distances")
+    parser.add_argument("--index", type=Path, metavar="INDEX", help="that `musicldm novelty index` wrote")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for audio and report; a stopped run continues")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="what differs in two metrics.json")
+    parser.add_argument("--most", type=positive(int), metavar="N", help="use only the first N prompts and recordings")
+    parser.add_argument("--seed", type=int, default=0, help="of the first clip; clip i has seed + i")
+    parser.add_argument("--seconds", type=positive(float), help="of each clip (default: as the model was trained)")
+    parser.add_argument("--steps", type=positive(int), default=25, help="of the sampler dpm++")
+    parser.add_argument("--guidance", type=float, default=2.0, help="how strongly to follow the prompt")
+    parser.add_argument("--batch", type=positive(int), default=4, help="clips generated at a time")
+    parser.add_argument("--no-tempo", action="store_true", help="leave beat tracking out, the slowest measure")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--json", action="store_true", help="the measures as JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write metrics.json, report.html and report.md, or print a comparison."""
+    if args.compare:
+        print_comparison(args)
+        return
+    if args.out is None or (args.prompts is None) == (args.audio is None):
+        raise ValueError("give --out and either --prompts or --audio; or two files with --compare")
+    with output_folder(args.out):
+        evaluate(args)
+
+
+def print_comparison(args: argparse.Namespace) -> None:
+    """One line for each measure that both evaluations have."""
+    from musicldm.evaluate.summary import compare
+
+    sides = []
+    for path in args.compare:
+        try:
+            sides.append(json.loads(path.read_text(encoding="utf-8")))
+            sides[-1]["metrics"], sides[-1]["single"], sides[-1]["prompts"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no metrics.json of `musicldm evaluate` ({error!r})") from error
+    for name, row in compare(*sides).items():
+        word = "LARGER THAN CHANCE" if row["larger_than_chance"] else "within chance"
+        text = (
+            f"{name}: {row['a']:.4g} -> {row['b']:.4g}, difference {row['value']:+.4g} "
+            f"({row['low']:+.4g} to {row['high']:+.4g}), p = {row['probability']:.3g}: {word}"
+        )
+        report(args.json, {"measure": name, **row}, text)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """The evaluation, and its table on stdout."""
+    from musicldm.evaluate.collect import read_prompts
+    from musicldm.evaluate.report import markdown
+    from musicldm.evaluate.run import run_evaluation
+    from musicldm.info import model_revision
+    from musicldm.loading import find_folder
+    from musicldm.pipeline import MusicLDMPipeline
+    from musicldm.schedulers import make_scheduler
+
+    prompts = None if args.prompts is None else read_prompts(args.prompts, args.most)
+    load_quietly()
+    device = choose_device(args.device)
+    folder = find_folder(args.model, MusicLDMPipeline.download)
+    pipeline = MusicLDMPipeline.from_pretrained(folder, torch_dtype=choose_dtype("auto", device)).to(device)
+    pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
+    made = run_evaluation(
+        pipeline,
+        args.out,
+        {"model": args.model, "revision": model_revision(folder), "scheduler": "dpm++"},
+        prompts=prompts,
+        audio=args.audio,
+        reference=args.reference,
+        index=args.index,
+        most=args.most,
+        seed=args.seed,
+        seconds=args.seconds,
+        steps=args.steps,
+        guidance=args.guidance,
+        batch_size=args.batch,
+        tempo=not args.no_tempo,
+    )
+    shown = {name: made[name] for name in ("metrics", "notes")}
+    report(args.json, {"out": str(args.out), **shown}, markdown(made).rstrip())

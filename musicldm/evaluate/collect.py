@@ -1,0 +1,140 @@
+"""From prompts to clips and what is measured of each: the part of an evaluation that takes time, and can be resumed.
+
+prompts -> pipeline -> OUT/audio/00000.wav, ... -> embeddings (N, D) and measurements of each clip
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from musicldm.audio import read_audio, write_audio, write_whole
+from musicldm.data.clips import SUFFIXES, metadata_rows
+from musicldm.evaluate.embedders import Embedder
+from musicldm.evaluate.measurements import SILENCE, estimate_key, percussive_share
+
+PLAN = "settings.json"
+TEMPO = re.compile(r"(\d{2,3})\s*(?:BPM|beats per minute)", re.IGNORECASE)
+KEY = re.compile(r"\b([A-G](?:#|b| sharp| flat)?)[ -](major|minor)\b")
+DRUMS, NO_DRUMS = re.compile(r"\bdrum", re.IGNORECASE), re.compile(r"\b(without|no) drum", re.IGNORECASE)
+
+
+class Clip(NamedTuple):
+    """One clip to be judged."""
+
+    path: Path
+    prompt: str | None
+    seed: int | None = None
+
+
+def read_prompts(source: Path, most: int | None = None) -> list[str]:
+    """The lines of a text file, or the first caption of each recording of an audio folder.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it holds no prompts.
+    """
+    if source.is_dir():
+        prompts = [row.get("text") or "" for row in metadata_rows(source)]
+    else:
+        prompts = source.read_text(encoding="utf-8-sig").splitlines()
+    prompts = [prompt.strip() for prompt in prompts if prompt.strip()][:most]
+    if not prompts:
+        raise ValueError(f"{source} holds no prompts; give a text file with one a line, or a folder with captions")
+    return prompts
+
+
+def folder_clips(folder: Path, most: int | None = None) -> list[Clip]:
+    """The recordings of a folder, with their captions if there are any."""
+    rows = list(metadata_rows(folder)) if folder.is_dir() else []
+    if not rows:
+        raise FileNotFoundError(f"there are no recordings in {folder} ({', '.join(SUFFIXES)})")
+    return [Clip(folder / row["file_name"], row.get("text")) for row in rows[:most]]
+
+
+def begin(out: Path, settings: dict) -> None:
+    """Note what is evaluated in ``out``; ValueError if something else was."""
+    note = out / PLAN
+    if note.is_file() and json.loads(note.read_text()) != settings:
+        raise ValueError(f"{out} holds an evaluation with other settings ({note}); give another folder with --out")
+    write_whole(note, (json.dumps(settings, indent=1) + "\n").encode())
+
+
+def generate_clips(pipeline, prompts: list[str], out: Path, seed: int, batch_size: int, about: dict, **options):
+    """`Clip` for each of ``prompts``: clip i has the seed ``seed + i``; those already in ``out / "audio"`` are kept.
+
+    ``options`` go to the pipeline, ``about`` into the recipe of each file.
+    """
+    folder = out / "audio"
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = [Clip(folder / f"{i:05d}.wav", prompt, seed + i) for i, prompt in enumerate(prompts)]
+    starts = range(0, len(clips), batch_size)
+    for first in tqdm(starts, desc="generate", unit="batch", disable=None):
+        batch = clips[first : first + batch_size]
+        if all(clip.path.is_file() for clip in batch):
+            continue
+        made = pipeline([clip.prompt for clip in batch], seed=batch[0].seed, **options)
+        for clip, waveform in zip(batch, made.audios, strict=True):
+            recipe = about | {"prompt": clip.prompt, "seed": clip.seed}
+            write_audio(clip.path, waveform, made.sampling_rate, recipe)
+    return clips
+
+
+def embed_clips(clips: list[Clip], embedder: Embedder, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (M, D) of the clips that sound, and which (N,) those are.
+
+    Raises:
+        ValueError: if all are silent.
+    """
+    rows, heard = [], []
+    for clip in tqdm(clips, desc=f"embed by {embedder.name}", unit="clip", disable=None):
+        waveform = read_audio(clip.path, sample_rate)[0]
+        heard.append(bool(np.abs(waveform).max() >= SILENCE))
+        if heard[-1]:
+            rows.append(embedder(torch.from_numpy(waveform)[None], sample_rate)[0])
+    if not rows:
+        raise ValueError(f"all {len(clips)} clips are silent, {clips[0].path} for one; there is nothing to measure")
+    return np.stack(rows), np.array(heard)
+
+
+def asked(prompt: str | None) -> dict:
+    """Tempo in BPM, key ("Eb major") and drums (true, false) that a prompt names; None for what it leaves open."""
+    prompt = prompt or ""
+    tempo, key = TEMPO.search(prompt), KEY.search(prompt)
+    drums = False if NO_DRUMS.search(prompt) else True if DRUMS.search(prompt) else None
+    tonic = key and key[1].replace(" sharp", "#").replace(" flat", "b")
+    return {"tempo_bpm": tempo and float(tempo[1]), "key": key and f"{tonic} {key[2]}", "drums": drums}
+
+
+def measure_clip(clip: Clip, tempo: bool) -> dict:
+    """What can be measured of one clip without a learned model, where its prompt asks for it, and for drums always."""
+    waveform, rate = read_audio(clip.path)
+    wanted = asked(clip.prompt)
+    measured = {"percussive_share": percussive_share(waveform, rate)}
+    if wanted["key"]:
+        measured["key"] = estimate_key(waveform, rate).name
+    if tempo and wanted["tempo_bpm"]:
+        from augment import track_beats
+
+        measured["tempo_bpm"] = float(track_beats(waveform, rate).tempo_bpm or 0.0)
+    return measured
+
+
+def measure_clips(clips: list[Clip], out: Path, tempo: bool) -> list[dict]:
+    """`measure_clip` of each, kept in ``out / "measured.jsonl"`` so that a stopped run goes on."""
+    kept = out / "measured.jsonl"
+    lines = kept.read_text().splitlines(keepends=True) if kept.is_file() else []
+    done = [json.loads(line) for line in lines if line.endswith("\n")]
+    write_whole(kept, "".join(line for line in lines if line.endswith("\n")).encode())
+    with kept.open("a") as file:
+        for clip in tqdm(clips[len(done) :], desc="measure", unit="clip", disable=None):
+            done.append(measure_clip(clip, tempo))
+            file.write(json.dumps(done[-1]) + "\n")
+            file.flush()
+    return done

@@ -1,0 +1,150 @@
+"""An evaluation for people: one HTML file with tables, plots and players, and the same in Markdown."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from musicldm.audio import read_audio
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
+.table {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }}
+.number {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+.note {{ background: #fff6e0; padding: .6rem .8rem; border-radius: .3rem; }}
+img {{ max-width: 100%; height: auto; }}
+.clip {{ border-bottom: 1px solid #ddd; padding: .6rem 0; overflow-wrap: anywhere; }}
+audio {{ width: 100%; max-width: 26rem; display: block; }}
+small {{ color: #666; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def value_text(metric: dict) -> tuple[str, str]:
+    """A value and its interval, with digits in step with the interval's width."""
+    width = metric["high"] - metric["low"]
+    digits = 4 if width <= 0 else int(np.clip(1 - np.floor(np.log10(width)), 0, 5))
+    return f"{metric['value']:.{digits}f}", f"{metric['low']:.{digits}f} to {metric['high']:.{digits}f}"
+
+
+def markdown(report: dict) -> str:
+    """``report.md``."""
+    lines = [f"# {report['title']}", "", report["about"], ""]
+    lines += ["| Measure | Value | 95 % interval | Better |", "| --- | ---: | ---: | --- |"]
+    for metric in report["metrics"].values():
+        value, interval = value_text(metric)
+        lines.append(f"| {metric['meaning']} | {value} | {interval} | {_better(metric)} |")
+    for note in report["notes"]:
+        lines += ["", textwrap.fill(note, 110)]
+    if report["base_rate"]:
+        lines += ["", _base_rate_text(report["base_rate"])]
+    return "\n".join(lines) + "\n"
+
+
+def page(report: dict, folder: Path, players: int = 12) -> str:
+    """``report.html``, the first ``players`` clips inside as MP3; ``folder`` is what their paths are relative to."""
+    parts = [f"<h1>{html.escape(report['title'])}</h1>", f"<p>{html.escape(report['about'])}</p>"]
+    parts += [f'<p class="note">{html.escape(note)}</p>' for note in report["notes"]]
+    rows = ["<tr><th>Measure</th><th class=number>Value</th><th class=number>95 % interval</th><th>Better</th></tr>"]
+    for metric in report["metrics"].values():
+        value, interval = value_text(metric)
+        rows.append(
+            f"<tr><td>{html.escape(metric['meaning'])}</td><td class=number>{value}</td>"
+            f"<td class=number>{interval}</td><td>{_better(metric)}</td></tr>"
+        )
+    parts.append(f'<div class="table"><table>{"".join(rows)}</table></div>')
+    for title, png in plots(report).items():
+        data = base64.b64encode(png).decode()
+        title = html.escape(title)
+        parts.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">')
+    if report["base_rate"]:
+        parts.append(f"<p><small>{html.escape(_base_rate_text(report['base_rate']))}</small></p>")
+    parts.append("<h2>Clips</h2>")
+    for clip in report["clips"][:players]:
+        parts.append(_player(clip, folder))
+    if len(report["clips"]) > players:
+        parts.append(f"<p><small>The first {players} of {len(report['clips'])} clips.</small></p>")
+    return PAGE.format(title=html.escape(report["title"]), body="\n".join(parts))
+
+
+def _better(metric: dict) -> str:
+    return "more" if metric["more_is_better"] else "less"
+
+
+def _base_rate_text(base_rate: dict) -> str:
+    return (
+        f"Base rate, from {base_rate['clips']} training clips and pieces other than their own: half come nearer than "
+        f"{base_rate['similarity_50']:.3f}, 5 % than {base_rate['similarity_95']:.3f}, 1 % than "
+        f"{base_rate['similarity_99']:.3f}. A similarity above 0.90 means little where the base rate is there too."
+    )
+
+
+def _player(clip: dict, folder: Path) -> str:
+    waveform, rate = read_audio(folder / clip["file"])
+    file = io.BytesIO()
+    soundfile.write(file, waveform / max(1.0, float(np.abs(waveform).max())), rate, format="MP3")
+    data = base64.b64encode(file.getvalue()).decode()
+    facts = []
+    if clip.get("text_audio_similarity") is not None:
+        facts.append(f"similarity to the prompt {clip['text_audio_similarity']:.3f}")
+    if clip.get("novelty"):
+        near = clip["novelty"]["nearest"][0]
+        facts.append(
+            f"{clip['novelty']['verdict']}: nearest {near.get('title') or near['recording']} "
+            f"at {near['start_s']:.1f} s, similarity {near['similarity']:.3f}"
+        )
+    return (
+        f'<div class="clip">{html.escape(clip["prompt"] or clip["file"])}'
+        f'<audio controls preload="none" src="data:audio/mpeg;base64,{data}"></audio>'
+        f"<small>{html.escape('; '.join(facts))}</small></div>"
+    )
+
+
+def plots(report: dict) -> dict[str, bytes]:
+    """Histograms, as PNG, of what there is a value for each clip of."""
+    single, base_rate = report["single"], report["base_rate"]
+    made = {}
+    if "text_audio_similarity" in single:
+        drawn = {"clips": single["text_audio_similarity"]}
+        made["Similarity to the prompt"] = _histogram(drawn, "cosine in CLAP's space")
+    if "nearest_training_similarity" in single:
+        drawn = {"clips": single["nearest_training_similarity"], "other music (base rate)": base_rate["similarities"]}
+        made["Similarity to the nearest training clip"] = _histogram(drawn, "cosine in CLAP's space")
+    return made
+
+
+def _histogram(series: dict[str, list[float]], label: str) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.8), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    every = np.concatenate([np.asarray(values) for values in series.values()])
+    edges = np.linspace(every.min(), every.max() + 1e-9, 25)
+    for (name, values), color in zip(series.items(), ("#3b528b", "#e08214"), strict=False):
+        share = np.full(len(values), 100 / len(values))
+        axes.hist(values, bins=edges, weights=share, histtype="stepfilled", alpha=0.5, color=color, label=name)
+    axes.set_xlabel(label)
+    axes.set_ylabel("% of clips")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()

@@ -1,0 +1,159 @@
+"""A whole evaluation: generate or read clips, measure everything there is data for, write the report.
+
+prompts or recordings -> clips -> embeddings, measurements, verdicts -> metrics.json, report.html, report.md
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from musicldm.audio import read_audio, write_whole
+from musicldm.clap import embed_text
+from musicldm.evaluate.collect import Clip, begin, embed_clips, folder_clips, generate_clips, measure_clips
+from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
+from musicldm.evaluate.report import markdown, page
+from musicldm.evaluate.similarity import paired_similarity
+from musicldm.evaluate.summary import few_clips, summarize
+from musicldm.info import package_versions
+
+
+def run_evaluation(
+    pipeline,
+    out: Path,
+    about: dict,
+    *,
+    prompts: list[str] | None = None,
+    audio: Path | None = None,
+    reference: Path | None = None,
+    index: Path | None = None,
+    most: int | None = None,
+    seed: int = 0,
+    seconds: float | None = None,
+    steps: int = 25,
+    guidance: float = 2.0,
+    batch_size: int = 4,
+    tempo: bool = True,
+) -> dict:
+    """Evaluate what ``pipeline`` makes of ``prompts``, or the recordings in ``audio``, into the folder ``out``.
+
+    ``about`` names the model (model, revision, scheduler). Of recordings and reference the first ``most`` are used.
+    Returns what metrics.json holds. A run that was stopped goes on when it is called again.
+
+    Raises:
+        ValueError: for fewer than two clips that sound, an index of another CLAP, or another evaluation in ``out``.
+        OSError: if something cannot be read or written.
+    """
+    embedder, log_mel = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor), LogMelEmbedder()
+    settings = {
+        **about,
+        "audio": None if audio is None else str(audio.resolve()),
+        "prompts": prompts,
+        "most": most,
+        "seed": seed,
+        "seconds": seconds,
+        "steps": steps,
+        "guidance": guidance,
+        "tempo": tempo,
+    }
+    collection = None
+    if index is not None:
+        from musicldm.novelty.index import NoveltyIndex
+
+        collection = NoveltyIndex(index)
+        collection.check_embedder(embedder.name)
+    begin(out, settings)
+
+    if audio is not None:
+        clips = folder_clips(audio, most)
+    else:
+        pipeline.set_progress_bar_config(disable=True)  # there is one over all batches
+        options = {"num_inference_steps": steps, "guidance_scale": guidance, "audio_length_in_s": seconds}
+        recipe = {"generated_by": "AI (musicldm)", **about, "steps": steps, "guidance": guidance}
+        recipe["versions"] = package_versions()
+        clips = generate_clips(pipeline, prompts, out, seed, batch_size, recipe, **options)
+    rate = pipeline.sampling_rate
+    in_clap, heard = embed_clips(clips, embedder, rate)
+    clips = [clip for clip, sounds in zip(clips, heard, strict=True) if sounds]
+    in_log_mel = embed_clips(clips, log_mel, rate)[0]
+    real = None
+    if reference is not None:
+        recordings = folder_clips(reference, most)
+        real = tuple(embed_clips(recordings, each, rate)[0] for each in (embedder, log_mel))
+
+    tracked = tempo and find_spec("madmom") is not None
+    measured = measure_clips(clips, out, tracked)
+    texts = [clip.prompt for clip in clips]
+    text_similarity = None
+    if all(texts) and pipeline.tokenizer is not None:
+        with torch.no_grad():
+            wanted = embed_text(pipeline.text_encoder, pipeline.tokenizer, texts).float().cpu().numpy()
+        text_similarity = paired_similarity(wanted, in_clap)
+    verdicts = None if collection is None else check_clips(clips, collection, embedder)
+    base_rate = None if collection is None else collection.about["base_rate"]
+    metrics, single = summarize(in_clap, in_log_mel, text_similarity, texts, measured, real, verdicts, base_rate)
+
+    notes = few_clips(
+        len(clips),
+        None if real is None else len(real[0]),
+        {"CLAP": in_clap.shape[1], "log-mel statistics": in_log_mel.shape[1]},
+    )
+    if not heard.all():
+        notes.append(f"{np.sum(~heard)} of {len(heard)} clips are silent and were left out.")
+    if not tracked:
+        notes.append("Tempo was not measured: beat tracking needs madmom (`make beats`), and was not to be left out.")
+    made = {
+        "title": f"Evaluation of {about['model'] if audio is None else audio}",
+        "about": _about(len(clips), settings),
+        "settings": settings,
+        "metrics": metrics,
+        "notes": notes,
+        "base_rate": base_rate,
+        "prompts": texts,
+        "single": single,
+        "clips": _rows(clips, out, measured, single, verdicts),
+    }
+    write_whole(out / "metrics.json", (json.dumps(made, indent=1) + "\n").encode())
+    write_whole(out / "report.md", markdown(made).encode())
+    write_whole(out / "report.html", page(made, out).encode())
+    return made
+
+
+def check_clips(clips: list[Clip], index, embedder: ClapEmbedder) -> list[dict]:
+    """The verdict on each clip, as `musicldm.novelty.check.record` gives it."""
+    from musicldm.novelty.check import check, record
+
+    found = []
+    for clip in tqdm(clips, desc="compare with the training set", unit="clip", disable=None):
+        waveform, rate = read_audio(clip.path, embedder.feature_extractor.sampling_rate)
+        try:
+            found.append(record(clip.path.name, check(waveform, rate, index, embedder), index))
+        except ValueError as error:
+            raise ValueError(f"{clip.path}: {error}") from error
+    return found
+
+
+def _about(count: int, settings: dict) -> str:
+    model = f"{settings['model']}, revision {settings['revision']}"
+    if settings["audio"] is not None:
+        return f"{count} recordings, heard by the CLAP of {model}."
+    return (
+        f"{count} clips; model {model}; seed {settings['seed']}, {settings['steps']} steps of {settings['scheduler']}, "
+        f"guidance {settings['guidance']:g}."
+    )
+
+
+def _rows(clips: list[Clip], out: Path, measured: list[dict], single: dict, verdicts: list[dict] | None) -> list[dict]:
+    rows = []
+    for i, clip in enumerate(clips):
+        inside = clip.path.is_relative_to(out)
+        path = clip.path.relative_to(out) if inside else clip.path.resolve()
+        row = {"file": str(path), "prompt": clip.prompt, "seed": clip.seed, **measured[i]}
+        row |= {name: values[i] for name, values in single.items()}
+        rows.append(row | {"novelty": None if verdicts is None else verdicts[i]})
+    return rows

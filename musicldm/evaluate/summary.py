@@ -1,0 +1,188 @@
+"""All measures of a set of clips, each with its interval, as one dictionary: what ``metrics.json`` holds.
+
+embeddings (N, D), prompts, reference (M, D), index -> {"metrics": {name: value, low, high, ...}, "clips": [...]}
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from musicldm.evaluate.adherence import area_under_curve, key_adherence, tempo_adherence
+from musicldm.evaluate.collect import asked
+from musicldm.evaluate.distances import frechet_distance, kernel_distance
+from musicldm.evaluate.diversity import manifold, mean_pairwise_similarity, vendi_score
+from musicldm.evaluate.intervals import Estimate, bootstrap, half_samples, holm, paired_difference, unpaired_difference
+from musicldm.evaluate.similarity import THRESHOLDS
+
+HALVES = 50  # draws for the intervals of distances
+# What each measure is, and whether more of it is better (None: neither).
+MEANING = {
+    "text_audio_similarity": ("cosine of the CLAP embeddings of each prompt and its clip", True),
+    "vendi_score": ("effective number of different clips", True),
+    "mean_pairwise_similarity": ("mean cosine of different clips", False),
+    "kernel_distance_clap": ("KID to the reference in CLAP's space", False),
+    "frechet_distance_clap": ("Fréchet distance to the reference in CLAP's space", False),
+    "kernel_distance_log_mel": ("KID to the reference in log-mel statistics", False),
+    "frechet_distance_log_mel": ("Fréchet distance to the reference in log-mel statistics", False),
+    "precision": ("share of clips within the reach of the reference", True),
+    "recall": ("share of the reference within the reach of the clips", True),
+    "density": ("reference clips that reach a clip, of the number expected", True),
+    "coverage": ("share of the reference with a clip in its reach", True),
+    "nearest_training_similarity": ("mean cosine to the nearest training clip", False),
+    "sim_aa_90": ("share of clips with a training clip nearer than 0.90", False),
+    "sim_aa_95": ("share of clips with a training clip nearer than 0.95", False),
+    "above_base_rate": ("share of clips nearer to training than 99 % of other music", False),
+    "copies": ("share of clips with a passage that agrees with training as in 1 % of other music at most", False),
+    "tempo_within_5_percent": ("share of the clips asked for a tempo that have it within 5 %", True),
+    "tempo_within_2_percent": ("the same within 2 %", True),
+    "tempo_octave_errors": ("share with half, double, a third or triple of the tempo", False),
+    "key_score": ("mean MIREX score of the key heard for the key asked", True),
+    "drums_auc": ("how surely clips asked for drums have more percussion than others: 0.5 is chance", True),
+}
+
+
+def summarize(
+    clap: np.ndarray,
+    log_mel: np.ndarray,
+    text_similarity: np.ndarray | None,
+    prompts: list[str | None],
+    measured: list[dict],
+    reference: tuple[np.ndarray, np.ndarray] | None = None,
+    verdicts: list[dict] | None = None,
+    base_rate: dict | None = None,
+) -> tuple[dict[str, dict], dict[str, list]]:
+    """Every measure there is data for, and the values (N,) of single clips, by name.
+
+    ``clap`` and ``log_mel`` are embeddings (N, D), ``reference`` the same two of real music, ``text_similarity`` (N,),
+    ``verdicts`` what the check against the index found of each clip.
+
+    Raises:
+        ValueError: for fewer than two clips.
+    """
+    if len(clap) < 2:
+        raise ValueError(f"an evaluation needs two clips or more that sound, got {len(clap)}")
+    found: dict[str, Estimate] = {}
+    single: dict[str, np.ndarray] = {}
+    if text_similarity is not None:
+        single["text_audio_similarity"] = text_similarity
+    if verdicts is not None:
+        nearest = np.array([verdict["similarity"] for verdict in verdicts])
+        single["nearest_training_similarity"] = nearest
+        for threshold in THRESHOLDS:
+            single[f"sim_aa_{100 * threshold:.0f}"] = (nearest > threshold).astype(float)
+        single["above_base_rate"] = (nearest > base_rate["similarity_99"]).astype(float)
+        single["copies"] = np.array([float(verdict["verdict"] == "copy") for verdict in verdicts])
+    for name, values in single.items():
+        found[name] = bootstrap(np.mean, values)
+    if len(clap) >= 4:
+        found["vendi_score"] = half_samples(vendi_score, clap, draws=HALVES)
+        found["mean_pairwise_similarity"] = half_samples(mean_pairwise_similarity, clap, draws=HALVES)
+    if reference is not None:
+        found |= _distances(clap, log_mel, *reference)
+    found |= _adherence(prompts, measured)
+    metrics = {}
+    for name in MEANING:
+        if name in found:
+            meaning, more_is_better = MEANING[name]
+            metrics[name] = found[name]._asdict() | {"meaning": meaning, "more_is_better": more_is_better}
+    return metrics, {name: np.asarray(values).tolist() for name, values in single.items()}
+
+
+def _distances(clap: np.ndarray, log_mel: np.ndarray, real_clap: np.ndarray, real_log_mel: np.ndarray) -> dict:
+    found = {}
+    if min(len(clap), len(real_clap)) < 4:
+        raise ValueError(f"distances need four clips or more on either side, got {len(clap)} and {len(real_clap)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `few_clips` says it once, of the whole and not of every half
+        for name, ours, real in (("clap", clap, real_clap), ("log_mel", log_mel, real_log_mel)):
+            for kind, distance in (("kernel", kernel_distance), ("frechet", frechet_distance)):
+                found[f"{kind}_distance_{name}"] = half_samples(distance, ours, real, draws=HALVES)
+    if min(len(clap), len(real_clap)) > 12:  # half of them more than the five neighbours
+        for name in ("precision", "recall", "density", "coverage"):
+            found[name] = half_samples(_manifold_part(name), clap, real_clap, draws=HALVES)
+    return found
+
+
+def _manifold_part(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    return lambda ours, real: getattr(manifold(ours, real), name)
+
+
+def few_clips(clips: int, reference: int | None, widths: dict[str, int]) -> list[str]:
+    """What a reader must know of Fréchet distances on fewer clips than dimensions."""
+    if reference is None:
+        return []
+    least = min(clips, reference)
+    return [
+        f"{least} clips do not determine a covariance of {width} dimensions ({name}): that Fréchet distance is biased "
+        "upwards. Compare it only among equal numbers of clips, or read the kernel distance."
+        for name, width in widths.items()
+        if least <= width
+    ]
+
+
+def _adherence(prompts: list[str | None], measured: list[dict]) -> dict[str, Estimate]:
+    wanted = [asked(prompt) for prompt in prompts]
+    found = {}
+    timed = [(w["tempo_bpm"], m["tempo_bpm"]) for w, m in zip(wanted, measured, strict=True) if "tempo_bpm" in m]
+    if len(timed) >= 2:
+        pairs = np.array(timed)
+        for name, field in (
+            ("tempo_within_2_percent", "within_2_percent"),
+            ("tempo_within_5_percent", "within_5_percent"),
+            ("tempo_octave_errors", "octave_errors"),
+        ):
+            found[name] = bootstrap(_tempo_part(field), pairs[:, 0], pairs[:, 1])
+    keyed = [(w["key"], m["key"]) for w, m in zip(wanted, measured, strict=True) if m.get("key")]
+    if len(keyed) >= 2:
+        found["key_score"] = bootstrap(np.mean, key_adherence(*zip(*keyed, strict=True)))
+    drums = np.array([w["drums"] is True for w in wanted])
+    if 2 <= drums.sum() <= len(drums) - 2:
+        shares = np.array([m["percussive_share"] for m in measured])
+        value = area_under_curve(drums, shares)
+        error = _auc_error(value, int(drums.sum()), int((~drums).sum()))
+        found["drums_auc"] = Estimate(value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error), error)
+    return found
+
+
+def _tempo_part(field: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    return lambda asked_bpm, measured_bpm: getattr(tempo_adherence(asked_bpm, measured_bpm), field)
+
+
+def _auc_error(auc: float, n_asked: int, n_other: int) -> float:
+    """Standard error of an area under the ROC curve: Hanley and McNeil (1982)."""
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (n_asked - 1) * (q1 - auc**2) + (n_other - 1) * (q2 - auc**2)
+    return float(np.sqrt(variance / (n_asked * n_other)))
+
+
+def compare(a: dict, b: dict) -> dict[str, dict]:
+    """Which measures of two evaluations (`metrics.json`) differ by more than chance, B less A.
+
+    Measures of single clips are compared in pairs where both evaluations had the same prompts in one order, others as
+    independent estimates. ``probability`` is corrected for the number of measures (Holm); below 0.05 is ``larger``.
+
+    Raises:
+        ValueError: if they have no measure in common.
+    """
+    names = [name for name in a["metrics"] if name in b["metrics"]]
+    if not names:
+        raise ValueError("the two evaluations have no measure in common; give two files that `musicldm evaluate` wrote")
+    paired = a["prompts"] == b["prompts"] and any(a["prompts"])
+    table, probabilities = {}, {}
+    for name in names:
+        ours = [side["single"].get(name) for side in (a, b)]
+        in_pairs = paired and all(ours) and len(ours[0]) == len(ours[1])
+        if in_pairs:
+            difference, probability = paired_difference(*map(np.array, ours))
+        else:
+            estimates = [Estimate(*(side["metrics"][name][key] for key in Estimate._fields)) for side in (a, b)]
+            difference, probability = unpaired_difference(*estimates)
+        probabilities[name] = probability
+        values = {"a": a["metrics"][name]["value"], "b": b["metrics"][name]["value"]}
+        table[name] = values | difference._asdict() | {"in_pairs": in_pairs}
+    for name, probability in holm(probabilities).items():
+        table[name] |= {"probability": probability, "larger_than_chance": probability < 0.05}
+    return table

@@ -1,0 +1,132 @@
+"""`musicldm evaluate`: a tiny model judged whole, resumed, and compared."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from musicldm.audio import write_audio
+from musicldm.cli import main
+from musicldm.evaluate.collect import asked
+from musicldm.evaluate.summary import compare, summarize
+
+PROMPTS = ["fast drums, 140 BPM, in C minor", "a waltz without drums", "drums and bass in Eb major", "a calm flute"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS * 2) + "\n")
+    reference = folder / "reference"
+    reference.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        write_audio(reference / f"{i}.wav", rng.uniform(-0.3, 0.3, size=8000), 8000)
+    arguments = ["--model", tiny_folder, "--prompts", folder / "prompts.txt", "--reference", reference, "--seconds", 1]
+    arguments = ["evaluate", *arguments, "--steps", 2, "--no-tempo", "--out", folder / "out"]
+    arguments = [str(argument) for argument in arguments]
+    assert main(arguments) == 0
+    return folder, arguments
+
+
+def test_all_measures_come_with_intervals(evaluated):
+    folder, _ = evaluated
+    made = json.loads((folder / "out" / "metrics.json").read_text())
+    expected = {"text_audio_similarity", "vendi_score", "kernel_distance_clap", "frechet_distance_log_mel", "drums_auc"}
+    assert expected <= set(made["metrics"])
+    for name, metric in made["metrics"].items():
+        assert metric["low"] <= metric["value"] <= metric["high"], name
+    values = made["single"]["text_audio_similarity"]
+    assert made["metrics"]["text_audio_similarity"]["value"] == pytest.approx(np.mean(values))
+    assert [clip["seed"] for clip in made["clips"]] == list(range(8))
+    assert any("covariance" in note for note in made["notes"])
+
+
+def test_page_holds_everything_itself(evaluated):
+    folder, _ = evaluated
+    page = (folder / "out" / "report.html").read_text()
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 8 + 1  # players and a plot
+    assert all(source.startswith("data:") for source in sources)
+    assert PROMPTS[0] in page
+    assert "| Measure |" in (folder / "out" / "report.md").read_text()
+
+
+def test_a_run_goes_on_and_gives_the_same(evaluated, capsys):
+    folder, arguments = evaluated
+    out = folder / "out"
+    before = json.loads((out / "metrics.json").read_text())
+    kept = out / "audio" / "00000.wav"
+    stamp = kept.stat().st_mtime_ns
+    (out / "audio" / "00006.wav").unlink()
+    (out / "metrics.json").unlink()
+    lines = (out / "measured.jsonl").read_text().splitlines(keepends=True)
+    (out / "measured.jsonl").write_text("".join(lines[:3]) + lines[3][:10])
+    assert main(arguments) == 0
+    after = json.loads((out / "metrics.json").read_text())
+    assert kept.stat().st_mtime_ns == stamp
+    for name, metric in before["metrics"].items():
+        assert after["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-3, abs=1e-5), name
+    capsys.readouterr()
+    assert main([*arguments, "--seed", "5"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_recordings_are_judged_and_compared(evaluated, tiny_folder, tmp_path, capsys):
+    folder, _ = evaluated
+    audio, out = str(folder / "reference"), tmp_path / "out"
+    options = ["--model", str(tiny_folder), "--no-tempo", "--reference", audio]
+    assert main(["evaluate", "--audio", audio, "--out", str(out), *options]) == 0
+    capsys.readouterr()
+    made = json.loads((out / "metrics.json").read_text())
+    assert made["metrics"]["frechet_distance_log_mel"]["value"] == pytest.approx(0.0, abs=1e-6)
+    files = [str(folder / "out" / "metrics.json"), str(out / "metrics.json")]
+    assert main(["evaluate", "--compare", *files, "--json"]) == 0
+    rows = {row["measure"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["frechet_distance_log_mel"]["larger_than_chance"]
+    assert main(["evaluate", "--compare", files[0], files[0]]) == 0
+    assert "LARGER" not in capsys.readouterr().out
+
+
+def test_a_shift_of_every_prompt_is_larger_than_chance_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    clap, log_mel, values = rng.normal(size=(40, 8)), rng.normal(size=(40, 8)), rng.normal(size=40)
+
+    def side(similarity):
+        prompts = [f"prompt {i}" for i in range(40)]
+        metrics, single = summarize(clap, log_mel, similarity, prompts, [{"percussive_share": 0.1}] * 40)
+        return {"metrics": metrics, "single": single, "prompts": prompts}
+
+    shifted = compare(side(values), side(values + 0.2 + 0.1 * rng.normal(size=40)))["text_audio_similarity"]
+    assert shifted["in_pairs"]
+    assert shifted["larger_than_chance"]
+    assert shifted["low"] < 0.2 < shifted["high"]
+    noise = compare(side(values), side(values + 0.1 * rng.normal(size=40)))["text_audio_similarity"]
+    assert not noise["larger_than_chance"]
+
+
+def test_what_prompts_ask_for():
+    assert asked("drums at 96 beats per minute in F# minor") == {"tempo_bpm": 96.0, "key": "F# minor", "drums": True}
+    assert asked("a piano in B flat major, no drums") == {"tempo_bpm": None, "key": "Bb major", "drums": False}
+    assert asked(None) == {"tempo_bpm": None, "key": None, "drums": None}
+
+
+def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
+    (tmp_path / "none.txt").write_text("\n\n")
+    (tmp_path / "one.txt").write_text("a waltz\n")
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    write_audio(silent / "0.wav", np.zeros(8000), 8000)
+    (tmp_path / "broken.json").write_text("{")
+    common = ["--out", tmp_path / "out", "--model", tiny_folder, "--seconds", 1, "--steps", 1]
+    for arguments, message in (
+        (["--prompts", tmp_path / "none.txt", *common], "no prompts"),
+        (["--prompts", tmp_path / "one.txt", *common], "two clips or more"),
+        (["--audio", silent, *common[2:], "--out", tmp_path / "out2"], "silent"),
+        (["--prompts", tmp_path / "one.txt"], "--out"),
+        (["--compare", tmp_path / "broken.json", tmp_path / "broken.json"], "no metrics.json"),
+    ):
+        assert main(["evaluate", *map(str, arguments)]) == 2
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert message in err
