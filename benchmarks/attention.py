@@ -133,10 +133,10 @@ def main() -> None:
             row = measure(batch, tokens, heads, dtype, bandwidth, rate, mel)
             rows.append(row)
             times = ", ".join(f"{name} {1e6 * value:.1f}" for name, value in row["seconds"].items())
-            speed = f"{row['times_faster_than_best']:.2f} x the best other, {100 * row['share_of_floor']:.0f} % of the limit"
             print(
                 f"{row['dtype']:9} {batch:3} x {tokens:5} tokens, {heads:2} heads"
-                f"{'' if mel is None else f', window {WINDOW}'}: {times} us; {speed}"
+                f"{'' if mel is None else f', window {WINDOW}'}: {times} us; {row['times_faster_than_best']:.2f} x "
+                f"the best other, {100 * row['share_of_floor']:.0f} % of the limit"
             )
     if arguments.out:
         keep(arguments.out, {"limits": machine_limits, "shapes": rows})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-from functools import partial
 from pathlib import Path
 
 import diffusers

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from numbers import Integral, Real
 
 import psutil
@@ -10,10 +11,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import SpeechT5HifiGan
 
+from musicldm import tiles
+
 OUTPUT_TYPES = ("np", "pt", "latent")
 
 # Tensors of the widest layer's size that decoding holds at its peak: measured on the released sizes.
 VAE_TENSORS, VOCODER_TENSORS = 6, 13
+ATTENTION_TENSORS = 8  # of the size of the VAE's coarsest level, in its middle attention
 
 
 def check_texts(
@@ -143,25 +147,42 @@ def scale_factor(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def check_memory(
-    vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...], device: torch.device
-) -> None:
-    """ValueError if decoding latents of that shape needs more memory than ``device`` has, as by absurd lengths."""
-    config, factor = vocoder.config, scale_factor(vae)
-    n_items, n_frames = latent_shape[0], latent_shape[2] * factor
-    vae_width = max(vae.config.block_out_channels[:2]) * config.model_in_dim
+def decoding_memory(vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...]) -> int:
+    """About how many bytes decoding latents of that shape takes, beside the weights."""
+    config, n_items, n_frames = vocoder.config, latent_shape[0], latent_shape[2] * scale_factor(vae)
+    widths = vae.config.block_out_channels
+    vae_width = max(widths[:2]) * config.model_in_dim
     vocoder_width = max(
         config.upsample_initial_channel / 2 ** (i + 1) * math.prod(config.upsample_rates[: i + 1])
         for i in range(len(config.upsample_rates))
     )
-    values = n_items * n_frames * max(VAE_TENSORS * vae_width, VOCODER_TENSORS * vocoder_width)
-    needed = values * vae.dtype.itemsize
+    if n_frames <= tiles.LONGEST_WHOLE:
+        values = n_frames * max(VAE_TENSORS * vae_width, VOCODER_TENSORS * vocoder_width)
+    else:
+        # before and after a level's first block, which takes what the coarser level's channels were
+        levels = [(narrow + wide) / 4**i for i, (narrow, wide) in enumerate(pairwise(widths))]
+        held = max([*levels, ATTENTION_TENSORS * widths[-1] / 4 ** (len(widths) - 1)]) * config.model_in_dim
+        piece = VAE_TENSORS * vae_width * min(n_frames, tiles.LATENT_FRAMES * scale_factor(vae))
+        tile = VOCODER_TENSORS * vocoder_width * min(n_frames, tiles.MEL_FRAMES + 2 * tiles.reach(vocoder))
+        values = max(n_frames * held + piece, tile)
+    return int(n_items * values * vae.dtype.itemsize)
+
+
+def check_memory(
+    vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...], device: torch.device
+) -> None:
+    """ValueError if decoding latents of that shape needs more memory than ``device`` has, as by absurd lengths."""
+    needed = decoding_memory(vae, vocoder, latent_shape)
     if device.type == "cuda":
         present = torch.cuda.get_device_properties(device).total_memory
     else:
         present = psutil.virtual_memory().total
     if needed > present:
-        seconds = n_frames * math.prod(config.upsample_rates) / config.sampling_rate
+        n_items, samples = (
+            latent_shape[0],
+            latent_shape[2] * scale_factor(vae) * math.prod(vocoder.config.upsample_rates),
+        )
+        seconds = samples / vocoder.config.sampling_rate
         raise ValueError(
             f"{n_items} waveform(s) of audio_length_in_s={seconds:g} need about {needed / 2**30:.3g} GiB of memory, "
             f"there are {present / 2**30:.3g} GiB; ask for at most about {seconds * present / needed:.3g} s"

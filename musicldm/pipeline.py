@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
-from musicldm import attention, sampling
+from musicldm import attention, sampling, tiles
 from musicldm.clap import embed_audio, embed_text
 from musicldm.inputs import check_callback_inputs, check_memory, check_options, check_texts, plan_lengths, scale_factor
 from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, listed_heads, load_parts, original_parts, part_class
@@ -323,7 +323,7 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
             audios = latents.to(self.vae.dtype)
         else:
             mel = self.decode_latents(latents)  # (B, T, F)
-            audios = self.vocoder(mel)[..., :n_samples].cpu().float()  # (B, L)
+            audios = self.vocode(mel)[..., :n_samples].cpu().float()  # (B, L)
             if num_waveforms_per_prompt > 1:
                 audios, scores = self.rank(audios, condition, return_best)
         self.maybe_free_model_hooks()
@@ -387,9 +387,16 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
         return sampling.denoise(self.unet, self.scheduler, latents, embedding, timesteps, guidance_scale, **options)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Log-mel spectrograms (B, T, F) of ``latents (B, C, T/f, F/f)``."""
+        """Log-mel spectrograms (B, T, F) of ``latents (B, C, T/f, F/f)``; long ones in pieces."""
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        is_long = latents.shape[2] * self.vae_scale_factor > tiles.LONGEST_WHOLE
+        if is_long and self.vae.device.type != "meta":  # with sequential offload each layer's weights come when called
+            return tiles.decode(_on_its_device(self.vae), latents).squeeze(1)
         return self.vae.decode(latents, return_dict=False)[0].squeeze(1)
+
+    def vocode(self, mel: Tensor) -> Tensor:
+        """Waveforms (B, L) of ``mel (B, T, F)``; long ones in tiles."""
+        return tiles.vocode(self.vocoder, mel) if mel.shape[1] > tiles.LONGEST_WHOLE else self.vocoder(mel)
 
     def rank(self, audios: Tensor, condition: Tensor, return_best: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (P * n, L) sorted within each prompt, best first, and their scores (P, n).
@@ -410,8 +417,8 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
         return audios.unflatten(0, similarity.shape)[rows, order].flatten(0, 1), scores
 
 
-def _on_its_device(clap: ClapModel) -> ClapModel:
-    """CLAP where it is to run: model offload moves a network when its forward runs, but CLAP is called otherwise."""
-    if hasattr(clap, "_hf_hook"):
-        clap._hf_hook.pre_forward(clap)
-    return clap
+def _on_its_device(network: torch.nn.Module) -> torch.nn.Module:
+    """A network where it is to run: model offload moves it when its forward runs, but these are called otherwise."""
+    if hasattr(network, "_hf_hook"):
+        network._hf_hook.pre_forward(network)
+    return network

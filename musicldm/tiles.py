@@ -1,0 +1,127 @@
+"""Decoding minutes of music in bounded memory, with the result of decoding it at once.
+
+    latents (B, C, T/f, F/f)  -> VAE, layer by layer in pieces of time ->  log-mel (B, T, F)
+    log-mel (B, T, F)  -> HiFi-GAN, tile by tile ->  waveform (B, L)
+
+The VAE's group norms see the whole clip: each layer goes through all pieces, with a column of the neighbours for its
+convolution, and the next norm takes its statistics from all of them. Two layers' values are held, and one piece of what
+is in between. The middle attention needs all positions at once, at the latents' size. The vocoder sees a few frames to
+either side only, so that its tiles overlap by as many.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import SpeechT5HifiGan
+
+LONGEST_WHOLE = 4096  # mel frames, 41 s: what is longer is decoded in pieces
+LATENT_FRAMES = 64  # of a piece
+MEL_FRAMES = 1024  # of a tile of the vocoder
+
+Pieces = list[Tensor]  # (B, C, T_i, F) each, side by side in time
+
+
+def decode(vae: AutoencoderKL, latents: Tensor, latent_frames: int = LATENT_FRAMES) -> Tensor:
+    """What ``vae.decode`` gives, (B, 1, T, F), up to rounding, in pieces of ``latent_frames``."""
+    decoder, middle = vae.decoder, vae.decoder.mid_block
+    if vae.post_quant_conv is not None:
+        latents = vae.post_quant_conv(latents)
+    pieces = cut(decoder.conv_in(latents), latent_frames)
+    pieces = residual(pieces, middle.resnets[0])
+    for attention, block in zip(middle.attentions, middle.resnets[1:], strict=True):
+        if attention is not None:
+            pieces = cut(attention(torch.cat(pieces, dim=2)), latent_frames)
+        pieces = residual(pieces, block)
+    for level in decoder.up_blocks:
+        for block in level.resnets:
+            pieces = residual(pieces, block)
+        for upsampler in level.upsamplers or ():
+            pieces = convolve(pieces, upsampler.conv, double, factor=2)
+    last = normalize(pieces, decoder.conv_norm_out, decoder.conv_act)
+    return torch.cat(convolve(pieces, decoder.conv_out, last), dim=2)
+
+
+def cut(whole: Tensor, frames: int) -> Pieces:
+    """Copies, so that each can be freed by itself."""
+    return [piece.clone() for piece in whole.split(frames, dim=2)]
+
+
+def double(x: Tensor) -> Tensor:
+    """Every value four times, two by two."""
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def residual(pieces: Pieces, block: nn.Module) -> Pieces:
+    """A `ResnetBlock2D` without a time embedding; empties ``pieces``."""
+    hidden = convolve(list(pieces), block.conv1, normalize(pieces, block.norm1, block.nonlinearity))
+    hidden = convolve(hidden, block.conv2, normalize(hidden, block.norm2, block.nonlinearity))
+    for i in range(len(hidden)):
+        x = pieces.pop(0)
+        hidden[i] += x if block.conv_shortcut is None else block.conv_shortcut(x)
+        hidden[i] /= block.output_scale_factor
+    return hidden
+
+
+def normalize(pieces: Pieces, norm: nn.GroupNorm, activation: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Group norm with the statistics of all ``pieces``, then the activation, as a function of any part of them."""
+    n_items, n_channels = pieces[0].shape[:2]
+    sums = torch.zeros(2, n_items, norm.num_groups, dtype=torch.float64, device=pieces[0].device)
+    count = 0
+    for piece in pieces:
+        values = piece.unflatten(1, (norm.num_groups, -1)).flatten(2).double()  # (B, groups, ...)
+        sums += torch.stack([values.sum(dim=2), values.square().sum(dim=2)])
+        count += values.shape[2]
+    mean, mean_square = sums / count
+    deviation = (mean_square - mean.square()).clamp(min=0).add(norm.eps).sqrt()
+    mean, deviation = (x.repeat_interleave(n_channels // norm.num_groups, dim=1) for x in (mean, deviation))
+    scale = norm.weight / deviation
+    shift = norm.bias - mean * scale
+    scale, shift = (x.to(pieces[0].dtype)[..., None, None] for x in (scale, shift))  # (B, C, 1, 1)
+    return lambda x: activation(x * scale + shift)
+
+
+def convolve(pieces: Pieces, conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor], factor: int = 1) -> Pieces:
+    """A 3 x 3 convolution of ``prepare`` of the whole, which makes ``factor`` columns of each; empties ``pieces``."""
+    results, before = [], None
+    while pieces:
+        piece = pieces.pop(0)
+        after = pieces[0][:, :, :1] if pieces else None
+        x = prepare(torch.cat([part for part in (before, piece, after) if part is not None], dim=2))
+        # one prepared column of each neighbour; zeros where there is none, as at the ends of the whole
+        first = 0 if before is None else factor - 1
+        last = x.shape[2] - (0 if after is None else factor - 1)
+        x = functional.pad(x[:, :, first:last], (1, 1, int(before is None), int(after is None)))
+        before = piece[:, :, -1:].clone()
+        results.append(functional.conv2d(x, conv.weight, conv.bias))
+    return results
+
+
+def vocode(vocoder: SpeechT5HifiGan, mel: Tensor, mel_frames: int = MEL_FRAMES) -> Tensor:
+    """What ``vocoder(mel)`` gives for ``mel (B, T, F)``, (B, L), in overlapping tiles of ``mel_frames``."""
+    n_frames, overlap, hop = mel.shape[1], reach(vocoder), samples_of_a_frame(vocoder)
+    tiles = []
+    for start in range(0, n_frames, mel_frames):
+        first, end = max(0, start - overlap), min(n_frames, start + mel_frames + overlap)
+        kept = slice((start - first) * hop, (min(start + mel_frames, n_frames) - first) * hop)
+        tiles.append(vocoder(mel[:, first:end])[:, kept])
+    return torch.cat(tiles, dim=1)
+
+
+def samples_of_a_frame(vocoder: SpeechT5HifiGan) -> int:
+    """The hop length."""
+    return math.prod(vocoder.config.upsample_rates)
+
+
+def reach(vocoder: SpeechT5HifiGan) -> int:
+    """Mel frames to either side that a sample depends on, or a few more."""
+    config = vocoder.config
+    samples = vocoder.conv_post.kernel_size[0] // 2
+    blocks = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+    block = max(sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations) for kernel, dilations in blocks)
+    for rate, kernel in zip(reversed(config.upsample_rates), reversed(config.upsample_kernel_sizes), strict=True):
+        samples = -(-(samples + block + kernel) // rate)
+    return samples + vocoder.conv_pre.kernel_size[0] // 2

@@ -1,0 +1,68 @@
+"""Decoding in pieces gives what decoding at once gives."""
+
+import copy
+
+import pytest
+import torch
+
+from musicldm import tiles
+from musicldm.inputs import decoding_memory
+from musicldm.tiles import decode, reach, vocode
+
+
+@pytest.mark.parametrize(("frames", "piece"), [(1, 4), (4, 4), (9, 4), (23, 1), (40, 7)])
+def test_the_vae_in_pieces(tiny_parts, frames, piece):
+    torch.manual_seed(frames)
+    vae, latents = tiny_parts["vae"], torch.randn(2, 4, frames, 4)
+    with torch.no_grad():
+        whole = vae.decode(latents).sample
+        torch.testing.assert_close(decode(vae, latents, piece), whole, atol=1e-5 * whole.abs().max(), rtol=0)
+
+
+def test_statistics_are_those_of_the_whole_clip(tiny_parts):
+    """Loud pieces beside silent ones: what pieces decoded by themselves would get wrong."""
+    latents = torch.randn(1, 4, 32, 4)
+    latents[:, :, :16] *= 0.01
+    vae = tiny_parts["vae"]
+    with torch.no_grad():
+        whole = vae.decode(latents).sample
+        alone = torch.cat([vae.decode(part).sample for part in latents.split(8, dim=2)], dim=2)
+        assert (alone - whole).abs().max() > 0.01 * whole.abs().max()
+        torch.testing.assert_close(decode(vae, latents, 8), whole, atol=1e-5 * whole.abs().max(), rtol=0)
+
+
+@pytest.mark.parametrize(("frames", "tile"), [(1, 10), (50, 10), (64, 64), (131, 30)])
+def test_the_vocoder_in_tiles(tiny_parts, frames, tile):
+    torch.manual_seed(frames)
+    vocoder, mel = tiny_parts["vocoder"], torch.randn(2, frames, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(vocode(vocoder, mel, tile), vocoder(mel), atol=1e-5, rtol=0)
+
+
+def test_a_sample_depends_on_no_frame_beyond_the_reach(tiny_parts):
+    vocoder = copy.deepcopy(tiny_parts["vocoder"]).double()
+    far = reach(vocoder)
+    mel = torch.randn(1, 2 * far + 41, 16, dtype=torch.float64, requires_grad=True)
+    middle = far + 20
+    vocoder(mel)[:, 80 * middle : 80 * (middle + 1)].sum().backward()
+    heard = mel.grad.abs().sum(dim=2)[0].nonzero().flatten()
+    assert middle - far <= heard.min() < middle < heard.max() <= middle + far
+    assert middle - heard.min() > far / 3  # or tiles overlap by far too much
+
+
+def test_the_pipeline_decodes_long_music_in_pieces(tiny_pipeline, monkeypatch):
+    options = {"num_inference_steps": 1, "seed": 1, "audio_length_in_s": 2.0, "output_type": "pt"}
+    whole = tiny_pipeline("solo flute", **options).audios
+    calls = []
+    monkeypatch.setattr(tiles, "LONGEST_WHOLE", 100)
+    monkeypatch.setattr("musicldm.pipeline.tiles.decode", lambda *args: calls.append("vae") or decode(*args, 9))
+    monkeypatch.setattr("musicldm.pipeline.tiles.vocode", lambda *args: calls.append("vocoder") or vocode(*args, 33))
+    torch.testing.assert_close(tiny_pipeline("solo flute", **options).audios, whole, atol=1e-4, rtol=0)
+    assert calls == ["vae", "vocoder"]
+
+
+def test_pieces_need_less_memory_than_the_whole(tiny_parts, monkeypatch):
+    vae, vocoder, shape = tiny_parts["vae"], tiny_parts["vocoder"], (1, 4, 1100, 4)
+    in_pieces = decoding_memory(vae, vocoder, shape)
+    monkeypatch.setattr(tiles, "LONGEST_WHOLE", 10_000)
+    assert in_pieces < decoding_memory(vae, vocoder, shape) / 2
