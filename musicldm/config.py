@@ -100,6 +100,7 @@ class TrainConfig:
     warmup_steps: int = 0  # the learning rate rises linearly from 0
     schedule: str = "constant"  # or cosine, to 0 at the last step
     cooldown_steps: int = 0  # a constant learning rate falls linearly to 0 over the last of these
+    decay_per_epoch: float = 1.0  # factor of the learning rate after each pass over the clips
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
@@ -126,6 +127,8 @@ class TrainConfig:
         _one_of("export", self.export, ("last", "best"))
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
+        if not 0 < self.decay_per_epoch <= 1:
+            raise ValueError(f"decay_per_epoch must be above 0 and at most 1, got {self.decay_per_epoch}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
         if not 0 <= self.cooldown_steps <= self.steps:

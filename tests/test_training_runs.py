@@ -159,6 +159,13 @@ def test_a_run_says_what_it_is_before_it_starts(collection, straight, tmp_path, 
     assert said.index("parameters:") < said.index("step 12")
 
 
+def test_a_rate_may_fall_with_every_epoch(collection, tmp_path):
+    """Nine clips in batches of four: steps 0 to 2 begin in the first epoch, step 11 in the fifth."""
+    run("vae", CONFIG, collection, tmp_path / "run", overrides=[*SHORT, "decay_per_epoch=0.5", "schedule=constant"])
+    saved = torch.load(checkpoints(tmp_path / "run")[-1] / STATE_FILE, weights_only=True)
+    assert saved["parts"]["vae_optimizer"]["param_groups"][0]["lr"] == pytest.approx(3e-3 * 0.5 ** (11 * 4 // 9))
+
+
 def test_unknown_trackers_are_refused(collection, tmp_path):
     with pytest.raises(ImportError, match="nosuch"):
         run("vae", CONFIG, collection, tmp_path / "run", overrides=["trackers=[nosuch]"])
