@@ -1,5 +1,6 @@
 """The diffusion trainer on mixtures: what it sees, that it is reproducible, and how it continues."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -18,6 +19,8 @@ from musicldm.clap import embed_audio
 from musicldm.config import DiffusionConfig, load_config
 from musicldm.data.analysis import ANALYSIS_FILE
 from musicldm.data.clips import Item
+from musicldm.data.prepare import write_index
+from musicldm.data.shards import ShardWriter
 from musicldm.train import mixtures, run
 from vocoder import make_generator
 
@@ -106,6 +109,27 @@ def test_every_kind_trains_and_repeats(collection, parts, plain_weights, tmp_pat
     assert made.tolist() == [2] * 20  # two clips of each recording; all found a partner, all have captions
     norms = np.linalg.norm(np.load(folder / "audio.npy"), axis=1)
     np.testing.assert_allclose(norms, 1, rtol=1e-4)
+
+
+def test_shards_train_like_the_folder_that_they_hold(collection, parts, tmp_path):
+    """The same recordings and analysis, as `musicldm prepare` leaves them, give the same weights."""
+    shards, analysed = tmp_path / "shards", (collection / ANALYSIS_FILE).read_text().splitlines()
+    rows = []
+    with ShardWriter(shards / "shards", 50_000) as writer:
+        for line, known in zip(analysed, (collection / "metadata.jsonl").read_text().splitlines(), strict=True):
+            row = json.loads(line) | json.loads(known)
+            samples, rate = soundfile.read(collection / row["file_name"], dtype="int16")
+            flac = io.BytesIO()
+            soundfile.write(flac, samples, rate, "PCM_16", format="FLAC")
+            shard, key = writer.next_name(len(flac.getvalue()))
+            writer.write(key, {"flac": flac.getvalue()})
+            row |= {"shard": shard, "member": f"{key}.flac", "texts": [row["text"]], "loudness_lufs": None}
+            rows.append(row | {"block_loudness_lufs": json.loads(line)["loudness_lufs"]})
+    write_index(shards / "index.parquet", rows)
+    assert len(list((shards / "shards").glob("*.tar"))) > 1
+    for kind in ("none", "latent"):
+        expected = train(collection, parts, tmp_path / f"{kind}-folder", f"mixup={kind}", "steps=3")
+        assert not differ(train(shards, parts, tmp_path / f"{kind}-shards", f"mixup={kind}", "steps=3"), expected)
 
 
 def test_the_condition_of_a_latent_mixture_is_what_it_sounds_like(collection, parts, tiny_parts, tmp_path):

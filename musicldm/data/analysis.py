@@ -35,6 +35,7 @@ from augment.mixup import block_loudness
 from augment.pairing import Recording
 from musicldm.audio import read_audio
 from musicldm.data.clips import metadata_rows
+from musicldm.data.shards import INDEX_FILE, index_rows
 
 ANALYSIS_FILE = "analysis.jsonl"
 
@@ -67,6 +68,8 @@ def analyse(waveform: np.ndarray, sample_rate: int, tracker: str = "madmom") -> 
 def analyse_collection(folder: str | Path, tracker: str = "madmom") -> list[Analysed]:
     """The analysis of every recording of ``folder``; what is missing or stale is measured and added to its file.
 
+    That of a folder that `musicldm prepare` made is in its index, whichever tracker it was.
+
     Each line is written as soon as it is known, so a stopped run loses at most one recording's work.
 
     Raises:
@@ -74,6 +77,10 @@ def analyse_collection(folder: str | Path, tracker: str = "madmom") -> list[Anal
         ValueError: a recording that cannot be read, or a line that is not JSON.
     """
     folder = Path(folder)
+    if (folder / INDEX_FILE).is_file():
+        return [
+            as_analysed(row["path"], row | {"loudness_lufs": row["block_loudness_lufs"]}) for row in index_rows(folder)
+        ]
     file = folder / ANALYSIS_FILE
     metadata = list(metadata_rows(folder))
     if not metadata:
@@ -146,6 +153,8 @@ def as_analysed(path: Path, row: dict) -> Analysed:
 def unmeasured(folder: str | Path) -> list[Analysed]:
     """Every recording of ``folder`` with its group and nothing measured: what mixing random pairs needs."""
     folder, nothing = Path(folder), np.empty(0)
+    if (folder / INDEX_FILE).is_file():
+        return analyse_collection(folder)
     return [
         Analysed(
             folder / row["file_name"],

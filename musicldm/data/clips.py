@@ -4,6 +4,7 @@
 
 The folder follows the audio-folder convention: one JSON object a line with ``file_name`` and, if there is a caption,
 ``text`` (and ``texts``: further captions of the same recording). Without metadata every audio file below it is used.
+A folder that `musicldm prepare` made, with shards and an index, is read in the same way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import soundfile
 import soxr
 import torch
 from torch import Tensor
+
+from musicldm.data.shards import INDEX_FILE, index_rows, open_recording
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 VALIDATION_SHARE = 0.05
@@ -56,18 +59,25 @@ def load_clips(folder: str | Path, clip_s: float) -> list[Clip]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no data folder at {folder}")
     clips = []
+    for row in index_rows(folder, ["texts", "split", "duration_s"]) if (folder / INDEX_FILE).is_file() else ():
+        clips += _cut(row["path"], row["duration_s"], clip_s, tuple(row["texts"]), row["split"])
+    if clips:
+        return clips
     for row in metadata_rows(folder):
         path = folder / row["file_name"]
         if not path.is_file():
             raise FileNotFoundError(f"{folder / 'metadata.jsonl'} names {row['file_name']!r}, which is not there")
         texts = tuple(dict.fromkeys(text for text in [row.get("text"), *row.get("texts", [])] if text))
-        split = row.get("split") or _split(str(row.get("piece_id") or row["file_name"]))
-        duration_s = soundfile.info(path).duration
-        for k in range(max(1, math.floor(duration_s / clip_s + 0.5))):
-            clips.append(Clip(path, k * clip_s, min(clip_s, duration_s - k * clip_s), texts, split))
+        split = row.get("split") or split_of(str(row.get("piece_id") or row["file_name"]))
+        clips += _cut(path, soundfile.info(path).duration, clip_s, texts, split)
     if not clips:
         raise FileNotFoundError(f"no recordings in {folder} ({', '.join(SUFFIXES)})")
     return clips
+
+
+def _cut(path: Path, duration_s: float, clip_s: float, texts: tuple[str, ...], split: str) -> list[Clip]:
+    n = max(1, math.floor(duration_s / clip_s + 0.5))
+    return [Clip(path, k * clip_s, min(clip_s, duration_s - k * clip_s), texts, split) for k in range(n)]
 
 
 def metadata_rows(folder: Path) -> Iterator[dict]:
@@ -87,7 +97,8 @@ def metadata_rows(folder: Path) -> Iterator[dict]:
         yield row
 
 
-def _split(key: str) -> str:
+def split_of(key: str) -> str:
+    """``train`` or ``validation``, drawn from a hash of ``key``."""
     fraction = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32
     return "validation" if fraction < VALIDATION_SHARE else "train"
 
@@ -138,10 +149,10 @@ def _permutation(n_clips: int, seed: int, epoch: int) -> np.ndarray:
 
 def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.0) -> np.ndarray:
     """Waveform ``(n_samples,)`` from ``offset_s`` into ``clip``, zeros after its end."""
-    info = soundfile.info(clip.path)
-    start = round((clip.start_s + offset_s) * info.samplerate)
-    wanted = math.ceil(n_samples * info.samplerate / sample_rate) + 1
-    frames, rate = soundfile.read(clip.path, frames=wanted, start=start, dtype="float32", always_2d=True)
+    with open_recording(clip.path) as file, soundfile.SoundFile(file) as sound:
+        rate = sound.samplerate
+        sound.seek(min(round((clip.start_s + offset_s) * rate), sound.frames))
+        frames = sound.read(math.ceil(n_samples * rate / sample_rate) + 1, dtype="float32", always_2d=True)
     waveform = frames.mean(axis=1)  # mono
     if rate != sample_rate:
         waveform = soxr.resample(waveform, rate, sample_rate)

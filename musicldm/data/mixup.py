@@ -32,6 +32,7 @@ from augment.pairing import Alignment, Pairing, Recording, align_paper, align_sy
 from musicldm.audio import read_audio
 from musicldm.data.analysis import Analysed, analyse, as_analysed
 from musicldm.data.clips import Clip, Item, item_rng
+from musicldm.data.shards import read_recording
 
 KINDS = ("plain", "audio", "latent")
 WHOLE = 3  # a recording of up to so many clips changes its speed as a whole, a longer one only where it is needed
@@ -198,7 +199,7 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
     def _play(self, index: int, start_s: float, speed: float) -> Playing:
         """Recording ``index`` at ``speed``, from what is at ``start_s`` in its own time."""
         path = self.paths[index]
-        waveform = self.kept.get(path, lambda: read_audio(path, self.sample_rate)[0])
+        waveform = self.kept.get(path, lambda: read_recording(path, self.sample_rate))
         blocks = self.analysed[index].loudness_lufs
         if speed != 1:  # which changes the loudness too, by up to 1 dB where attacks are sharp
             start, n = round(start_s * self.sample_rate), round(self.n_samples * speed)

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrai
 
 from musicldm.clap import embed_audio, embed_text
 from musicldm.data.clips import Clip, read_clip
+from musicldm.data.shards import recording_bytes
 from vocoder import MelConfig, log_mel_spectrogram
 
 BATCH = 8
@@ -59,8 +60,7 @@ def fingerprint(clips: list[Clip], vae: AutoencoderKL, clap: ClapModel, mel: Mel
     """A digest of all that the cached numbers depend on: the clips, the front end and the networks' weights."""
     digest = hashlib.sha256(repr(mel).encode())
     for clip in clips:
-        stat = clip.path.stat()
-        digest.update(f"{clip.path.name} {stat.st_size} {clip.start_s} {clip.texts}".encode())
+        digest.update(f"{clip.path.name} {recording_bytes(clip.path)} {clip.start_s} {clip.texts}".encode())
     for module in (vae, clap, *others):
         for name, parameter in module.named_parameters():
             digest.update(

@@ -1,0 +1,50 @@
+"""``musicldm prepare``: a folder of recordings to training data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from musicldm.cli.beats import add_tracker
+from musicldm.cli.common import positive, report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from musicldm.data.prepare_captions import CAPTIONS
+
+    parser.description += (
+        " Decodes, measures beats, tempo, metre, key and loudness, leaves copies out, and writes shards and an index"
+        " that `musicldm train` takes as data=DIR."
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="WAV, FLAC, MP3, Ogg, M4A, ...; searched through")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a run that was stopped continues")
+    parser.add_argument("--workers", type=positive(int), default=os.cpu_count(), metavar="N", help="files at once")
+    parser.add_argument(
+        "--captions",
+        choices=CAPTIONS,
+        default="keep",
+        help="keep those of metadata.jsonl, metadata.csv, NAME.txt or NAME.json and write the missing ones; "
+        "tags: write all from tags and measurements",
+    )
+    parser.add_argument(
+        "--caption-function", default="", metavar="MODULE:FUNCTION", help="gets a row of the index, returns captions"
+    )
+    parser.add_argument("--sample-rate", type=positive(int), default=16_000, metavar="HZ", help="of what is stored")
+    add_tracker(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prepare, and say what was made."""
+    from musicldm.data.prepare import ERRORS_FILE, PrepareConfig, prepare
+
+    config = PrepareConfig(args.sample_rate, args.tracker, args.captions, args.caption_function)
+    made = prepare(args.folder, args.out, config, args.workers)
+    failed = f"; {made.failed} files cannot be used, see {args.out / ERRORS_FILE}" if made.failed else ""
+    report(
+        args.json,
+        {"folder": str(args.out), **made._asdict()},
+        f"{args.out}: {made.recordings} recordings, {made.audio_s / 60:.1f} min, {made.duplicates} copies left out"
+        f"{failed}",
+    )

@@ -1,0 +1,121 @@
+"""Captions of recordings: those that come with them, or sentences of their tags and of what was measured.
+
+    metadata.jsonl | metadata.csv | NAME.txt | NAME.json  ->  texts, tags, piece_id, split
+    tags, tempo, metre, key  ->  "A fast rock track in 4/4, 140 BPM."
+
+Keywords become captions through templates, as in LAION-Audio-630K (Wu et al., 2023, https://arxiv.org/abs/2211.06687).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from musicldm.data.captions import tempo_words
+
+CAPTIONS = ("keep", "tags", "none")
+SURE_BEATS, SURE_KEY = 0.4, 0.04  # confidence and clarity from which tempo and key are said
+TEMPLATES = (
+    "{A} {kind}{details}.",
+    "{Kind}{details}.",
+    "This is {a} {kind}{details}.",
+    "The music is {a} {kind}{details}.",
+)
+
+
+def find_metadata(folder: Path) -> dict[str, dict]:
+    """What ``metadata.jsonl`` or ``metadata.csv`` in ``folder`` says, by file name.
+
+    Raises:
+        ValueError: a line that is not JSON, or without ``file_name``.
+    """
+    rows = []
+    if (file := folder / "metadata.jsonl").is_file():
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
+    elif (file := folder / "metadata.csv").is_file():
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or "file_name" not in row:
+            raise ValueError(f"{file}, row {number}, has no file_name")
+    return {row["file_name"]: row for row in rows}
+
+
+def metadata_of(path: Path, row: Mapping | None) -> dict:
+    """Texts, tags, piece and split of the recording at ``path``: its ``row``, or the file of its name beside it.
+
+    Raises:
+        ValueError: a sidecar that is not JSON.
+    """
+    row = dict(row or {})
+    if (file := path.with_suffix(".json")).is_file():
+        try:
+            row |= json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            raise ValueError(f"{file.name} beside it is no JSON object") from error
+    texts = row.get("texts") or []
+    texts = [row.get("text"), row.get("caption"), *([texts] if isinstance(texts, str) else texts)]
+    if (file := path.with_suffix(".txt")).is_file():
+        texts.append(file.read_text(encoding="utf-8"))
+    tags = row.get("tags") or []
+    tags = [*(tags.split(",") if isinstance(tags, str) else tags), row.get("genre") or ""]
+    return {
+        "texts": list(dict.fromkeys(text.strip() for text in texts if text and text.strip())),
+        "tags": list(dict.fromkeys(tag.strip() for tag in tags if tag.strip())),
+        "piece_id": str(row["piece_id"]) if row.get("piece_id") else None,
+        "split": row.get("split") if row.get("split") in ("train", "validation") else None,
+    }
+
+
+def write_caption(row: Mapping) -> str:
+    """A sentence about a row of the index, drawn by its digest: the same recording always gets the same one."""
+    rng = np.random.default_rng(int(hashlib.sha256(row["digest"].encode()).hexdigest()[:16], 16))
+    words = list(row["tags"][:2])
+    details = []
+    if row["tempo_bpm"] and row["confidence"] >= SURE_BEATS:
+        words.insert(0, str(rng.choice(tempo_words(row["tempo_bpm"]))))
+        if row["beats_per_bar"]:
+            details.append(f" in {row['beats_per_bar']}/4")
+        details.append(f", {round(row['tempo_bpm'])} BPM")
+    if row["key"] and row["key_clarity"] >= SURE_KEY:
+        details.append(f", in {row['key']}")
+    kind = " ".join([*words, str(rng.choice(("piece of music", "track", "piece")))])
+    article = "an" if kind[0].lower() in "aeiou" else "a"
+    text = str(rng.choice(TEMPLATES)).format(
+        A=article.capitalize(), a=article, kind=kind, Kind=kind[0].upper() + kind[1:], details="".join(details)
+    )
+    return text
+
+
+def caption_function(name: str) -> Callable[[dict], list[str]]:
+    """The function called ``module:function``, which gets a row of the index and returns captions.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"no function {name!r}: write MODULE:FUNCTION, with the module on the path") from error
+
+
+def texts_of(row: Mapping, captions: str, own: Callable[[dict], list[str]] | None) -> list[str]:
+    """The captions of a row: by ``own`` if there is such a function, else as ``captions`` asks."""
+    if own:
+        return [str(text) for text in own(dict(row))]
+    if captions == "none":
+        return []
+    if captions == "keep" and row["texts"]:
+        return list(row["texts"])
+    return [write_caption(row)]

@@ -1,0 +1,141 @@
+"""Recordings in WebDataset shards: written once, read at any place without unpacking.
+
+    DIR/shards/000000.tar/00000007.flac   a recording: 16-bit FLAC, mono
+    DIR/shards/000000.tar/00000007.json   its row of the index
+    DIR/index.parquet                     one row per recording, see `musicldm.data.prepare`
+
+A path such as the first one names a recording everywhere that this package reads one.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+INDEX_FILE = "index.parquet"
+SHARD_BYTES = 256 * 2**20
+
+
+class ShardWriter:
+    """Fills ``folder`` with shards of about ``most_bytes``; the same members give the same bytes."""
+
+    def __init__(self, folder: Path, most_bytes: int = SHARD_BYTES):
+        self.folder, self.most_bytes = folder, most_bytes
+        self.tar, self.shards, self.members, self.n_bytes = None, 0, 0, 0
+        folder.mkdir(parents=True)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.tar:
+            self.tar.close()
+
+    def next_name(self, n_bytes: int) -> tuple[str, str]:
+        """Shard and key of the next recording, whose members take ``n_bytes``."""
+        if self.tar is None or (self.n_bytes and self.n_bytes + n_bytes > self.most_bytes):
+            if self.tar:
+                self.tar.close()
+            path = self.folder / f"{self.shards:06d}.tar"
+            self.tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+            self.shards, self.n_bytes = self.shards + 1, 0
+        self.n_bytes += n_bytes
+        self.members += 1
+        return f"{self.shards - 1:06d}.tar", f"{self.members - 1:08d}"
+
+    def write(self, key: str, files: dict[str, bytes]) -> None:
+        """Add the files of one recording, by suffix."""
+        for suffix, content in files.items():
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size = len(content)
+            self.tar.addfile(member, io.BytesIO(content))
+
+
+@functools.lru_cache(maxsize=4096)
+def _members(shard: str) -> dict[str, tuple[int, int]]:
+    """Offset and size of each member of ``shard``."""
+    with tarfile.open(shard) as tar:
+        return {member.name: (member.offset_data, member.size) for member in tar}
+
+
+class _Window(io.RawIOBase):
+    """A stretch of a file, as a file."""
+
+    def __init__(self, path: Path, offset: int, size: int):
+        self.file, self.offset, self.size, self.at = open(path, "rb"), offset, size, 0  # noqa: SIM115
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence])
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer) -> int:
+        self.file.seek(self.offset + self.at)
+        n = self.file.readinto(memoryview(buffer)[: max(0, min(len(buffer), self.size - self.at))])
+        self.at += n
+        return n
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _place(path: Path) -> tuple[int, int]:
+    try:
+        return _members(str(path.parent))[path.name]
+    except (OSError, KeyError) as error:
+        raise FileNotFoundError(f"no recording at {path}") from error
+
+
+def open_recording(path: Path) -> io.IOBase:
+    """The recording at ``path``, a file or a member of a shard, open for reading.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    if path.parent.suffix != ".tar":
+        return path.open("rb")
+    return _Window(path.parent, *_place(path))
+
+
+def recording_bytes(path: Path) -> int:
+    """Size of the recording at ``path``."""
+    return path.stat().st_size if path.parent.suffix != ".tar" else _place(path)[1]
+
+
+def read_recording(path: Path, sample_rate: int) -> np.ndarray:
+    """Waveform (L,) float32 of the recording at ``path``, mono, at ``sample_rate``."""
+    from musicldm.audio import read_audio
+
+    if path.parent.suffix != ".tar":
+        return read_audio(path, sample_rate)[0]
+    import soundfile
+    import soxr
+
+    with open_recording(path) as file:
+        waveform, rate = soundfile.read(file, dtype="float32")
+    return waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate, quality="HQ")
+
+
+def index_rows(folder: Path, columns: list[str] | None = None) -> Iterator[dict]:
+    """The rows of the index in ``folder`` whose recordings are in the shards, with their ``path``."""
+    import pyarrow.parquet as pq
+
+    wanted = None if columns is None else [*columns, "shard", "member"]
+    for batch in pq.ParquetFile(folder / INDEX_FILE).iter_batches(columns=wanted):
+        for row in batch.to_pylist():
+            if row["shard"] is not None:
+                yield row | {"path": folder / "shards" / row["shard"] / row["member"]}
