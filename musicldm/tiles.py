@@ -106,8 +106,9 @@ def vocode(vocoder: SpeechT5HifiGan, mel: Tensor, mel_frames: int = MEL_FRAMES) 
     tiles = []
     for start in range(0, n_frames, mel_frames):
         first, end = max(0, start - overlap), min(n_frames, start + mel_frames + overlap)
-        kept = slice((start - first) * hop, (min(start + mel_frames, n_frames) - first) * hop)
-        tiles.append(vocoder(mel[:, first:end])[:, kept])
+        # the last tile goes on to its end: kernels of odd excess over their rate make a few samples more
+        last = None if start + mel_frames >= n_frames else (start + mel_frames - first) * hop
+        tiles.append(vocoder(mel[:, first:end])[:, (start - first) * hop : last])
     return torch.cat(tiles, dim=1)
 
 
