@@ -308,9 +308,44 @@ class DiffusionConfig(TrainConfig):
             )
 
 
+@dataclass
+class ConceptConfig(DiffusionConfig):
+    """A word and an adapter for a kind of music, from a few minutes of it."""
+
+    name: str = ""  # such as <mine>
+    init: str = "mini"
+    steps: int = 300
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    log_every: int = 10
+    save_every: int = 100
+    validate_every: int = 100
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=4))
+    likeness_weight: float = 0.5  # of the word's nearness to the music in CLAP's space
+    prior_weight: float = 1.0  # of staying as before for other captions
+    prior_captions: tuple[str, ...] = (  # those
+        "solo piano, slow",
+        "a rock band with drums and electric guitar",
+        "a string quartet plays a calm waltz",
+        "a flute and a harp",
+        "a brass band plays a fast march",
+        "electronic music with a steady beat",
+        "a choir",
+        "a jazz trio with double bass",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        _positive(self.lora, "rank")
+        if not self.prior_captions or min(self.prior_weight, self.likeness_weight) < 0:
+            raise ValueError("prior_captions must not be empty, and neither prior_weight nor likeness_weight negative")
+
+
 STAGES: dict[str, type[TrainConfig]] = {
     "vae": VAEConfig,
     "vocoder": VocoderConfig,
     "clap": CLAPConfig,
     "diffusion": DiffusionConfig,
+    "concept": ConceptConfig,
 }

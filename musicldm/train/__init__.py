@@ -1,4 +1,4 @@
-"""Training of the four parts: variational autoencoder, vocoder, CLAP and diffusion model."""
+"""Training of the four parts: variational autoencoder, vocoder, CLAP and diffusion model; and of concepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(
     resume: bool = False,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train ``stage`` (vae, vocoder, clap or diffusion) on the collection ``data``; returns ``OUT/final``.
+    """Train ``stage`` (vae, vocoder, clap, diffusion or concept) on the collection ``data``; returns ``OUT/final``.
 
     Leaves ``OUT/checkpoint-N/`` while it runs and ``OUT/final/`` in diffusers layout when done. ``resume`` continues
     from the newest checkpoint of the same configuration. ``config`` is a YAML file or the name of a bundled size.

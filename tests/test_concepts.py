@@ -1,0 +1,114 @@
+"""A concept learned from a few noises: its word comes near the music, other prompts stay, and prompts hold several."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from musicldm import MusicLDMPipeline
+from musicldm.cli import main
+from musicldm.concepts import EMBEDDING_FILE, add_word, load_concept
+
+OVERRIDES = [
+    *("device=cpu", "steps=40", "batch_size=4", "learning_rate=0.01", "trackers=[]", "validate_every=40"),
+    *("lora.rank=2", "likeness_weight=1", "drop_condition=0"),
+]
+
+
+def learn(folder, data, name, out, *overrides) -> list[str]:
+    return ["train", "concept", str(data), "--name", name, "--out", str(out), f"init={folder}", *OVERRIDES, *overrides]
+
+
+def validations(out):
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["group"] == "validation"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two recordings of four clips each; one has a caption."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(4 * 2560), 8000)
+    rows = [{"file_name": "0.wav", "text": "with strings"}, {"file_name": "1.wav"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def concepts(tiny_folder, data, tmp_path_factory):
+    """Two run folders."""
+    root = tmp_path_factory.mktemp("concepts")
+    for name in ("mine", "yours"):
+        seed = f"seed={len(name)}"
+        assert main(learn(tiny_folder, data, f"<{name}>", root / name, seed)) == 0
+    return [root / name for name in ("mine", "yours")]
+
+
+@pytest.fixture
+def pipeline(tiny_folder):
+    pipeline = MusicLDMPipeline.from_pretrained(tiny_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_the_word_comes_near_the_music(concepts):
+    before, after = validations(concepts[0])
+    assert (before["step"], after["step"]) == (0, 40)
+    assert after["likeness"] < 0.9 * before["likeness"]
+    assert before["prior"] == 0  # an adapter begins as nothing
+
+
+def test_the_adapter_learns_and_prior_preservation_keeps_other_captions(concepts, tiny_folder, data, tmp_path):
+    assert main(learn(tiny_folder, data, "<mine>", tmp_path / "free", "prior_weight=0", "seed=4")) == 0
+    before, free = validations(tmp_path / "free")
+    assert free["diffusion"] < before["diffusion"]
+    assert validations(concepts[0])[-1]["prior"] < 0.5 * free["prior"]
+
+
+def test_concepts_are_words_of_prompts(concepts, pipeline):
+    texts = ["a slow waltz", "music, with strings"]
+    before = pipeline.embed_texts(texts)
+    assert [load_concept(pipeline, folder / "final") for folder in concepts] == ["<mine>", "<yours>"]
+    torch.testing.assert_close(pipeline.embed_texts(texts), before)  # other prompts mean what they meant
+    vectors = [next(iter(load_file(folder / "final" / EMBEDDING_FILE).values())) for folder in concepts]
+    ids = pipeline.tokenizer("<mine>, with <yours> strings")["input_ids"]
+    table = pipeline.text_encoder.text_model.embeddings.word_embeddings.weight
+    for name, vector in zip(("<mine>", "<yours>"), vectors, strict=True):
+        token = pipeline.tokenizer.convert_tokens_to_ids(name)
+        assert ids.count(token) == 1
+        assert torch.equal(table[token], vector)
+    assert pipeline.get_active_adapters() == ["mine", "yours"]
+    one, both = pipeline.embed_texts(["<mine>, with strings", "<mine> and <yours>, with strings"])
+    assert float((one @ both).detach()) < 0.9999
+    made = pipeline("<mine> and <yours>, with strings", num_inference_steps=2, seed=0)
+    assert np.isfinite(made.audios).all()
+
+
+def test_a_pipeline_with_a_word_more_is_saved_and_loaded(concepts, pipeline, tmp_path):
+    load_concept(pipeline, concepts[0] / "final")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    pipeline.save_pretrained(tmp_path)
+    again = MusicLDMPipeline.from_pretrained(tmp_path)
+    assert torch.equal(again.embed_texts(["<mine>, slow"]), pipeline.embed_texts(["<mine>, slow"]))
+
+
+def test_what_cannot_be_is_refused(concepts, tiny_folder, data, pipeline, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(learn(tiny_folder, data, "mine", out)) == 2
+    assert "'mine'" in capsys.readouterr().err
+    assert main(["train", "concept", str(data), "--out", str(out)]) == 2
+    assert "--name" in capsys.readouterr().err
+    assert not out.exists()
+    load_concept(pipeline, concepts[0] / "final")
+    with pytest.raises(ValueError, match="<mine> already"):
+        load_concept(pipeline, concepts[0] / "final")
+    with pytest.raises(FileNotFoundError, match="no concept"):
+        load_concept(pipeline, tmp_path)
+    with pytest.raises(ValueError, match="words of size 3"):
+        add_word(pipeline.text_encoder, pipeline.tokenizer, "<other>", torch.zeros(3))
