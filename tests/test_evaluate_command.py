@@ -9,6 +9,7 @@ import pytest
 from musicldm.audio import write_audio
 from musicldm.cli import main
 from musicldm.evaluate.collect import asked
+from musicldm.evaluate.intervals import share
 from musicldm.evaluate.summary import compare, summarize
 
 PROMPTS = ["fast drums, 140 BPM, in C minor", "a waltz without drums", "drums and bass in Eb major", "a calm flute"]
@@ -104,6 +105,13 @@ def test_a_shift_of_every_prompt_is_larger_than_chance_and_noise_is_not():
     assert shifted["low"] < 0.2 < shifted["high"]
     noise = compare(side(values), side(values + 0.1 * rng.normal(size=40)))["text_audio_similarity"]
     assert not noise["larger_than_chance"]
+
+
+def test_intervals_of_shares_are_wilsons():
+    estimate = share(np.arange(20) < 3)
+    assert (estimate.value, *estimate[1:3]) == pytest.approx((0.15, 0.0524, 0.3604), abs=1e-4)
+    none = share(np.zeros(10))
+    assert (none.low, none.high) == pytest.approx((0.0, 0.2775), abs=1e-4)
 
 
 def test_what_prompts_ask_for():

@@ -62,6 +62,20 @@ def half_samples(
     return Estimate(float(whole), float(whole + low), float(whole + high), float(np.std(values, ddof=1)))
 
 
+def share(hits: np.ndarray, level: float = 0.95) -> Estimate:
+    """The share of ``hits (N,)``, true or false, with Wilson's interval, which says something even of none or all.
+
+    Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
+    """
+    from scipy.stats import norm
+
+    hits = np.asarray(hits, np.float64)
+    n, value, z = _rows((hits,), level, 2), float(hits.mean()), float(norm.ppf((1 + level) / 2))
+    middle = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    return Estimate(value, float(max(0.0, middle - half)), float(min(1.0, middle + half)), float(half / z))
+
+
 def paired_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[Estimate, float]:
     """Mean of ``b - a`` for values (N,) of the same prompts with its interval, and how likely chance alone does that.
 

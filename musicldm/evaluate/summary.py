@@ -14,9 +14,18 @@ from musicldm.evaluate.adherence import area_under_curve, key_adherence, tempo_a
 from musicldm.evaluate.collect import asked
 from musicldm.evaluate.distances import frechet_distance, kernel_distance
 from musicldm.evaluate.diversity import manifold, mean_pairwise_similarity, vendi_score
-from musicldm.evaluate.intervals import Estimate, bootstrap, half_samples, holm, paired_difference, unpaired_difference
+from musicldm.evaluate.intervals import (
+    Estimate,
+    bootstrap,
+    half_samples,
+    holm,
+    paired_difference,
+    share,
+    unpaired_difference,
+)
 from musicldm.evaluate.similarity import THRESHOLDS
 
+SHARES = ("sim_aa_90", "sim_aa_95", "above_base_rate", "copies")  # of single clips, true or false
 HALVES = 50  # draws for the intervals of distances
 # What each measure is, and whether more of it is better (None: neither).
 MEANING = {
@@ -76,7 +85,7 @@ def summarize(
         single["above_base_rate"] = (nearest > base_rate["similarity_99"]).astype(float)
         single["copies"] = np.array([float(verdict["verdict"] == "copy") for verdict in verdicts])
     for name, values in single.items():
-        found[name] = bootstrap(np.mean, values)
+        found[name] = share(values) if name in SHARES else bootstrap(np.mean, values)
     if len(clap) >= 4:
         found["vendi_score"] = half_samples(vendi_score, clap, draws=HALVES)
         found["mean_pairwise_similarity"] = half_samples(mean_pairwise_similarity, clap, draws=HALVES)
@@ -128,13 +137,10 @@ def _adherence(prompts: list[str | None], measured: list[dict]) -> dict[str, Est
     found = {}
     timed = [(w["tempo_bpm"], m["tempo_bpm"]) for w, m in zip(wanted, measured, strict=True) if "tempo_bpm" in m]
     if len(timed) >= 2:
-        pairs = np.array(timed)
-        for name, field in (
-            ("tempo_within_2_percent", "within_2_percent"),
-            ("tempo_within_5_percent", "within_5_percent"),
-            ("tempo_octave_errors", "octave_errors"),
-        ):
-            found[name] = bootstrap(_tempo_part(field), pairs[:, 0], pairs[:, 1])
+        each = [tempo_adherence([asked_bpm], [measured_bpm]) for asked_bpm, measured_bpm in timed]
+        found["tempo_within_2_percent"] = share([one.within_2_percent for one in each])
+        found["tempo_within_5_percent"] = share([one.within_5_percent for one in each])
+        found["tempo_octave_errors"] = share([one.octave_errors for one in each])
     keyed = [(w["key"], m["key"]) for w, m in zip(wanted, measured, strict=True) if m.get("key")]
     if len(keyed) >= 2:
         found["key_score"] = bootstrap(np.mean, key_adherence(*zip(*keyed, strict=True)))
@@ -145,10 +151,6 @@ def _adherence(prompts: list[str | None], measured: list[dict]) -> dict[str, Est
         error = _auc_error(value, int(drums.sum()), int((~drums).sum()))
         found["drums_auc"] = Estimate(value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error), error)
     return found
-
-
-def _tempo_part(field: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    return lambda asked_bpm, measured_bpm: getattr(tempo_adherence(asked_bpm, measured_bpm), field)
 
 
 def _auc_error(auc: float, n_asked: int, n_other: int) -> float:

@@ -22,7 +22,8 @@ RANGE_DB = 60.0  # below the loudest point; kept in 255 steps
 WINDOWS_S = (2.0, 4.0, 8.0)  # passages that are looked for
 TRANSPOSITIONS = tuple(range(-3, 4))  # semitones
 TEMPI = (0.95, 0.97, 0.985, 1.0, 1.015, 1.03, 1.05)
-SHORTEST = round(WINDOWS_S[0] * FRAMES_PER_S)  # frames
+WINDOWS = tuple(round(seconds * FRAMES_PER_S) for seconds in WINDOWS_S)  # frames
+BLOCK = 250  # candidates compared roughly at a time
 SHORTLIST = 10  # candidates that are compared at every tempo
 ENVELOPE = 9  # bands over which the spectral envelope is taken
 
@@ -71,13 +72,14 @@ def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:
     """
     if not candidates:
         raise ValueError("there is nothing to compare the query with")
-    if len(query) < SHORTEST:
+    if len(query) < WINDOWS[0]:
         raise ValueError(f"a query of {len(query) / FRAMES_PER_S:g} s is shorter than {WINDOWS_S[0]:g} s")
     white, chosen = whiten(query), list(range(len(candidates)))
     references = [whiten(candidate) for candidate in candidates]
     if len(candidates) > SHORTLIST:
-        matches = _matches(white, references, 1.0)
-        chosen = sorted(np.argsort([-match.score for match in matches], kind="stable")[:SHORTLIST].tolist())
+        blocks = range(0, len(references), BLOCK)
+        scores = np.concatenate([_rough_scores(white, references[first : first + BLOCK]) for first in blocks])
+        chosen = sorted(np.argsort(-scores, kind="stable")[:SHORTLIST].tolist())
     best = max(
         (match for tempo in TEMPI for match in _matches(white, [references[i] for i in chosen], tempo)),
         key=lambda match: match.score,
@@ -85,18 +87,27 @@ def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:
     return best._replace(candidate=chosen[best.candidate])
 
 
+def _rough_scores(query: np.ndarray, references: list[np.ndarray]) -> np.ndarray:
+    """Best score (N,) of the whitened ``query`` against each of ``references`` at its own tempo, windows up to 4 s."""
+    row, starts, gap = _in_a_row(references, len(query))
+    best = np.full(len(row), -np.inf, np.float32)
+    for semitones in TRANSPOSITIONS:
+        sums = _diagonal_sums(_shift(query, -semitones), row)
+        for length in [n for n in WINDOWS[:-1] if n <= len(query)]:
+            best = np.maximum(best, (sums[length:] - sums[:-length]).max(axis=0) / np.sqrt(length * WINDOWS[0]))
+    pairs = zip(starts, references, strict=True)
+    return np.array([best[start - gap : start + len(reference)].max() for start, reference in pairs])
+
+
 def _matches(query: np.ndarray, references: list[np.ndarray], tempo: float) -> list[Match]:
     """The best passage of the whitened ``query`` and each of ``references`` at one tempo, over all transpositions."""
     stretched = _stretch(query, tempo)
-    gap = np.zeros((len(stretched), BANDS), np.float32)  # no diagonal touches two of them
-    lengths = [len(reference) for reference in references]
-    starts = len(gap) + np.cumsum([0, *(length + len(gap) for length in lengths[:-1])])
-    row = np.concatenate([gap, *(piece for reference in references for piece in (reference, gap))])  # (R, P)
+    row, starts, gap = _in_a_row(references, len(stretched))
     found: list[Match | None] = [None] * len(references)
     for semitones in TRANSPOSITIONS:
         scores, first, frames = _diagonals(_shift(stretched, -semitones), row)
-        for i, (start, length) in enumerate(zip(starts.tolist(), lengths, strict=True)):
-            at = start - len(gap) + int(scores[start - len(gap) : start + length].argmax())  # where the query's 0 lies
+        for i, (start, reference) in enumerate(zip(starts, references, strict=True)):
+            at = start - gap + int(scores[start - gap : start + len(reference)].argmax())  # where the query's 0 lies
             if found[i] is None or scores[at] > found[i].score:
                 found[i] = Match(
                     score=float(scores[at]),
@@ -110,21 +121,32 @@ def _matches(query: np.ndarray, references: list[np.ndarray], tempo: float) -> l
     return found
 
 
-def _diagonals(query: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each place (R,) in ``row (R, P)`` where ``query (T, P)`` may start: best score, first frame, frames."""
+def _in_a_row(references: list[np.ndarray], gap: int) -> tuple[np.ndarray, list[int], int]:
+    """``references`` joined (R, P), silence around each so that no diagonal touches two; where they start; ``gap``."""
+    silence = np.zeros((gap, BANDS), np.float32)
+    starts = gap + np.cumsum([0, *(len(reference) + gap for reference in references[:-1])])
+    return np.concatenate([silence, *(piece for each in references for piece in (each, silence))]), starts.tolist(), gap
+
+
+def _diagonal_sums(query: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Similarity of ``query (T, P)`` and ``row (R, P)`` summed along diagonals (T + 1, R), by start in the row."""
     n, total = len(query), len(row)
     similarity = np.zeros((n, total + n), np.float32)
     np.matmul(query, row.T, out=similarity[:, :total])
     rows, columns = similarity.strides
     diagonals = np.lib.stride_tricks.as_strided(similarity, (n, total), (rows + columns, columns))  # [t, d]: d + t
-    sums = np.concatenate([np.zeros((1, total), np.float32), np.cumsum(diagonals, axis=0)])
+    sums = np.zeros((n + 1, total), np.float32)
+    np.cumsum(diagonals, axis=0, out=sums[1:])
+    return sums
+
+
+def _diagonals(query: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each place (R,) in ``row (R, P)`` where ``query (T, P)`` may start: best score, first frame, frames."""
+    sums, total = _diagonal_sums(query, row), len(row)
     best = np.full(total, -np.inf, np.float32)
-    first, frames = np.zeros(total, np.int32), np.full(total, SHORTEST, np.int32)
-    for seconds in WINDOWS_S:
-        length = round(seconds * FRAMES_PER_S)
-        if length > n:
-            break
-        scores = (sums[length:] - sums[:-length]) / np.sqrt(length * SHORTEST)
+    first, frames = np.zeros(total, np.int32), np.full(total, WINDOWS[0], np.int32)
+    for length in [n for n in WINDOWS if n <= len(query)]:
+        scores = (sums[length:] - sums[:-length]) / np.sqrt(length * WINDOWS[0])
         start = scores.argmax(axis=0)
         highest = scores[start, np.arange(total)]
         better = highest > best

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from musicldm.audio import write_whole
-from musicldm.data.clips import Clip, load_clips, read_clip
+from musicldm.data.clips import Clip, load_clips, metadata_rows, read_clip
 from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.measurements import SILENCE
 from musicldm.novelty.alignment import FRAMES_PER_S, WINDOWS_S, pitch_frames
@@ -46,7 +46,7 @@ def build_index(
         raise FileExistsError(f"{out} exists; remove it, or give another name with --out")
     rate, clip_s = embedder.feature_extractor.sampling_rate, embedder.clip_s
     clips = load_clips(data, clip_s)
-    rows = _metadata(data)
+    rows = {row["file_name"]: row for row in metadata_rows(data)}
     work = partial(out)
     _begin(work, data, clips, embedder)
     embeddings, frames, kept = [], [], []
@@ -143,14 +143,6 @@ def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder) ->
             shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     write_whole(note, json.dumps(plan).encode())
-
-
-def _metadata(data: Path) -> dict[str, dict]:
-    path = data / "metadata.jsonl"
-    if not path.is_file():
-        return {}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {row["file_name"]: row for row in rows}
 
 
 def _table(clips: list[Clip], data: Path, rows: dict[str, dict]) -> dict:

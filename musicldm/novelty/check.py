@@ -1,6 +1,6 @@
 """The check of a recording against an index: nearest clips, the passage that agrees best, and a verdict.
 
-waveform (L,) -> clips -> embeddings -> nearest 100 -> alignment -> copy | close | new
+waveform (L,) -> clips -> embeddings -> nearest 2000 -> alignment -> copy | close | new
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ VERSION = 1
 FILES = ("clips.faiss", "clips.npz", "frames.npy", "recordings.jsonl")
 EXACT_UP_TO = 20_000  # clips; more are searched in cells
 CELLS_VISITED = 0.1  # share of the cells that a search looks into
-SECOND_CHECK = 100  # clips whose frames are compared
+SECOND_CHECK = 2000  # nearest clips whose frames are compared: all of a small collection, whatever CLAP makes of it
 REBUILD = "build it again with `musicldm novelty index`"
 
 
