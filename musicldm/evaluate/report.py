@@ -29,6 +29,10 @@ img {{ max-width: 100%; height: auto; }}
 .clip {{ border-bottom: 1px solid #ddd; padding: .6rem 0; overflow-wrap: anywhere; }}
 audio {{ width: 100%; max-width: 26rem; display: block; }}
 small {{ color: #666; }}
+@media (max-width: 40rem) {{
+  table {{ font-size: .85rem; }} .number {{ white-space: normal; }}
+  td:first-child {{ min-width: 9rem; }} th, td {{ padding-right: .5rem; }}
+}}
 </style></head><body>
 {body}
 </body></html>
