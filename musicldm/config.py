@@ -322,6 +322,7 @@ class ConceptConfig(DiffusionConfig):
     save_every: int = 100
     validate_every: int = 100
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=4))
+    word_rate: float = 10.0  # learning rate of the word, relative to the adapter's
     likeness_weight: float = 0.5  # of the word's nearness to the music in CLAP's space
     prior_weight: float = 1.0  # of staying as before for other captions
     prior_captions: tuple[str, ...] = (  # those
@@ -338,6 +339,7 @@ class ConceptConfig(DiffusionConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self.lora, "rank")
+        _positive(self, "word_rate")
         if not self.prior_captions or min(self.prior_weight, self.likeness_weight) < 0:
             raise ValueError("prior_captions must not be empty, and neither prior_weight nor likeness_weight negative")
 

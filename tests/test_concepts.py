@@ -14,7 +14,7 @@ from musicldm.concepts import EMBEDDING_FILE, add_word, load_concept
 
 OVERRIDES = [
     *("device=cpu", "steps=40", "batch_size=4", "learning_rate=0.01", "trackers=[]", "validate_every=40"),
-    *("lora.rank=2", "likeness_weight=1", "drop_condition=0"),
+    *("lora.rank=2", "word_rate=2", "likeness_weight=1", "drop_condition=0"),
 ]
 
 

@@ -113,7 +113,7 @@ def optimise(
         return {}
     epoch = state.step * step_size(config, accelerator) // max(1, len(state.clips))
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, state.step) * config.decay_per_epoch**epoch
+        group["lr"] = group.get("scale", 1.0) * learning_rate(config, state.step) * config.decay_per_epoch**epoch
     norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
     if accelerator.scaler is None:  # with float16 it leaves such steps out, and looks for a scale without them
         check_finite("gradient", norm, state)

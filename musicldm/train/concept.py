@@ -28,7 +28,7 @@ from musicldm.data.clips import Item, item_rng, load_clips
 from musicldm.lora import add_adapter
 from musicldm.train.cache import Conditioner, build_cache
 from musicldm.train.checkpoints import State, final_folder, load_state, start
-from musicldm.train.common import after_batch, batches, initial_folder, make_accelerator, make_optimizer, optimise
+from musicldm.train.common import after_batch, batches, initial_folder, make_accelerator, optimise
 from musicldm.train.diffusion import CachedLatents, Example, initial_unet, load_parts, to_device
 from musicldm.train.objectives import make_scheduler, question, trained_prediction, weighted_losses
 from musicldm.train.progress import Log, announce
@@ -168,7 +168,10 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
     embeddings = conditioner.clap.requires_grad_(False).text_model.embeddings
     embeddings.word_embeddings = word = Word(embeddings.word_embeddings, token)
     learned = nn.ModuleDict({"unet": unet.to(accelerator.device), "word": word.to(accelerator.device)})
-    optimizer = accelerator.prepare(make_optimizer(learned, config))
+    adapter = [p for p in unet.parameters() if p.requires_grad]
+    groups = [{"params": adapter}, {"params": [word.vector], "scale": config.word_rate}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    optimizer = accelerator.prepare(optimizer)
     state = State({"learned": learned, "optimizer": optimizer}, clips)
     load_state(state, out)
     state.numbers["scaling_factor"] = vae.config.scaling_factor
