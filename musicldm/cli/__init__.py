@@ -25,7 +25,7 @@ COMMANDS = {
     "reconstruct": "pass recordings through the models and measure what is lost",
     "convert": "turn a checkpoint of MusicLDM's authors into a model folder",
     "render": "turn scores (MIDI) into audio with captions, to train on",
-    "train": "train one part: vae, vocoder, clap or diffusion",
+    "train": "train one part: vae, vocoder, clap or diffusion; or a concept",
     "prepare": "make training data of a folder of recordings",
     "beats": "find beats, downbeats, tempo and metre of recordings",
     "mixup": "mix two recordings beat by beat, as training does",
