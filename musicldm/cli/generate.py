@@ -197,7 +197,7 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
     """Make and write the music of all prompts; prompt i has the seed ``seed + i * candidates``."""
     with no_garbage_collection():
         from musicldm.info import model_revision, package_versions
-        from musicldm.inputs import decoding_memory, plan_lengths
+        from musicldm.inputs import check_memory, decoding_memory, plan_lengths
         from musicldm.loading import find_folder
         from musicldm.pipeline import MusicLDMPipeline
         from musicldm.schedulers import make_scheduler
@@ -230,6 +230,7 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
     at_once = max(1, WAVEFORMS_AT_ONCE.get(device.type, WAVEFORMS_AT_ONCE_ELSEWHERE) // candidates)
     n_waveforms = candidates * min(at_once, len(prompts))
     _, shape = plan_lengths(pipeline.unet, pipeline.vae, pipeline.vocoder, n_waveforms, settings["seconds"])
+    check_memory(pipeline.vae, pipeline.vocoder, shape, device)
     if (memory := decoding_memory(pipeline.vae, pipeline.vocoder, shape)) >= MEMORY_TO_MENTION:
         print(f"musicldm: decoding will take about {memory / 2**30:.1f} GiB of memory", file=sys.stderr)
     for first in range(0, len(prompts), at_once):
