@@ -169,7 +169,7 @@ def main() -> None:
         (collection / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in inside))
         build_index(collection, options.work / "index", embedder, base_clips=50)
     index = NoveltyIndex(options.work / "index")
-    index.check_embedder(embedder.name)  
+    index.check_embedder(embedder.name)
     rate = embedder.feature_extractor.sampling_rate
 
     def waveform_of(row: dict) -> np.ndarray:
