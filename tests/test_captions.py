@@ -99,9 +99,9 @@ def false_statements(text: str, facts: dict) -> list[str]:
         claim(words not in text.lower() or metre == facts["time_signature"], words)
 
     rest = any_of(facts["genres"]).sub(" ", text)
-    no_drums = re.search(r"\b(no|without) drums\b", rest)
+    no_drums = re.search(r"\b(no|without) drums\b", rest, re.IGNORECASE)
     claim(not no_drums or not facts["percussion"], "no drums")
-    rest = re.sub(r"\b(no|without) drums\b", " ", rest)
+    rest = re.sub(r"\b(no|without) drums\b", " ", rest, flags=re.IGNORECASE)
 
     by_name = {p.name: p for p in PROGRAMS}
     melodic = [by_name[name] for name in facts["instruments"] if name in by_name]

@@ -1,0 +1,128 @@
+"""A worker of the tests of many processes: ``python -m torch.distributed.run ... processes.py TASKS``."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import GradientState
+
+from musicldm.clap import train_tokenizer
+from musicldm.config import CLAPConfig, DiffusionConfig
+from musicldm.train import clap, diffusion, run
+from musicldm.train.cache import Cache
+from musicldm.train.checkpoints import Average, State
+from musicldm.train.common import batches, make_accelerator, make_optimizer
+
+N_CLIPS, EMBEDDING = 24, 16
+CAPTIONS = [f"{how} {what}" for how in ("slow", "fast", "calm", "loud") for what in ("harp", "flute", "drums")]
+
+
+def diffusion_run(config: DiffusionConfig, double: bool):
+    """A tiny UNet on random latents: state, items of each batch, a train step."""
+    rng = np.random.default_rng(0)
+    offsets = np.arange(N_CLIPS + 1)
+    moments = rng.standard_normal((N_CLIPS, 8, 16, 4)).astype(np.float16)
+    audio, text = rng.standard_normal((2, N_CLIPS, EMBEDDING)).astype(np.float32)
+    dataset = diffusion.CachedLatents(Cache(moments, audio, text, offsets), list(range(N_CLIPS)), config)
+    accelerator = make_accelerator(config, Path())
+    torch.manual_seed(0)
+    plain = diffusion.make_unet(config, 4, 16, EMBEDDING)
+    plain = plain.double() if double else plain
+    average, scheduler = Average(plain, 0.9), diffusion.make_scheduler(config)
+    unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    state = State({"unet": unet, "optimizer": optimizer, "average": average}, numbers={"scaling_factor": 1.0})
+    empty = torch.zeros(EMBEDDING, dtype=plain.dtype)
+
+    def step(example):
+        if double:
+            example = [value.double() if value.is_floating_point() else value for value in example]
+        return diffusion.train_step(state, diffusion.Example(*example), empty, config, scheduler, accelerator)
+
+    return accelerator, state, dataset, unet, step
+
+
+def clap_run(config: CLAPConfig, double: bool):
+    """Tiny towers on noises, their batch norm held still: the same of them."""
+
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return N_CLIPS
+
+        def __getitem__(self, item):
+            rng = np.random.default_rng(item.index)
+            return torch.from_numpy(rng.standard_normal(16_000).astype(np.float32)), CAPTIONS[item.index % 12]
+
+    accelerator = make_accelerator(config, Path())
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(CAPTIONS * 5, 300)
+    plain = clap.Towers(clap.make_clap(config, len(tokenizer)), tokenizer)
+    plain.clap.logit_scale_t.requires_grad_(False)
+    towers, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    plain.eval()
+    state, front_end = State({"towers": towers, "optimizer": optimizer}), clap.make_feature_extractor(config)
+
+    def step(batch):
+        return clap.train_step(state, batch, front_end, config, accelerator)
+
+    return accelerator, state, Pairs(), towers, step
+
+
+def train(result: str, stage: str, batch_size: int, accumulate: int, precision: str, steps: int) -> None:
+    """Train, and keep what the process saw and made in ``RESULT.INDEX``."""
+    shared = {
+        "device": "cpu",
+        "trackers": (),
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "learning_rate": 1e-3,
+        "steps": steps,
+    }
+    double = precision == "float64"
+    if stage == "diffusion":
+        sizes = {"channels": (8, 16), "head_channels": 8, "norm_groups": 4, "layers_per_level": 1}
+        config = DiffusionConfig(**shared, **sizes, text_condition=0.5, drop_condition=0.3)
+        accelerator, state, dataset, network, step = diffusion_run(config, double)
+    else:
+        sizes = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_positions": 30, "embedding_size": 8}
+        sizes |= {"audio_width": 8, "audio_depths": (1, 1), "audio_heads": (1, 2), "audio_image": 64, "audio_s": 1.0}
+        sizes |= {"audio_sample_rate": 16_000, "audio_hop_length": 320, "audio_f_max": 8000.0, "dropout": 0.0}
+        config = CLAPConfig(**shared, **sizes)
+        accelerator, state, dataset, network, step = clap_run(config, double)
+    seen, gradients = [], {}
+    plain = accelerator.unwrap_model(network)
+    clip = accelerator.clip_grad_norm_
+
+    def keep_first(parameters, limit):
+        if not gradients:
+            gradients.update({name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None})
+        return clip(parameters, limit)
+
+    accelerator.clip_grad_norm_ = keep_first
+    for batch in batches(dataset, config, accelerator, state):
+        seen.append(list(state.items))
+        with accelerator.accumulate(network):
+            step(batch)
+        if accelerator.sync_gradients:
+            state.step += 1
+    index = accelerator.process_index
+    torch.save({"items": seen, "gradients": gradients, "weights": plain.state_dict()}, f"{result}.{index}")
+
+
+def whole_run(data: str, out: str, batch_size: int) -> None:
+    """A VAE with its discriminator, by the command's own way in."""
+    overrides = [f"batch_size={batch_size}", "steps=8", "adversarial_from=4", "save_every=4", "validate_every=8"]
+    run("vae", "tiny", Path(data), Path(out), overrides=[*overrides, "trackers=[]"])
+
+
+def work(tasks: list[tuple[str, list]]) -> None:
+    """Call functions of this module, each as in a new process."""
+    for name, arguments in tasks:
+        GradientState._reset_state()
+        {"train": train, "whole_run": whole_run}[name](*arguments)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work(json.loads(sys.argv[1]))
