@@ -10,11 +10,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's client is impor
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from hypothesis import settings
 from transformers import ClapConfig, ClapModel
 
 from musicldm.clap import clap_feature_extractor, train_tokenizer
 from musicldm.pipeline import MusicLDMPipeline
 from vocoder import MelConfig, make_generator
+
+settings.register_profile("same every time", derandomize=True, deadline=None)
+settings.load_profile("same every time")  # --hypothesis-profile=default looks for new cases
 
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other
 
