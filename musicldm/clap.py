@@ -9,6 +9,7 @@ on any device. Rate, window, bands and clip length come from the feature extract
 Wu et al. (2023), Large-scale contrastive language-audio pretraining. https://arxiv.org/abs/2211.06687
 """
 
+import itertools
 import json
 import math
 import warnings
@@ -213,6 +214,17 @@ def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor | float) -> Tens
     logits = scale * audio @ text.T  # (B, B)
     labels = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+
+
+def views_loss(views: Tensor, scale: Tensor | float) -> Tensor:
+    """Mean of `contrastive_loss` over all pairs of ``views (V, B, D)`` of the same B clips: audio, caption, caption...
+
+    Tian et al. (2020), Contrastive multiview coding, section 3.3. https://arxiv.org/abs/1906.05849
+    """
+    pairs = list(itertools.combinations(views, 2))
+    if not pairs:
+        raise ValueError(f"views must be (V, B, D) with two views or more, got {tuple(views.shape)}")
+    return torch.stack([contrastive_loss(one, other, scale) for one, other in pairs]).mean()
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> RobertaTokenizer:

@@ -193,6 +193,7 @@ class VocoderConfig(TrainConfig):
 class CLAPConfig(TrainConfig):
     """Contrastive language-audio pretraining (published: HTSAT-base and RoBERTa-base, 512-dimensional)."""
 
+    caption_views: int = 1  # captions of each clip that are contrasted at a time, with the audio and with one another
     vocabulary: int = 50_265  # byte-level BPE pieces, at most
     embedding_size: int = 512
     text_width: int = 768
@@ -215,6 +216,7 @@ class CLAPConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        _positive(self, "caption_views")
         if self.text_width % self.text_heads:
             raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
         if len(self.audio_depths) != len(self.audio_heads):
@@ -261,6 +263,7 @@ class DiffusionConfig(TrainConfig):
     norm_groups: int = 32
     prediction: str = "epsilon"  # or v_prediction, or flow: the velocity of a rectified flow
     min_snr: float = 0.0  # limit of the signal-to-noise ratio that errors are weighted by, usually 5; 0: no weighting
+    whiten_condition: bool = True  # the condition's projection begins by evening out CLAP's directions, of a new CLAP
     drop_condition: float = 0.1  # share of items trained without a condition, for classifier-free guidance
     text_condition: float = 0.0  # share of items conditioned on the caption instead of the audio
     text_condition_last: float | None = None  # that share in the last epoch, if it is to change linearly until then

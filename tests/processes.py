@@ -52,7 +52,7 @@ def clap_run(config: CLAPConfig, double: bool):
 
         def __getitem__(self, item):
             rng = np.random.default_rng(item.index)
-            return torch.from_numpy(rng.standard_normal(16_000).astype(np.float32)), CAPTIONS[item.index % 12]
+            return torch.from_numpy(rng.standard_normal(16_000).astype(np.float32)), (CAPTIONS[item.index % 12],)
 
     accelerator = make_accelerator(config, Path())
     torch.manual_seed(0)

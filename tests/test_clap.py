@@ -19,6 +19,7 @@ from musicldm.clap import (
     fit_to_clip,
     resample,
     train_tokenizer,
+    views_loss,
 )
 
 CAPTIONS = ["a slow waltz for solo piano", "fast drums and bass", "solo piano, slow", "a string quartet in C minor"] * 5
@@ -225,6 +226,15 @@ def test_contrastive_loss_of_known_matrices():
     assert torch.isclose(contrastive_loss(audio, text, 2.0), -(rows + columns) / 2)
     with pytest.raises(ValueError, match="both be"):
         contrastive_loss(audio, text[:2], 1.0)
+
+
+def test_loss_of_several_views_is_the_mean_over_their_pairs():
+    views = torch.nn.functional.normalize(noise(3, 5, 4), dim=2)
+    pairs = [contrastive_loss(views[i], views[j], 7.0) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert torch.isclose(views_loss(views, 7.0), sum(pairs) / 3)
+    assert torch.isclose(views_loss(views[:2], 7.0), pairs[0])
+    with pytest.raises(ValueError, match="two views"):
+        views_loss(views[:1], 7.0)
 
 
 def test_tokenizer_survives_saving(tokenizer, tmp_path):

@@ -149,7 +149,7 @@ def test_finals_are_what_the_public_classes_load(trained):
     AutoencoderKL.from_pretrained(trained["vae"] / "final")
     pipeline = MusicLDMPipeline.from_pretrained(trained["diffusion"] / "final")
     scale = pipeline.vae.config.scaling_factor
-    latents = np.load(trained["diffusion"] / "cache" / "moments.npy")[:36]
+    latents = np.load(trained["diffusion"] / "cache" / "latents" / "moments.npy")[:36]
     means = latents[:, : latents.shape[1] // 2].astype(np.float64)
     assert 0.8 < scale * means.std() < 1.2
     output = pipeline("a low cello", audio_length_in_s=1.0, num_inference_steps=2, seed=0)
@@ -199,6 +199,25 @@ def test_a_stage_continues_from_another_run_or_a_whole_model(trained, collection
         if name.endswith("weight")
     }
     assert 0 < max(change.values()) < 0.01
+
+
+def test_a_diffusion_model_learns_to_hear_another_clap(trained, collection, tmp_path):
+    """Its condition begins anew, whitened for the new embeddings; what it knows of music stays."""
+    run("clap", CONFIGS / "clap.yaml", collection, tmp_path / "clap", overrides=["seed=1", "steps=2"])
+    source, config = trained["diffusion"] / "final", CONFIGS / "diffusion.yaml"
+    overrides = [f"init={source}", "steps=2", "learning_rate=1e-6", "ema_decay=0"]
+    other = f"clap={tmp_path / 'clap' / 'final'}"
+    run("diffusion", config, collection, tmp_path / "other", overrides=[*overrides, other])
+    run("diffusion", config, collection, tmp_path / "same", overrides=[*overrides, f"clap={source}"])
+    before, other_after, same_after = (
+        weights(out) for out in (trained["diffusion"], tmp_path / "other", tmp_path / "same")
+    )
+    heard, made = "unet/class_embedding.weight", "unet/conv_in.weight"
+    torch.testing.assert_close(same_after[heard], before[heard], atol=1e-4, rtol=1e-3)
+    assert (other_after[heard] - before[heard]).norm() > 0.5 * before[heard].norm()
+    torch.testing.assert_close(other_after[made], before[made], atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="its own CLAP"):
+        run("diffusion", config, collection, tmp_path / "lora", overrides=[*overrides, other, "lora.rank=2"])
 
 
 @pytest.mark.parametrize(

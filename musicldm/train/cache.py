@@ -1,8 +1,8 @@
 """What the diffusion trainer needs of every clip, computed once and kept on disk.
 
-clip -> log-mel -> VAE moments (2C, T/f, F/f)          moments.npy, float16
-     -> CLAP -> audio embedding (D,)                    audio.npy
-captions -> CLAP -> text embeddings (D,)                text.npy, rows offsets[i] to offsets[i + 1] of clip i
+clip -> log-mel -> VAE moments (2C, T/f, F/f)          latents/moments.npy, float16
+     -> CLAP -> audio embedding (D,)                    embeddings/audio.npy
+captions -> CLAP -> text embeddings (D,)                embeddings/text.npy, rows offsets[i] to offsets[i + 1] of clip i
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.lib.format import open_memmap
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
@@ -56,12 +57,12 @@ class Cache(NamedTuple):
     offsets: np.ndarray  # (N + 1,)
 
 
-def fingerprint(clips: list[Clip], vae: AutoencoderKL, clap: ClapModel, mel: MelConfig, *others: nn.Module) -> str:
-    """A digest of all that the cached numbers depend on: the clips, the front end and the networks' weights."""
+def fingerprint(clips: list[Clip], mel: MelConfig, *modules: nn.Module) -> str:
+    """A digest of all that cached numbers depend on: the clips, the front end and the networks' weights."""
     digest = hashlib.sha256(repr(mel).encode())
     for clip in clips:
         digest.update(f"{clip.path.name} {recording_bytes(clip.path)} {clip.start_s} {clip.texts}".encode())
-    for module in (vae, clap, *others):
+    for module in modules:
         for name, parameter in module.named_parameters():
             digest.update(
                 f"{name} {parameter.double().sum().item():.12e} {parameter.double().norm().item():.12e}".encode()
@@ -105,6 +106,35 @@ class KeptArrays:
         self.done = done
 
 
+def read_batches(clips: list[Clip], mel: MelConfig, kept: KeptArrays, what: str) -> Iterator[tuple[int, int, Tensor]]:
+    """``(first, last, waveforms (B, L))`` of the clips that ``kept`` lacks; each is saved as the next is asked."""
+    bar = tqdm(total=len(clips), initial=kept.done, unit="clip", desc=what, file=sys.stderr, mininterval=1.0)
+    for first in range(kept.done, len(clips), BATCH):
+        last = min(first + BATCH, len(clips))
+        waves = np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips[first:last]])
+        yield first, last, torch.from_numpy(waves)
+        kept.save(last, last=last == len(clips))
+        bar.update(last - first)
+    bar.close()
+
+
+@torch.no_grad()
+def encode_clips(
+    clips: list[Clip], vae: AutoencoderKL, mel: MelConfig, folder: Path, device: torch.device
+) -> np.ndarray:
+    """Moments (N, 2C, T/f, F/f) of ``clips``, kept in ``folder``, where an interrupted run continues."""
+    channels, latent_frames, latent_bands = latent_shape(vae, mel)
+    frames = mel.n_mels // latent_bands * latent_frames
+    shape = len(clips), 2 * channels, latent_frames, latent_bands
+    key = fingerprint([clip._replace(texts=()) for clip in clips], mel, vae)
+    kept = KeptArrays(folder, key, {"moments": (shape, np.float16)})
+    vae = vae.to(device, memory_format=torch.channels_last).eval()
+    for first, last, waveforms in read_batches(clips, mel, kept, "latents"):
+        log_mel = log_mel_spectrogram(waveforms.to(device), mel)[:, :frames].unsqueeze(1)  # (B, 1, T, F)
+        kept.arrays["moments"][first:last] = vae.encode(log_mel).latent_dist.parameters.cpu().numpy()
+    return kept.arrays["moments"]
+
+
 @torch.no_grad()
 def build_cache(
     clips: list[Clip],
@@ -114,33 +144,23 @@ def build_cache(
     folder: Path,
     device: torch.device,
 ) -> Cache:
-    """Fill ``folder``, continuing where an interrupted run stopped; another collection or model starts it anew."""
+    """Fill ``folder``, continuing where an interrupted run stopped.
+
+    Another collection starts it anew, another VAE the latents, another CLAP the embeddings.
+    """
+    moments = encode_clips(clips, vae, mel, folder / "latents", device)
     offsets = np.concatenate([[0], np.cumsum([len(clip.texts) for clip in clips])])
-    channels, latent_frames, latent_bands = latent_shape(vae, mel)
-    frames = mel.n_mels // latent_bands * latent_frames
     width = conditioner.clap.config.projection_dim
     shapes = {
-        "moments": ((len(clips), 2 * channels, latent_frames, latent_bands), np.float16),
         "audio": ((len(clips), width), np.float32),
         "text": ((int(offsets[-1]), width), np.float32),
     }
-    kept = KeptArrays(folder, fingerprint(clips, vae, conditioner.clap, mel), shapes)
-    arrays, done = kept.arrays, kept.done
-    vae, clap = vae.to(device, memory_format=torch.channels_last).eval(), conditioner.clap.to(device).eval()
-    bar = tqdm(total=len(clips), initial=done, unit="clip", desc="cache", file=sys.stderr, mininterval=1.0)
-    for first in range(done, len(clips), BATCH):
-        last = min(first + BATCH, len(clips))
-        waves = np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips[first:last]])
-        waveform = torch.from_numpy(waves).to(device)
-        log_mel = log_mel_spectrogram(waveform, mel)[:, :frames].unsqueeze(1)  # (B, 1, T, F)
-        arrays["moments"][first:last] = vae.encode(log_mel).latent_dist.parameters.cpu().numpy()
-        heard = embed_audio(clap, conditioner.feature_extractor, waveform, mel.sample_rate)
-        arrays["audio"][first:last] = heard.cpu().numpy()
+    clap = conditioner.clap.to(device).eval()
+    kept = KeptArrays(folder / "embeddings", fingerprint(clips, mel, clap), shapes)
+    for first, last, waveforms in read_batches(clips, mel, kept, "embeddings"):
+        heard = embed_audio(clap, conditioner.feature_extractor, waveforms.to(device), mel.sample_rate)
+        kept.arrays["audio"][first:last] = heard.cpu().numpy()
         if texts := [text for clip in clips[first:last] for text in clip.texts]:
-            arrays["text"][offsets[first] : offsets[last]] = (
-                embed_text(clap, conditioner.tokenizer, texts).cpu().numpy()
-            )
-        kept.save(last, last=last == len(clips))
-        bar.update(last - first)
-    bar.close()
-    return Cache(arrays["moments"], arrays["audio"], arrays["text"], offsets)
+            read = embed_text(clap, conditioner.tokenizer, texts)
+            kept.arrays["text"][offsets[first] : offsets[last]] = read.cpu().numpy()
+    return Cache(moments, kept.arrays["audio"], kept.arrays["text"], offsets)

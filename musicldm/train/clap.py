@@ -9,6 +9,7 @@ Wu et al. (2023), https://arxiv.org/abs/2211.06687. The tokenizer is a byte-leve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from musicldm.clap import (
     embed_text,
     resample,
     train_tokenizer,
+    views_loss,
 )
 from musicldm.config import CLAPConfig
 from musicldm.data.clips import Clip, Item, item_rng, load_clips, read_clip, split_clips
@@ -47,7 +49,10 @@ MAX_LOGIT_SCALE = 4.6052  # log 100, as in CLIP: beyond it single pairs dominate
 
 
 class CaptionedClips(torch.utils.data.Dataset):
-    """``dataset[Item]`` is (waveform (L,), caption): the whole clip, and one of its captions drawn at random."""
+    """``dataset[Item]`` is (waveform (L,), captions): the whole clip, and ``caption_views`` of its captions.
+
+    They are drawn at random, different ones where the clip has as many; without ``random_caption`` it is the first.
+    """
 
     def __init__(self, clips: list[Clip], config: CLAPConfig, *, random_caption: bool = True):
         self.clips, self.config, self.random_caption = clips, config, random_caption
@@ -55,10 +60,13 @@ class CaptionedClips(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, item: Item) -> tuple[Tensor, str]:
+    def __getitem__(self, item: Item) -> tuple[Tensor, tuple[str, ...]]:
         clip, mel = self.clips[item.index], self.config.mel
-        choice = item_rng(self.config.seed, item, "caption").integers(len(clip.texts)) if self.random_caption else 0
-        return torch.from_numpy(read_clip(clip, mel.sample_rate, mel.clip_samples)), clip.texts[choice]
+        texts = clip.texts[:1]
+        if self.random_caption:
+            order = item_rng(self.config.seed, item, "caption").permutation(len(clip.texts))
+            texts = tuple(clip.texts[order[k % len(order)]] for k in range(self.config.caption_views))
+        return torch.from_numpy(read_clip(clip, mel.sample_rate, mel.clip_samples)), texts
 
 
 class Towers(nn.Module):
@@ -68,10 +76,12 @@ class Towers(nn.Module):
         super().__init__()
         self.clap, self.tokenizer = clap, tokenizer
 
-    def forward(self, log_mel: Tensor, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Audio and text embeddings (B, D) each, and the scale of their similarities."""
+    def forward(self, log_mel: Tensor, captions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """Embeddings (1 + V, B, D) of the audio and of ``captions``, V for each of B clips; scale of similarities."""
         scale = self.clap.logit_scale_a.clamp(max=MAX_LOGIT_SCALE).exp()
-        return embed_log_mel(self.clap, log_mel), embed_text(self.clap, self.tokenizer, captions), scale
+        audio = embed_log_mel(self.clap, log_mel)
+        text = embed_text(self.clap, self.tokenizer, [caption for view in captions for caption in view])
+        return torch.cat([audio, text.to(audio.dtype)]).view(1 + len(captions), *audio.shape), scale
 
 
 def initial_towers(config: CLAPConfig, captions: list[str]) -> tuple[Towers, ClapFeatureExtractor]:
@@ -133,27 +143,28 @@ def log_mel_of(waveform: Tensor, config: CLAPConfig, feature_extractor: ClapFeat
 
 def train_step(
     state: State,
-    batch: tuple[Tensor, list[str]],
+    batch: tuple[Tensor, Sequence[Sequence[str]]],
     feature_extractor: ClapFeatureExtractor,
     config: CLAPConfig,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """One batch for both towers; the other pairs of all processes are the negatives."""
+    """One batch, waveforms (B, L) and V captions of each (V, B), for both towers; the others of all processes are the
+    negatives."""
     seed_batch(config, state)
     waveform, captions = batch
     log_mel = log_mel_of(waveform.to(accelerator.device), config, feature_extractor)
     with accelerator.autocast():
-        audio, text, scale = state.parts["towers"](log_mel, list(captions))
-    loss = contrastive_loss(gather(audio.float(), accelerator), gather(text.float(), accelerator), scale)
+        views, scale = state.parts["towers"](log_mel, captions)
+    loss = views_loss(gather(views.float(), accelerator), scale)
     norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
     return {"loss": loss.detach(), "scale": scale.detach(), **norm}
 
 
-def gather(embeddings: Tensor, accelerator: Accelerator) -> Tensor:
-    """``embeddings (B, D)`` of all processes, one after the other, with gradients to each of them."""
+def gather(views: Tensor, accelerator: Accelerator) -> Tensor:
+    """``views (V, B, D)`` of all processes, one after the other in B, with gradients to each of them."""
     if accelerator.num_processes == 1:
-        return embeddings
-    return torch.cat(all_gather(embeddings))
+        return views
+    return torch.cat(all_gather(views), dim=1)
 
 
 @torch.no_grad()
@@ -175,7 +186,7 @@ def validate(
         pairs = [dataset[Item(0, index)] for index in range(first, min(n, first + config.batch_size))]
         waveform = torch.stack([waveform for waveform, _ in pairs]).to(device)
         log_mel = log_mel_of(waveform, config, feature_extractor)
-        audio, text, scale = towers(log_mel, [caption for _, caption in pairs])
+        (audio, text), scale = towers(log_mel, [[caption for _, (caption,) in pairs]])
         losses.append(float(contrastive_loss(audio, text, scale)) * len(pairs))
         constants.append(float(torch.tensor(len(pairs)).log()) * len(pairs))
         audios.append(audio)
@@ -216,11 +227,10 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     dataset = CaptionedClips(train_clips, config)
 
     def trial() -> Tensor:
-        waveform, caption = dataset[Item(0, 0)]
-        audio, text, scale = plain(
-            log_mel_of(waveform[None].to(accelerator.device), config, feature_extractor), [caption]
-        )
-        return contrastive_loss(audio.float(), text.float(), scale)
+        waveform, captions = dataset[Item(0, 0)]
+        log_mel = log_mel_of(waveform[None].to(accelerator.device), config, feature_extractor)
+        views, scale = plain(log_mel, [[caption] for caption in captions])
+        return views_loss(views.float(), scale)
 
     announce(config, train_clips, {"CLAP": plain}, trial, accelerator)
     if config.compile:

@@ -239,7 +239,7 @@ def make_rounds(
         "pairing": [recording.name + recording.group for recording in dataset.pairing.recordings],
         "beats": [float(np.sum(recording.beats_s)) for recording in dataset.pairing.recordings],
     }
-    key = hashlib.sha256(repr(settings).encode()).hexdigest() + fingerprint(clips, vae, conditioner.clap, mel, vocoder)
+    key = hashlib.sha256(repr(settings).encode()).hexdigest() + fingerprint(clips, mel, vae, conditioner.clap, vocoder)
     maker = Maker(vae, vocoder, conditioner, mel, device)
     rounds = MixtureRounds(dataset, maker, folder, config.mixup_fresh, key)
     if not config.mixup_fresh:
