@@ -27,6 +27,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 OLDEST_CAPABILITY = (8, 0)
 BACKENDS = ("auto", "cuda", "torch", "reference")
 NO_WINDOW = -1
+FEW = 256  # tokens up to which the gradient of torch's attention on a CPU takes longer in bfloat16 than in float32
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def attention(
     With a ``window`` of w, a token attends to those at most w time positions away; ``grid = (time, mel)`` says how the
     N = M = time * mel tokens lie: token n at ``(n // mel, n % mel)``.
 
-    ``backend`` is "cuda" (the kernel), "torch", "reference" (float64) or "auto": the kernel where it runs, else torch.
+    ``backend`` is "cuda" (the kernel), "torch", "reference" (float64) or "auto": the kernel where it runs, else torch;
+    and torch where a gradient is wanted, for which the kernel would compute everything twice.
 
     Raises:
         ValueError: for shapes or a window that do not fit.
@@ -53,7 +55,7 @@ def attention(
     """
     window, mel = check_inputs(q, k, v, window, grid)
     if backend == "auto":
-        backend = "torch" if kernel_problem(q, k, v) else "cuda"
+        backend = "torch" if needs_gradient(q, k, v) or kernel_problem(q, k, v) else "cuda"
     if backend == "torch":
         return attention_torch(q, k, v, window, mel)
     if backend == "reference":
@@ -83,6 +85,11 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, window: int | None, grid: tupl
     return window, grid[1]
 
 
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd is on and follows any of the tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, window: int = NO_WINDOW, mel: int = 1) -> Tensor:
     """The definition, in float64."""
     q, k, v = q.double(), k.double(), v.double()
@@ -98,6 +105,10 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int = NO_WINDOW, me
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, N, d)
     n_times = q.shape[2] // mel
     if window == NO_WINDOW or window >= n_times - 1:
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] <= FEW and needs_gradient(q, k, v):
+            with torch.autocast("cpu", enabled=False):
+                result = functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+            return result.to(q.dtype).transpose(1, 2)
         return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     piece = max(window, -(-256 // mel))  # time positions; small pieces would keep no processor busy
     time = torch.arange(q.shape[2], device=q.device) // mel

@@ -57,9 +57,8 @@ class Average:
     def update(self, module: nn.Module) -> None:
         """Move the average towards the parameters of ``module``."""
         self.updates += 1
-        for name, parameter in module.named_parameters():
-            if name in self.shadow:
-                self.shadow[name].lerp_(parameter, 1 - self.rate())
+        latest = dict(module.named_parameters())
+        torch._foreach_lerp_(list(self.shadow.values()), [latest[name] for name in self.shadow], 1 - self.rate())
 
     def copy_to(self, module: nn.Module) -> None:
         """Overwrite the parameters of ``module`` by the average."""
@@ -89,7 +88,7 @@ class Average:
 class State:
     """All that a resume needs; everything with a ``state_dict`` in ``parts`` is saved by its name."""
 
-    parts: dict[str, nn.Module | torch.optim.Optimizer | Average]
+    parts: dict[str, nn.Module | torch.optim.Optimizer | torch.amp.GradScaler | Average]
     clips: list[Clip] = field(default_factory=list)  # that items number
     step: int = 0
     numbers: dict[str, float] = field(default_factory=dict)  # "best" and "best_step" of the validations among them
@@ -159,8 +158,13 @@ def save_state(state: State, out: Path, keep: int) -> None:
             shutil.rmtree(old)
 
 
-def load_state(state: State, out: Path) -> None:
-    """Continue from the newest readable checkpoint of ``out``; without one ``state`` stays at step 0."""
+def load_state(state: State, out: Path, accelerator: Accelerator) -> None:
+    """Continue from the newest readable checkpoint of ``out``; without one ``state`` stays at step 0.
+
+    With float16 the scale of the gradients is part of the state.
+    """
+    if accelerator.scaler is not None:
+        state.parts["scaler"] = accelerator.scaler
     for folder in reversed(checkpoints(out)):
         try:
             load_checkpoint(state, folder)

@@ -223,7 +223,7 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     plain.clap.logit_scale_t.requires_grad_(False)  # one scale serves both directions
     towers, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
     state = State({"towers": towers, "optimizer": optimizer}, train_clips)
-    load_state(state, out)
+    load_state(state, out, accelerator)
     dataset = CaptionedClips(train_clips, config)
 
     def trial() -> Tensor:

@@ -173,7 +173,7 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
     optimizer = accelerator.prepare(optimizer)
     state = State({"learned": learned, "optimizer": optimizer}, clips)
-    load_state(state, out)
+    load_state(state, out, accelerator)
     state.numbers["scaling_factor"] = vae.config.scaling_factor
     scheduler = make_scheduler(config)
     check = partial(validate, state, conditioner, dataset, empty, config, scheduler)

@@ -31,6 +31,7 @@ from musicldm.train.checkpoints import CONFIG_FILE, Average, State, final_folder
 from musicldm.train.common import (
     after_batch,
     batches,
+    fastest_layout,
     initial_folder,
     make_accelerator,
     make_optimizer,
@@ -311,10 +312,10 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     parts = load_parts(config)
     channels, frames, _ = latent_shape(parts.vae, config.mel)
     plain = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
-    plain = plain.to(memory_format=torch.channels_last)
     if config.lora.rank:
         add_adapter(plain, config.lora.rank)
     accelerator = make_accelerator(config, out)
+    plain = fastest_layout(plain, accelerator)
     start(config, out, resume, accelerator)
     if config.gradient_checkpointing:
         plain.enable_gradient_checkpointing()
@@ -332,7 +333,7 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     average, scheduler = Average(plain, config.ema_decay).to(accelerator.device), make_scheduler(config)
     unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
     state = State({"unet": unet, "optimizer": optimizer, "average": average}, to_mix)
-    load_state(state, out)
+    load_state(state, out, accelerator)
     if config.init and not config.vae:
         state.numbers["scaling_factor"] = parts.vae.config.scaling_factor
     if "scaling_factor" not in state.numbers:

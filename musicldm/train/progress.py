@@ -66,7 +66,7 @@ class Log:
             # what an interrupted run wrote beyond its last checkpoint will come again
             rows = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
             self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= first_step))
-        self.values: dict[str, list[float]] = {}  # since the last point of the curves
+        self.values: dict[str, list[Tensor]] = {}  # since the last point of the curves, on their device
         self.count, self.since = 0, time.monotonic()  # batches since then
 
     def __enter__(self) -> Log:
@@ -91,15 +91,15 @@ class Log:
     def add(self, losses: dict[str, Tensor]) -> None:
         """Count one batch."""
         for name, value in losses.items():
-            self.values.setdefault(name, []).append(float(value))
+            self.values.setdefault(name, []).append(value.detach().float())
         self.count += 1
 
     def step(self, step: int) -> None:
         """Count one step; means over ``log_every`` steps and all processes go to the curves."""
         self.bar.update()
         if step % self.config.log_every == 0 or step == self.config.steps:
-            own = torch.tensor([float(np.mean(values)) for values in self.values.values()])
-            means = self.accelerator.reduce(own.to(self.accelerator.device), "mean").tolist()
+            own = torch.stack([torch.stack(values).mean() for values in self.values.values()])
+            means = self.accelerator.reduce(own, "mean").tolist()
             means = dict(zip(self.values, means, strict=True))
             items = self.count * self.config.batch_size * self.accelerator.num_processes
             means["audio_s_per_s"] = items * self.seconds_per_item / (time.monotonic() - self.since)

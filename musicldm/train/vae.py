@@ -24,6 +24,7 @@ from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import (
     after_batch,
     batches,
+    fastest_layout,
     initial_folder,
     item_generators,
     make_accelerator,
@@ -162,9 +163,10 @@ def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device:
 def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Train an autoencoder on ``data``; returns ``OUT/final``, which `AutoencoderKL.from_pretrained` loads."""
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
-    plain = _Autoencode(initial_vae(config)).to(memory_format=torch.channels_last)  # three times as fast on a CPU
+    plain = _Autoencode(initial_vae(config))
     discriminator = PatchDiscriminator(config.discriminator_channels)
     accelerator = make_accelerator(config, out)
+    plain = fastest_layout(plain, accelerator)
     start(config, out, resume, accelerator)
     if config.gradient_checkpointing:
         plain.vae.enable_gradient_checkpointing()
@@ -183,7 +185,7 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
     n_samples = round(config.segment_s * config.mel.sample_rate)
     segments = SegmentDataset(train_clips, config.mel.sample_rate, n_samples, config.seed)
     held_out_segments = SegmentDataset(held_out, config.mel.sample_rate, n_samples, config.seed, random_start=False)
-    load_state(state, out)
+    load_state(state, out, accelerator)
     if state.step == 0 and not config.init:
         # Start from the music's usual level instead of learning it over hundreds of steps.
         items = batch_items(len(segments), step_size(config, accelerator), config.seed, 0)

@@ -165,7 +165,7 @@ def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False)
         discriminators, optimizer = accelerator.prepare(judge.discriminator, optimizer)
         state.parts |= {"discriminators": discriminators, "discriminators_optimizer": optimizer}
         synchronised.append(discriminators)
-    load_state(state, out)
+    load_state(state, out, accelerator)
     rate = config.mel.sample_rate
     segments = SegmentDataset(train_clips, rate, config.segment_samples, config.seed)
     held_out_segments = SegmentDataset(held_out, rate, config.segment_samples, config.seed, random_start=False)
