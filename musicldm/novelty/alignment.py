@@ -22,10 +22,13 @@ RANGE_DB = 60.0  # below the loudest point; kept in 255 steps
 WINDOWS_S = (2.0, 4.0, 8.0)  # passages that are looked for
 TRANSPOSITIONS = tuple(range(-3, 4))  # semitones
 TEMPI = (0.95, 0.97, 0.985, 1.0, 1.015, 1.03, 1.05)
+CHANGED_TEMPO = 0.98  # what a score at another tempo is worth: short passages fit a little faster or slower too
 WINDOWS = tuple(round(seconds * FRAMES_PER_S) for seconds in WINDOWS_S)  # frames
 BLOCK = 250  # candidates compared roughly at a time
 SHORTLIST = 10  # candidates that are compared at every tempo
 ENVELOPE = 9  # bands over which the spectral envelope is taken
+HELD = 0.7  # of a frame that the one before tells; what is held says little, what begins or ends says much
+PHASES = (0.0, 0.5)  # frames by which the query's grid in time may lie off the candidate's
 
 
 class Match(NamedTuple):
@@ -51,11 +54,17 @@ def pitch_frames(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def whiten(frames: np.ndarray) -> np.ndarray:
-    """``frames (T, P)`` as unit vectors of what stands out from the spectral envelope and from the whole passage."""
+    """``frames (T, P)`` as unit vectors of what stands out from the spectral envelope, and is new or gone.
+
+    Music hardly changes from frame to frame, and so agrees for a while with all music that holds the same notes. With
+    neighbours in time and in bands made independent, correlation is the best test of a pattern under another of its
+    kind (the matched filter).
+    """
     from scipy.ndimage import uniform_filter1d
 
     x = frames.astype(np.float32) / 255
     x = (x - uniform_filter1d(x, ENVELOPE, axis=1, mode="nearest")).clip(min=0)
+    x[1:] -= HELD * x[:-1]
     x = x - x.mean(axis=0, keepdims=True)
     lengths = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.maximum(lengths, max(1e-6, 0.5 * float(np.median(lengths))))  # faint frames count less
@@ -64,8 +73,9 @@ def whiten(frames: np.ndarray) -> np.ndarray:
 def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:
     """Where ``query (T, P)`` agrees best with one of ``candidates``, each ``(T', P)`` from `pitch_frames`.
 
-    All are compared at the query's own tempo, the best `SHORTLIST` of them at every tempo: about T times the
-    candidates' frames times 7 (transpositions) multiplications of P-vectors, and little more.
+    All are compared at the query's own tempo, the best `SHORTLIST` of them at every tempo and on a grid half a frame
+    off too: about T times the candidates' frames times 7 (transpositions) multiplications of P-vectors and little
+    more.
 
     Raises:
         ValueError: if there are no candidates, or the query is shorter than 2 s.
@@ -74,91 +84,84 @@ def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:
         raise ValueError("there is nothing to compare the query with")
     if len(query) < WINDOWS[0]:
         raise ValueError(f"a query of {len(query) / FRAMES_PER_S:g} s is shorter than {WINDOWS_S[0]:g} s")
-    white, chosen = whiten(query), list(range(len(candidates)))
-    references = [whiten(candidate) for candidate in candidates]
+    references, chosen = [whiten(candidate) for candidate in candidates], np.arange(len(candidates))
     if len(candidates) > SHORTLIST:
         blocks = range(0, len(references), BLOCK)
-        scores = np.concatenate([_rough_scores(white, references[first : first + BLOCK]) for first in blocks])
-        chosen = sorted(np.argsort(-scores, kind="stable")[:SHORTLIST].tolist())
-    best = max(
-        (match for tempo in TEMPI for match in _matches(white, [references[i] for i in chosen], tempo)),
-        key=lambda match: match.score,
-    )
-    return best._replace(candidate=chosen[best.candidate])
+        scores = np.concatenate([_rough_scores(whiten(query), references[first : first + BLOCK]) for first in blocks])
+        chosen = np.sort(np.argsort(-scores, kind="stable")[:SHORTLIST])
+    gap = round(len(query) * max(TEMPI))
+    row, starts = _in_a_row([references[i] for i in chosen], gap)
+    best, highest = None, -np.inf
+    for tempo, phase in [(tempo, phase) for tempo in TEMPI for phase in PHASES]:
+        stretched = whiten(_stretch(query, tempo, phase))
+        for semitones in TRANSPOSITIONS:
+            score, at, first, frames = _best_passage(_shift(stretched, -semitones), row)
+            worth = score if tempo == 1.0 else CHANGED_TEMPO * score
+            if worth > highest:
+                highest, number = worth, int(np.searchsorted(starts, at, side="right")) - 1
+                best = Match(
+                    score=score,
+                    candidate=int(chosen[number]),
+                    start_s=max(0, at + first - int(starts[number]) - gap) / FRAMES_PER_S,
+                    query_start_s=(first / tempo + phase) / FRAMES_PER_S,
+                    duration_s=frames / FRAMES_PER_S,
+                    semitones=semitones,
+                    tempo=tempo,
+                )
+    return best
 
 
 def _rough_scores(query: np.ndarray, references: list[np.ndarray]) -> np.ndarray:
     """Best score (N,) of the whitened ``query`` against each of ``references`` at its own tempo, windows up to 4 s."""
-    row, starts, gap = _in_a_row(references, len(query))
+    row, starts = _in_a_row(references, len(query))
     best = np.full(len(row), -np.inf, np.float32)
     for semitones in TRANSPOSITIONS:
         sums = _diagonal_sums(_shift(query, -semitones), row)
         for length in [n for n in WINDOWS[:-1] if n <= len(query)]:
-            best = np.maximum(best, (sums[length:] - sums[:-length]).max(axis=0) / np.sqrt(length * WINDOWS[0]))
-    pairs = zip(starts, references, strict=True)
-    return np.array([best[start - gap : start + len(reference)].max() for start, reference in pairs])
+            best = np.maximum(best, _passages(sums, length).max(axis=0))
+    return np.maximum.reduceat(best, starts)
 
 
-def _matches(query: np.ndarray, references: list[np.ndarray], tempo: float) -> list[Match]:
-    """The best passage of the whitened ``query`` and each of ``references`` at one tempo, over all transpositions."""
-    stretched = _stretch(query, tempo)
-    row, starts, gap = _in_a_row(references, len(stretched))
-    found: list[Match | None] = [None] * len(references)
-    for semitones in TRANSPOSITIONS:
-        scores, first, frames = _diagonals(_shift(stretched, -semitones), row)
-        for i, (start, reference) in enumerate(zip(starts, references, strict=True)):
-            at = start - gap + int(scores[start - gap : start + len(reference)].argmax())  # where the query's 0 lies
-            if found[i] is None or scores[at] > found[i].score:
-                found[i] = Match(
-                    score=float(scores[at]),
-                    candidate=i,
-                    start_s=max(0, at + int(first[at]) - start) / FRAMES_PER_S,
-                    query_start_s=int(first[at]) / tempo / FRAMES_PER_S,
-                    duration_s=int(frames[at]) / FRAMES_PER_S,
-                    semitones=semitones,
-                    tempo=tempo,
-                )
-    return found
+def _in_a_row(references: list[np.ndarray], gap: int) -> tuple[np.ndarray, np.ndarray]:
+    """``references`` joined (R, P), ``gap`` silent frames before each and after the last; where these gaps start (N,).
 
-
-def _in_a_row(references: list[np.ndarray], gap: int) -> tuple[np.ndarray, list[int], int]:
-    """``references`` joined (R, P), silence around each so that no diagonal touches two; where they start; ``gap``."""
+    A query no longer than the gap that is laid at any place between two starts touches no other reference.
+    """
     silence = np.zeros((gap, BANDS), np.float32)
-    starts = gap + np.cumsum([0, *(len(reference) + gap for reference in references[:-1])])
-    return np.concatenate([silence, *(piece for each in references for piece in (each, silence))]), starts.tolist(), gap
+    starts = np.cumsum([0, *(gap + len(reference) for reference in references[:-1])])
+    return np.concatenate([*(piece for each in references for piece in (silence, each)), silence]), starts
 
 
 def _diagonal_sums(query: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Similarity of ``query (T, P)`` and ``row (R, P)`` summed along diagonals (T + 1, R), by start in the row."""
-    n, total = len(query), len(row)
-    similarity = np.zeros((n, total + n), np.float32)
-    np.matmul(query, row.T, out=similarity[:, :total])
-    rows, columns = similarity.strides
-    diagonals = np.lib.stride_tricks.as_strided(similarity, (n, total), (rows + columns, columns))  # [t, d]: d + t
-    sums = np.zeros((n + 1, total), np.float32)
-    np.cumsum(diagonals, axis=0, out=sums[1:])
+    similarity, total = query @ row.T, len(row)
+    sums = np.zeros((len(query) + 1, total), np.float32)
+    for t, values in enumerate(similarity):
+        sums[t + 1] = sums[t]
+        sums[t + 1, : total - t] += values[t:]
     return sums
 
 
-def _diagonals(query: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each place (R,) in ``row (R, P)`` where ``query (T, P)`` may start: best score, first frame, frames."""
-    sums, total = _diagonal_sums(query, row), len(row)
-    best = np.full(total, -np.inf, np.float32)
-    first, frames = np.zeros(total, np.int32), np.full(total, WINDOWS[0], np.int32)
+def _passages(sums: np.ndarray, length: int) -> np.ndarray:
+    """Scores (T - length + 1, R) of passages of ``length`` frames, by first frame of the query and its place."""
+    return (sums[length:] - sums[:-length]) / np.float32(np.sqrt(length * WINDOWS[0]))
+
+
+def _best_passage(query: np.ndarray, row: np.ndarray) -> tuple[float, int, int, int]:
+    """Best score of a passage of the whitened ``query (T, P)`` in ``row (R, P)``; place, first frame, frames."""
+    sums, best = _diagonal_sums(query, row), (-np.inf, 0, 0, WINDOWS[0])
     for length in [n for n in WINDOWS if n <= len(query)]:
-        scores = (sums[length:] - sums[:-length]) / np.sqrt(length * WINDOWS[0])
-        start = scores.argmax(axis=0)
-        highest = scores[start, np.arange(total)]
-        better = highest > best
-        best[better], first[better], frames[better] = highest[better], start[better], length
-    return best, first, frames
+        scores = _passages(sums, length)
+        highest = scores.max(axis=0)
+        at = int(highest.argmax())
+        if highest[at] > best[0]:
+            best = float(highest[at]), at, int(scores[:, at].argmax()), length
+    return best
 
 
-def _stretch(frames: np.ndarray, tempo: float) -> np.ndarray:
-    """``frames (T, P)`` played ``tempo`` times slower, (T * tempo, P)."""
-    if tempo == 1.0:
-        return frames
-    at = np.arange(int(len(frames) * tempo)) / tempo
+def _stretch(frames: np.ndarray, tempo: float, phase: float) -> np.ndarray:
+    """``frames (T, P)`` from ``phase`` on, played ``tempo`` times slower, ((T - phase) * tempo, P)."""
+    at = np.arange(int((len(frames) - phase) * tempo)) / tempo + phase
     low = np.minimum(at.astype(int), len(frames) - 2)
     share = (at - low)[:, None].clip(0, 1).astype(np.float32)
     return (1 - share) * frames[low] + share * frames[low + 1]
