@@ -18,7 +18,7 @@ import numpy as np
 from musicldm.audio import write_whole
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, Match, best_match
 
-VERSION = 1
+VERSION = 2  # thresholds of version 1 belong to another score
 FILES = ("clips.faiss", "clips.npz", "frames.npy", "recordings.jsonl")
 EXACT_UP_TO = 20_000  # clips; more are searched in cells
 CELLS_VISITED = 0.1  # share of the cells that a search looks into
