@@ -55,6 +55,37 @@ def test_versions_of_one_piece_are_never_split(tmp_path):
         assert len({clips[j].split for j in range(i, 60, 20)}) == 1
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_a_table_is_metadata_too(tmp_path, separator):
+    for name in ("a.wav", "b.wav"):
+        write(tmp_path / name, 1.0)
+    header, row = (
+        separator.join(["file_name", "text", "split"]),
+        separator.join(["a.wav", '"slow, with ""flute"""', ""]),
+    )
+    (tmp_path / "metadata.csv").write_text(
+        f"\ufeff{header}\r\n{row}\r\n{separator.join(['b.wav', '', 'validation'])}\r\n"
+    )
+    a, b = load_clips(tmp_path, 1.0)
+    assert (a.texts, b.texts, b.split) == (('slow, with "flute"',), (), "validation")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (b"file_name,text\na.wav,slow, sad\n", "line 2.*double quotes"),
+        (b"file,text\na.wav,slow\n", "line 2, has no file_name"),
+        (b"file_name,text\na.wav,caf\xe9\n", "UTF-8"),
+        (b"file_name,text\n", "no recordings"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused(tmp_path, table, message):
+    write(tmp_path / "a.wav", 1.0)
+    (tmp_path / "metadata.csv").write_bytes(table)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_clips(tmp_path, 1.0)
+
+
 @pytest.mark.parametrize(("line", "message"), [("{", "line 1"), ('{"text": "a"}', "file_name"), ("[1]", "file_name")])
 def test_bad_metadata_names_the_line(tmp_path, line, message):
     (tmp_path / "metadata.jsonl").write_text(line)

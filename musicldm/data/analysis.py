@@ -82,7 +82,7 @@ def analyse_collection(folder: str | Path, tracker: str = "madmom") -> list[Anal
             as_analysed(row["path"], row | {"loudness_lufs": row["block_loudness_lufs"]}) for row in index_rows(folder)
         ]
     file = folder / ANALYSIS_FILE
-    metadata = list(metadata_rows(folder))
+    metadata = metadata_rows(folder)
     if not metadata:
         raise FileNotFoundError(f"no recordings in {folder}")
     known = _read(file)

@@ -1,18 +1,19 @@
 """A folder of recordings with captions, as training clips in an order fixed by the seed.
 
-    FOLDER/metadata.jsonl  ->  Clip(path, start_s, texts, ...)  ->  waveforms (B, L)
+    FOLDER/metadata.jsonl or metadata.csv  ->  Clip(path, start_s, texts, ...)  ->  waveforms (B, L)
 
-The folder follows the audio-folder convention: one JSON object a line with ``file_name`` and, if there is a caption,
-``text`` (and ``texts``: further captions of the same recording). Without metadata every audio file below it is used.
+The folder follows the audio-folder convention: one JSON object a line, or one row of a table, with ``file_name`` and,
+if there is a caption, ``text`` (and ``texts``: further captions of the same recording). Without metadata every audio
+file below it is used.
 A folder that `musicldm prepare` made, with shards and an index, is read in the same way.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def load_clips(folder: str | Path, clip_s: float) -> list[Clip]:
 
     Raises:
         FileNotFoundError: no folder, or no recordings in it.
-        ValueError: a line of metadata that is not JSON, or without ``file_name``.
+        ValueError: a row of metadata that cannot be read, or without ``file_name``.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -66,8 +67,8 @@ def load_clips(folder: str | Path, clip_s: float) -> list[Clip]:
     for row in metadata_rows(folder):
         path = folder / row["file_name"]
         if not path.is_file():
-            raise FileNotFoundError(f"{folder / 'metadata.jsonl'} names {row['file_name']!r}, which is not there")
-        texts = tuple(dict.fromkeys(text for text in [row.get("text"), *row.get("texts", [])] if text))
+            raise FileNotFoundError(f"the metadata in {folder} names {row['file_name']!r}, which is not there")
+        texts = tuple(dict.fromkeys(row_texts(row)))
         split = row.get("split") or split_of(str(row.get("piece_id") or row["file_name"]))
         clips += _cut(path, soundfile.info(path).duration, clip_s, texts, split)
     if not clips:
@@ -80,21 +81,70 @@ def _cut(path: Path, duration_s: float, clip_s: float, texts: tuple[str, ...], s
     return [Clip(path, k * clip_s, min(clip_s, duration_s - k * clip_s), texts, split) for k in range(n)]
 
 
-def metadata_rows(folder: Path) -> Iterator[dict]:
-    """The rows of ``metadata.jsonl``, or one with the ``file_name`` of each audio file."""
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-            yield {"file_name": str(path.relative_to(folder))}
-        return
-    for number, line in enumerate(metadata.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{metadata}, line {number}, is not JSON: {error}") from error
-        if not isinstance(row, dict) or "file_name" not in row:
-            raise ValueError(f"{metadata}, line {number}, has no file_name")
-        yield row
+def metadata_rows(folder: Path) -> list[dict]:
+    """The rows of the folder's metadata, or one with the ``file_name`` of each audio file.
+
+    Raises:
+        ValueError: a row that cannot be read, or without ``file_name``.
+    """
+    rows = read_metadata(folder)
+    if rows is not None:
+        return rows
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return [{"file_name": str(path.relative_to(folder))} for path in paths]
+
+
+def read_metadata(folder: Path) -> list[dict] | None:
+    """The rows of ``metadata.jsonl``, else of ``metadata.csv``; None if the folder has neither.
+
+    The CSV has a line with the names of its columns; empty cells are left out.
+
+    Raises:
+        ValueError: a row that cannot be read, or without ``file_name``.
+    """
+    if (file := folder / "metadata.jsonl").is_file():
+        rows = []
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                rows.append((number, json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
+    elif (file := folder / "metadata.csv").is_file():
+        rows = _csv_rows(file)
+    else:
+        return None
+    for number, row in rows:
+        if not isinstance(row, dict) or not row.get("file_name"):
+            raise ValueError(f"{file}, line {number}, has no file_name")
+    return [row for _, row in rows]
+
+
+def _csv_rows(file: Path) -> list[tuple[int, dict]]:
+    """Line number and filled cells of each row of a table as spreadsheets write it, by comma or semicolon."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8 ({error.reason} at byte {error.start})") from error
+    header = text.partition("\n")[0]
+    lines = csv.DictReader(
+        text.splitlines(keepends=True), delimiter=";" if header.count(";") > header.count(",") else ","
+    )
+    rows = []
+    for row in lines:
+        if None in row:
+            raise ValueError(
+                f"{file}, line {lines.line_num}, has more cells than the first line has names: captions with commas "
+                "belong in double quotes"
+            )
+        rows.append((lines.line_num, {name: cell.strip() for name, cell in row.items() if cell and cell.strip()}))
+    return rows
+
+
+def row_texts(row: dict) -> list[str]:
+    """The captions in a row of metadata: ``text``, ``caption`` and ``texts``."""
+    several = row.get("texts") or []
+    texts = [row.get("text"), row.get("caption"), *([several] if isinstance(several, str) else several)]
+    return [text for text in texts if text]
 
 
 def split_of(key: str) -> str:

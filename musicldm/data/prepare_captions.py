@@ -8,7 +8,6 @@ Keywords become captions through templates, as in LAION-Audio-630K (Wu et al., 2
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib
 import json
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from musicldm.data.captions import tempo_words
+from musicldm.data.clips import read_metadata, row_texts
 
 CAPTIONS = ("keep", "tags", "none")
 SURE_BEATS, SURE_KEY = 0.4, 0.04  # confidence and clarity from which tempo and key are said
@@ -33,22 +33,9 @@ def find_metadata(folder: Path) -> dict[str, dict]:
     """What ``metadata.jsonl`` or ``metadata.csv`` in ``folder`` says, by file name.
 
     Raises:
-        ValueError: a line that is not JSON, or without ``file_name``.
+        ValueError: a row that cannot be read, or without ``file_name``.
     """
-    rows = []
-    if (file := folder / "metadata.jsonl").is_file():
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
-    elif (file := folder / "metadata.csv").is_file():
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or "file_name" not in row:
-            raise ValueError(f"{file}, row {number}, has no file_name")
-    return {row["file_name"]: row for row in rows}
+    return {row["file_name"]: row for row in read_metadata(folder) or []}
 
 
 def metadata_of(path: Path, row: Mapping | None) -> dict:
@@ -63,8 +50,7 @@ def metadata_of(path: Path, row: Mapping | None) -> dict:
             row |= json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{file.name} beside it is no JSON object") from error
-    texts = row.get("texts") or []
-    texts = [row.get("text"), row.get("caption"), *([texts] if isinstance(texts, str) else texts)]
+    texts = row_texts(row)
     if (file := path.with_suffix(".txt")).is_file():
         texts.append(file.read_text(encoding="utf-8"))
     tags = row.get("tags") or []

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from musicldm.audio import read_audio, write_audio, write_whole
-from musicldm.data.clips import SUFFIXES, metadata_rows
+from musicldm.data.clips import SUFFIXES, metadata_rows, row_texts
 from musicldm.evaluate.embedders import Embedder
 from musicldm.evaluate.measurements import SILENCE, estimate_key, percussive_share
 
@@ -41,7 +41,7 @@ def read_prompts(source: Path, most: int | None = None) -> list[str]:
         ValueError: if it holds no prompts.
     """
     if source.is_dir():
-        prompts = [row.get("text") or "" for row in metadata_rows(source)]
+        prompts = [next(iter(row_texts(row)), "") for row in metadata_rows(source)]
     else:
         prompts = source.read_text(encoding="utf-8-sig").splitlines()
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()][:most]
@@ -52,10 +52,10 @@ def read_prompts(source: Path, most: int | None = None) -> list[str]:
 
 def folder_clips(folder: Path, most: int | None = None) -> list[Clip]:
     """The recordings of a folder, with their captions if there are any."""
-    rows = list(metadata_rows(folder)) if folder.is_dir() else []
+    rows = metadata_rows(folder) if folder.is_dir() else []
     if not rows:
         raise FileNotFoundError(f"there are no recordings in {folder} ({', '.join(SUFFIXES)})")
-    return [Clip(folder / row["file_name"], row.get("text")) for row in rows[:most]]
+    return [Clip(folder / row["file_name"], next(iter(row_texts(row)), None)) for row in rows[:most]]
 
 
 def begin(out: Path, settings: dict) -> None:
