@@ -21,6 +21,7 @@ SCHEDULES = ("constant", "cosine")
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 MIXUPS = ("none", "plain", "audio", "latent")
 MIXUP_MODES = ("paper", "synchronous")
+LORA_LAYERS = ("all", "attention")
 TRACKERS = ("madmom", "beat_this", "librosa")
 
 
@@ -239,13 +240,15 @@ class CLAPConfig(TrainConfig):
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters of the UNet's attention."""
+    """Low-rank adapters of the UNet."""
 
     rank: int = 0  # of the adapter that is trained in place of the whole UNet; 0: none
+    layers: str = "all"  # or attention: all are also the convolutions, and where the condition enters
 
     def __post_init__(self):
         if self.rank < 0:
             raise ValueError(f"lora.rank must not be negative, got {self.rank}")
+        _one_of("lora.layers", self.layers, LORA_LAYERS)
 
 
 @dataclass
@@ -317,18 +320,22 @@ class ConceptConfig(DiffusionConfig):
 
     name: str = ""  # such as <mine>
     init: str = "mini"
-    steps: int = 300
+    steps: int = 150  # of the adapter
     batch_size: int = 4
     learning_rate: float = 1e-3
+    warmup_steps: int = 10
+    schedule: str = "cosine"
     weight_decay: float = 0.0
+    drop_condition: float = 0.0  # the empty text is among prior_captions instead, so that guidance stays as it was
     log_every: int = 10
-    save_every: int = 100
-    validate_every: int = 100
+    save_every: int = 50
+    validate_every: int = 50
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=4))
-    word_rate: float = 10.0  # learning rate of the word, relative to the adapter's
-    likeness_weight: float = 0.5  # of the word's nearness to the music in CLAP's space
+    word_steps: int = 200  # of the word, before the adapter's
+    word_rate: float = 0.01  # its learning rate, which falls to 0
     prior_weight: float = 1.0  # of staying as before for other captions
     prior_captions: tuple[str, ...] = (  # those
+        "",
         "solo piano, slow",
         "a rock band with drums and electric guitar",
         "a string quartet plays a calm waltz",
@@ -342,9 +349,12 @@ class ConceptConfig(DiffusionConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self.lora, "rank")
-        _positive(self, "word_rate")
-        if not self.prior_captions or min(self.prior_weight, self.likeness_weight) < 0:
-            raise ValueError("prior_captions must not be empty, and neither prior_weight nor likeness_weight negative")
+        _positive(self, "word_rate", "word_steps")
+        if not self.prior_captions or self.prior_weight < 0:
+            raise ValueError("prior_captions must not be empty, and prior_weight not negative")
+        for name, only in {"mixup": "none", "compile": False, "drop_condition": 0.0, "text_condition": 0.0}.items():
+            if getattr(self, name) != only:
+                raise ValueError(f"concepts are learned with {name}={only}, got {getattr(self, name)}")
 
 
 STAGES: dict[str, type[TrainConfig]] = {

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_state_dict_to_diffusers
 from torch import Tensor
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the linear layers that get an adapter
+from musicldm.config import LoraConfig
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+RESIDUAL = ("time_emb_proj", "conv1", "conv2")  # the first is where time and condition enter
 
 
 class LoraMixin(StableDiffusionLoraLoaderMixin):
@@ -62,23 +64,29 @@ def _shown(path_or_dict: str | dict) -> str:
     return path_or_dict if isinstance(path_or_dict, str) else "the given tensors"
 
 
-def add_adapter(unet: UNet2DConditionModel, rank: int) -> None:
-    """Freeze ``unet`` and give its attention an adapter of ``rank``, which leaves its output as it is at first.
+def add_adapter(unet: UNet2DConditionModel, config: LoraConfig) -> None:
+    """Freeze ``unet`` and give it an adapter, which leaves its output as it is at first.
 
     Raises:
         ImportError: without peft.
     """
     try:
-        from peft import LoraConfig
+        import peft
     except ImportError as error:
         raise ImportError("adapters need peft: pip install 'musicldm[lora]'") from error
+    layers = ATTENTION if config.layers == "attention" else ATTENTION + RESIDUAL
     unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION)))
+    unet.add_adapter(
+        peft.LoraConfig(
+            r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=list(layers)
+        )
+    )
 
 
 def save_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
     """Write ``FOLDER/pytorch_lora_weights.safetensors`` in diffusers' layout."""
     from peft.utils import get_peft_model_state_dict
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    layers = get_peft_model_state_dict(unet)  # under peft's names: diffusers' older ones know attention only
+    layers = {name: value.detach().cpu().contiguous() for name, value in layers.items()}
     LoraMixin.save_lora_weights(folder, unet_lora_layers=layers)

@@ -1,6 +1,7 @@
 """A concept learned from a few noises: its word comes near the music, other prompts stay, and prompts hold several."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,12 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from musicldm import MusicLDMPipeline
+from musicldm.clap import embed_audio
 from musicldm.cli import main
 from musicldm.concepts import EMBEDDING_FILE, add_word, load_concept
+from musicldm.data.clips import load_clips, read_clip
 
 OVERRIDES = [
     *("device=cpu", "steps=40", "batch_size=4", "learning_rate=0.01", "trackers=[]", "validate_every=40"),
-    *("lora.rank=2", "word_rate=2", "likeness_weight=1", "drop_condition=0"),
+    "save_every=20",
+    *("lora.rank=2", "word_rate=0.02", "word_steps=60"),
 ]
 
 
@@ -22,9 +26,9 @@ def learn(folder, data, name, out, *overrides) -> list[str]:
     return ["train", "concept", str(data), "--name", name, "--out", str(out), f"init={folder}", *OVERRIDES, *overrides]
 
 
-def validations(out):
+def metrics(out, group):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["group"] == "validation"]
+    return [row for row in rows if row["group"] == group]
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +60,33 @@ def pipeline(tiny_folder):
     return pipeline
 
 
-def test_the_word_comes_near_the_music(concepts):
-    before, after = validations(concepts[0])
-    assert (before["step"], after["step"]) == (0, 40)
-    assert after["likeness"] < 0.9 * before["likeness"]
-    assert before["prior"] == 0  # an adapter begins as nothing
+def test_the_word_comes_near_the_music(concepts, data, pipeline):
+    (word,) = metrics(concepts[0], "word")
+    assert word["likeness"] > word["likeness_before"] + 0.2
+    name = load_concept(pipeline, concepts[0] / "final")
+    heard = [read_clip(clip, 8000, 2560) for clip in load_clips(data, 0.32)]
+    audio = embed_audio(pipeline.text_encoder, pipeline.feature_extractor, torch.from_numpy(np.stack(heard)), 8000)
+    saved = pipeline.embed_texts([name]) @ audio.T
+    assert float(saved.detach().mean()) == pytest.approx(
+        word["likeness"], abs=1e-4
+    )  # the adapter's steps left it alone
 
 
 def test_the_adapter_learns_and_prior_preservation_keeps_other_captions(concepts, tiny_folder, data, tmp_path):
     assert main(learn(tiny_folder, data, "<mine>", tmp_path / "free", "prior_weight=0", "seed=4")) == 0
-    before, free = validations(tmp_path / "free")
+    before, free = metrics(tmp_path / "free", "validation")
+    assert (before["step"], free["step"]) == (0, 40)
+    assert before["prior"] < 1e-9  # an adapter begins as nothing
     assert free["diffusion"] < before["diffusion"]
-    assert validations(concepts[0])[-1]["prior"] < 0.5 * free["prior"]
+    assert metrics(concepts[0], "validation")[-1]["prior"] < 0.7 * free["prior"]
+
+
+def test_a_killed_run_goes_on_to_the_same_concept(concepts, tiny_folder, data, tmp_path):
+    shutil.copytree(concepts[0], tmp_path / "again", ignore=shutil.ignore_patterns("final", "checkpoint-40"))
+    assert main([*learn(tiny_folder, data, "<mine>", tmp_path / "again", "seed=4"), "--resume"]) == 0
+    for file in (EMBEDDING_FILE, "pytorch_lora_weights.safetensors"):
+        once, again = (load_file(run / "final" / file) for run in (concepts[0], tmp_path / "again"))
+        assert all(torch.equal(once[name], again[name]) for name in once)
 
 
 def test_concepts_are_words_of_prompts(concepts, pipeline):
@@ -102,6 +121,8 @@ def test_what_cannot_be_is_refused(concepts, tiny_folder, data, pipeline, tmp_pa
     out = tmp_path / "run"
     assert main(learn(tiny_folder, data, "mine", out)) == 2
     assert "'mine'" in capsys.readouterr().err
+    assert main(learn(tiny_folder, data, "<mine>", out, "drop_condition=0.1")) == 2
+    assert "drop_condition=0.0" in capsys.readouterr().err
     assert main(["train", "concept", str(data), "--out", str(out)]) == 2
     assert "--name" in capsys.readouterr().err
     assert not out.exists()

@@ -54,11 +54,13 @@ def test_the_file_is_diffusers_layout_and_small(adapters, pipeline):
     layers = load_file(adapters[0] / "pytorch_lora_weights.safetensors")
     assert layers
     assert all(name.startswith("unet.") and "lora" in name for name in layers)
-    attention = [
-        name for name, _ in pipeline.unet.named_modules() if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
-    ]
-    assert len(layers) == 2 * len(attention)
-    assert {min(value.shape) for value in layers.values()} == {2}  # the rank
+    adapted = ("to_q", "to_k", "to_v", "to_out.0", "time_emb_proj", "conv1", "conv2")
+    assert len(layers) == 2 * sum(name.endswith(adapted) for name, _ in pipeline.unet.named_modules())
+    pipeline.load_lora_weights(adapters[0], adapter_name="a")  # all of it
+    loaded = {name.replace(".a.", "."): value for name, value in pipeline.unet.state_dict().items() if "lora_" in name}
+    assert all(torch.equal(layers[f"unet.{name}"], value) for name, value in loaded.items())
+    assert len(loaded) == len(layers)
+    assert {min(value.shape[:2]) for value in layers.values()} == {2}  # the rank
     assert not (adapters[0] / "unet").exists()
 
 
@@ -100,6 +102,6 @@ def test_what_does_not_fit_is_refused(adapters, pipeline, tmp_path):
     with pytest.raises(ValueError, match="no adapters of a UNet"):
         pipeline.load_lora_weights({"text_encoder.to_q.lora_A.weight": torch.zeros(2, 8)})
     layers = load_file(adapters[0] / "pytorch_lora_weights.safetensors")
-    wider = {name: torch.cat([value, value], dim=int(value.shape[0] == 2)) for name, value in layers.items()}
+    wider = {name: torch.cat([value, value], dim=int("lora_A" in name)) for name, value in layers.items()}
     with pytest.raises(ValueError, match="does not fit this UNet"):
         pipeline.load_lora_weights(wider)

@@ -1,11 +1,13 @@
 """A concept: one new word of CLAP's text tower and a small adapter of the UNet, from about two minutes of music.
 
-    captions with <name> -> text tower with the word's vector -> (B, D) -> UNet with adapter -> diffusion loss
-                                                              -> 1 - cosine with the clip's audio embedding
-    other captions       -> (B, D) -> UNet with and without adapter -> squared difference (prior preservation)
+    first    captions with <name> -> text tower with the word's vector -> (B, D) -> 1 - cosine with the clips' audio
+    then     captions with <name> -> (B, D) -> UNet with adapter -> diffusion loss
+             other captions       -> (B, D) -> UNet with and without adapter -> squared difference (prior preservation)
 
-Textual inversion (Gal et al., 2022, https://arxiv.org/abs/2208.01618) and the prior of DreamBooth (Ruiz et al., 2023,
-https://arxiv.org/abs/2208.12242), here the frozen model's own answers.
+The word comes first, as its place in CLAP's space is found in seconds and is most of what a listener hears; the adapter
+then learns under the very embedding that prompts will give it. Textual inversion (Gal et al., 2022,
+https://arxiv.org/abs/2208.01618) through CLAP in place of the diffusion model, and the prior of DreamBooth (Ruiz et
+al., 2023, https://arxiv.org/abs/2208.12242), here the frozen model's own answers.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import SchedulerMixin
@@ -24,11 +27,11 @@ from transformers import SpeechT5HifiGan
 from musicldm.clap import embed_text
 from musicldm.concepts import add_word, check_name, save_concept
 from musicldm.config import ConceptConfig
-from musicldm.data.clips import Item, item_rng, load_clips
+from musicldm.data.clips import Clip, Item, batch_items, item_rng, load_clips
 from musicldm.lora import add_adapter
 from musicldm.train.cache import Conditioner, build_cache
 from musicldm.train.checkpoints import State, final_folder, load_state, start
-from musicldm.train.common import after_batch, batches, initial_folder, make_accelerator, optimise
+from musicldm.train.common import after_batch, batches, initial_folder, make_accelerator, make_optimizer, optimise
 from musicldm.train.diffusion import CachedLatents, Example, initial_unet, load_parts, to_device
 from musicldm.train.objectives import make_scheduler, question, trained_prediction, weighted_losses
 from musicldm.train.progress import Log, announce
@@ -47,15 +50,46 @@ class Word(nn.Module):
         return torch.where((ids == self.token)[..., None], self.vector, self.table(ids))
 
 
-def captions_of(items: list[Item], state: State, config: ConceptConfig) -> tuple[list[str], list[str]]:
-    """For each item a caption with the concept's name, and one of other music."""
-    own, other = [], []
+def own_captions(items: list[Item], clips: list[Clip], config: ConceptConfig) -> list[str]:
+    """For each item a caption with the concept's name."""
+    captions = []
     for item in items:
-        rng = item_rng(config.seed, item, "words")
-        texts = [config.name, *(f"{config.name}, {text}" for text in state.clips[item.index].texts)]
-        own.append(texts[rng.integers(len(texts))])
-        other.append(config.prior_captions[rng.integers(len(config.prior_captions))])
-    return own, other
+        texts = [config.name, *(f"{config.name}, {text}" for text in clips[item.index].texts)]
+        captions.append(texts[item_rng(config.seed, item, "words").integers(len(texts))])
+    return captions
+
+
+def other_captions(items: list[Item], config: ConceptConfig) -> list[str]:
+    """For each item a caption of other music."""
+    texts = config.prior_captions
+    return [texts[item_rng(config.seed, item, "prior").integers(len(texts))] for item in items]
+
+
+def learn_word(
+    word: Word, conditioner: Conditioner, audio: Tensor, clips: list[Clip], config: ConceptConfig
+) -> dict[str, float]:
+    """Bring captions with the word near to ``audio (N, D)``, the embeddings of ``clips``, and freeze it.
+
+    Returns the mean cosine of the bare word's embedding and the clips' before and after.
+    """
+
+    @torch.no_grad()
+    def likeness() -> float:
+        return float((embed_text(conditioner.clap, conditioner.tokenizer, [config.name]) @ audio.T).mean())
+
+    before = likeness()
+    optimizer = torch.optim.AdamW([word.vector], lr=config.word_rate, weight_decay=0.0)
+    for step in range(config.word_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.word_rate * (1 - step / config.word_steps)
+        items = batch_items(len(clips), config.batch_size, config.seed, step)
+        own = embed_text(conditioner.clap, conditioner.tokenizer, own_captions(items, clips, config))  # (B, D)
+        loss = (1 - functional.cosine_similarity(own, audio[[item.index for item in items]])).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    word.requires_grad_(False)
+    return {"likeness": likeness(), "likeness_before": before}
 
 
 def losses_of(
@@ -63,48 +97,41 @@ def losses_of(
     conditioner: Conditioner,
     example: Example,
     captions: tuple[list[str], list[str]],
-    empty: Tensor,
     scaling_factor: float,
     config: ConceptConfig,
     scheduler: SchedulerMixin,
 ) -> dict[str, Tensor]:
-    """``loss`` and its parts: ``diffusion``, ``likeness`` (1 - cosine with the audio) and ``prior``."""
-    own = embed_text(conditioner.clap, conditioner.tokenizer, captions[0])  # (B, D)
+    """``loss`` and its parts, ``diffusion`` and ``prior``; ``captions``: with the concept's name, of other music."""
     with torch.no_grad():
-        other = embed_text(conditioner.clap, conditioner.tokenizer, captions[1])
+        own, other = (embed_text(conditioner.clap, conditioner.tokenizer, texts) for texts in captions)  # (B, D)
     x0 = scaling_factor * example.latents
     asked = question(x0, example.noise, example.timestep, scheduler, config.prediction)
-    condition = torch.where(example.dropped[:, None], empty, own)
-    predicted = unet(asked.noisy, asked.time, encoder_hidden_states=None, class_labels=condition).sample
-    diffusion = weighted_losses(predicted, asked.target, example.timestep, scheduler, config)["loss"]
-    likeness = (1 - functional.cosine_similarity(own, example.embedding)).mean()
     unet.disable_adapters()
     with torch.no_grad():
         before = unet(asked.noisy, asked.time, encoder_hidden_states=None, class_labels=other).sample
     unet.enable_adapters()
-    after = unet(asked.noisy, asked.time, encoder_hidden_states=None, class_labels=other).sample
+    twice = (torch.cat([value, value]) for value in (asked.noisy, asked.time))
+    predicted = unet(*twice, encoder_hidden_states=None, class_labels=torch.cat([own, other])).sample
+    predicted, after = predicted.chunk(2)
+    losses = weighted_losses(predicted, asked.target, example.timestep, scheduler, config)
     prior = (after - before).square().mean()
-    loss = diffusion + config.likeness_weight * likeness + config.prior_weight * prior
-    return {"loss": loss, "diffusion": diffusion, "likeness": likeness, "prior": prior}
+    return {"loss": losses["loss"] + config.prior_weight * prior, "diffusion": losses["loss"], "prior": prior}
 
 
 def train_step(
     state: State,
     example: Example,
     conditioner: Conditioner,
-    empty: Tensor,
     config: ConceptConfig,
     scheduler: SchedulerMixin,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """One batch for the word and the adapter."""
-    learned = state.parts["learned"]
+    """One batch for the adapter."""
+    learned, scale = state.parts["learned"], state.numbers["scaling_factor"]
     example = to_device(example, accelerator.device)
-    captions = captions_of(state.items, state, config)
+    captions = own_captions(state.items, state.clips, config), other_captions(state.items, config)
     with accelerator.autocast():
-        losses = losses_of(
-            learned["unet"], conditioner, example, captions, empty, state.numbers["scaling_factor"], config, scheduler
-        )
+        losses = losses_of(learned["unet"], conditioner, example, captions, scale, config, scheduler)
     losses |= optimise(accelerator, state.parts["optimizer"], losses["loss"], learned, config, state)
     return {name: value.detach() for name, value in losses.items()}
 
@@ -114,26 +141,18 @@ def validate(
     state: State,
     conditioner: Conditioner,
     dataset: CachedLatents,
-    empty: Tensor,
     config: ConceptConfig,
     scheduler: SchedulerMixin,
+    device: torch.device,
 ) -> dict[str, float]:
     """The losses over every clip once, at fixed times and noise."""
     sums: dict[str, float] = {}
     for index in range(len(dataset)):
         item = Item(0, index)
-        example = to_device([value[None] for value in dataset[item]], empty.device)
-        losses = losses_of(
-            state.parts["learned"]["unet"],
-            conditioner,
-            example,
-            captions_of([item], state, config),
-            empty,
-            state.numbers["scaling_factor"],
-            config,
-            scheduler,
-        )
-        for name, value in losses.items():
+        example = to_device([value[None] for value in dataset[item]], device)
+        captions = own_captions([item], state.clips, config), other_captions([item], config)
+        unet, scale = state.parts["learned"]["unet"], state.numbers["scaling_factor"]
+        for name, value in losses_of(unet, conditioner, example, captions, scale, config, scheduler).items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(dataset)
     return sums
 
@@ -155,42 +174,41 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
     clips = load_clips(data, config.mel.clip_s)
     vae, _, conditioner = load_parts(config)
     unet = initial_unet(config, vae.config.latent_channels, 0, conditioner.clap.config.projection_dim)
-    add_adapter(unet, config.lora.rank)
+    add_adapter(unet, config.lora)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     accelerator = make_accelerator(config, out)
     if accelerator.num_processes > 1:
         raise ValueError(f"a concept is learned by one process, not {accelerator.num_processes}")
     start(config, out, resume, accelerator)
     cache = build_cache(clips, vae, conditioner, config.mel, out / "cache", accelerator.device)
     dataset = CachedLatents(cache, list(range(len(clips))), config)
-    with torch.no_grad():
-        empty = embed_text(conditioner.clap, conditioner.tokenizer, [""])[0]  # (D,)
     token = add_word(conditioner.clap, conditioner.tokenizer, config.name)
     embeddings = conditioner.clap.requires_grad_(False).text_model.embeddings
     embeddings.word_embeddings = word = Word(embeddings.word_embeddings, token)
-    learned = nn.ModuleDict({"unet": unet.to(accelerator.device), "word": word.to(accelerator.device)})
-    adapter = [p for p in unet.parameters() if p.requires_grad]
-    groups = [{"params": adapter}, {"params": [word.vector], "scale": config.word_rate}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
-    optimizer = accelerator.prepare(optimizer)
-    state = State({"learned": learned, "optimizer": optimizer}, clips)
+    unet = unet.to(accelerator.device, memory_format=torch.channels_last)
+    learned = nn.ModuleDict({"unet": unet, "word": word.to(accelerator.device)})
+    state = State({"learned": learned, "optimizer": accelerator.prepare(make_optimizer(unet, config))}, clips)
     load_state(state, out, accelerator)
     state.numbers["scaling_factor"] = vae.config.scaling_factor
     scheduler = make_scheduler(config)
-    check = partial(validate, state, conditioner, dataset, empty, config, scheduler)
+    check = partial(validate, state, conditioner, dataset, config, scheduler, accelerator.device)
 
     def trial() -> Tensor:
         example = to_device([value[None] for value in dataset[Item(0, 0)]], accelerator.device)
-        captions = captions_of([Item(0, 0)], state, config)
+        captions = own_captions([Item(0, 0)], clips, config), other_captions([Item(0, 0)], config)
         scale = state.numbers["scaling_factor"]
-        return losses_of(unet, conditioner, example, captions, empty, scale, config, scheduler)["loss"]
+        return losses_of(unet, conditioner, example, captions, scale, config, scheduler)["loss"]
 
     announce(config, clips, {"UNet": unet, "word": word}, trial, accelerator)
     with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
         if state.step == 0:
+            heard = torch.from_numpy(np.array(cache.audio)).to(accelerator.device)  # (N, D)
+            log.write("word", 0, learn_word(word, conditioner, heard, clips, config))
             log.write("validation", 0, check())
         for example in batches(dataset, config, accelerator, state):
             with accelerator.accumulate(learned):
-                losses = train_step(state, example, conditioner, empty, config, scheduler, accelerator)
+                losses = train_step(state, example, conditioner, config, scheduler, accelerator)
             after_batch(state, losses, config, out, log, check)
     final = final_folder(state, config, out)
     save_concept(final, config.name, word.vector, unet)

@@ -313,7 +313,7 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     channels, frames, _ = latent_shape(parts.vae, config.mel)
     plain = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
     if config.lora.rank:
-        add_adapter(plain, config.lora.rank)
+        add_adapter(plain, config.lora)
     accelerator = make_accelerator(config, out)
     plain = fastest_layout(plain, accelerator)
     start(config, out, resume, accelerator)
