@@ -272,6 +272,7 @@ class DiffusionConfig(TrainConfig):
     text_condition_last: float | None = None  # that share in the last epoch, if it is to change linearly until then
     ema_decay: float = 0.9999
     lora: LoraConfig = field(default_factory=LoraConfig)  # needs init=MODEL
+    index: bool = False  # whether the model carries a novelty index of its training set (musicldm novelty index)
     validation_prompts: tuple[str, ...] = ()  # to be heard at each validation; without any, held-out clips' conditions
     train_timesteps: int = 1000
     beta_start: float = 0.0015
@@ -303,6 +304,8 @@ class DiffusionConfig(TrainConfig):
             raise ValueError(f"text_condition_last is a share between 0 and 1, got {self.text_condition_last}")
         if self.lora.rank and not self.init:
             raise ValueError(f"lora.rank={self.lora.rank} adapts a model: name it by init=MODEL")
+        if self.lora.rank and self.index:
+            raise ValueError("index=true is for whole models; make an adapter's by `musicldm novelty index`")
         if self.min_snr < 0 or (self.min_snr and self.prediction == "flow"):
             raise ValueError(f"min_snr is a limit above 0 for noise and v, or 0, got {self.min_snr}")
         if not 0 <= self.ema_decay < 1:

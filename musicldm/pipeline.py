@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionMixin, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Generator, Tensor
 from torch.nn import functional
@@ -25,15 +25,16 @@ from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBas
 from musicldm import attention, sampling, tiles
 from musicldm.clap import embed_audio, embed_text
 from musicldm.inputs import check_callback_inputs, check_memory, check_options, check_texts, plan_lengths, scale_factor
-from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, listed_heads, load_parts, original_parts, part_class
+from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, load_parts, original_parts
 from musicldm.lora import LoraMixin
 from musicldm.optimize import optimize
 from musicldm.outputs import MusicLDMPipelineOutput
+from musicldm.publish import NOVELTY_INDEX, PublishMixin, read_card
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
 
 
-class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
+class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
     """Generates music from text.
 
     Args:
@@ -119,6 +120,8 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
         folder = find_folder(pretrained_model_name_or_path, download)
         pipeline = cls(**load_parts(folder, given, dtype, legacy_heads, variant, use_safetensors))
         pipeline.register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
+        pipeline.card = read_card(folder)
+        pipeline.novelty_index = folder / NOVELTY_INDEX if (folder / NOVELTY_INDEX).is_dir() else None
         return pipeline
 
     @classmethod
@@ -142,21 +145,6 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
         """
         return cls(**original_parts(path_or_state_dict, config, vocoder_config, clap_config, use_ema, tokenizer))
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Save to a folder whose parts diffusers' and transformers' own classes load; arguments as in diffusers.
-
-        The UNet's head numbers are always saved as a list, one for each level, so that loading never doubts them.
-
-        Raises:
-            ValueError: if a part is of a class that is not public in diffusers or transformers.
-        """
-        for name in PARTS:
-            library, class_name = self.config[name]
-            if library is not None:
-                part_class(name, library, class_name)
-        with listed_heads(self.unet):
-            super().save_pretrained(save_directory, **kwargs)
-
     def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
         """As in diffusers, except that CLAP stays whole on the device: it is called through methods that hooks miss."""
         try:
@@ -167,6 +155,8 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
 
     def load_novelty_index(self, folder: str | os.PathLike) -> None:
         """Have ``novelty=...`` compare with the index in ``folder``, which `musicldm novelty index` wrote.
+
+        A model that carries the index of its training set (``novelty_index/``) needs no call.
 
         Raises:
             OSError: if there is none.
@@ -242,7 +232,7 @@ class MusicLDMPipeline(DiffusionPipeline, StableDiffusionMixin, LoraMixin):
             seed: gives waveform i a generator of its own on the CPU, seeded ``seed + i``, for its first noise and
                 whatever a sampler adds: it then does not depend on the rest of the batch or on the device.
             return_best: how many candidates of each prompt to return, all by default.
-            novelty: "report" compares each waveform with the training set (see `load_novelty_index`); "avoid" also
+            novelty: "report" compares each waveform with the training set (`load_novelty_index`); "avoid" also
                 draws again what comes too near, up to four times; "least_similar" does too, but never raises CopyError.
             max_similarity: cosine similarity above which a clip of the training set is too near; by default what one
                 clip in a hundred of other music exceeds. A passage that agrees too well is too near by itself.

@@ -6,11 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
+from musicldm.cli.adapters import add_adapter_arguments, load_adapters
 from musicldm.cli.common import choose_device, choose_dtype, load_quietly, output_folder, positive, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini", help="a bundled model, a folder, or owner/name on the hub")
+    add_adapter_arguments(parser)
     parser.add_argument("--prompts", type=Path, metavar="SOURCE", help="a text file, or an audio folder with captions")
     parser.add_argument("--audio", type=Path, metavar="FOLDER", help="judge these recordings; nothing is generated")
     parser.add_argument("--reference", type=Path, metavar="FOLDER", help="real music, for distances")
@@ -75,10 +77,13 @@ def evaluate(args: argparse.Namespace) -> None:
     folder = find_folder(args.model, MusicLDMPipeline.download)
     pipeline = MusicLDMPipeline.from_pretrained(folder, torch_dtype=choose_dtype("auto", device)).to(device)
     pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
+    about = {"model": args.model, "revision": model_revision(folder), "scheduler": "dpm++"}
+    if adapters := load_adapters(pipeline, args.lora, args.concept):
+        about |= {"lora": args.lora, "concept": args.concept, "adapters": adapters}
     made = run_evaluation(
         pipeline,
         args.out,
-        {"model": args.model, "revision": model_revision(folder), "scheduler": "dpm++"},
+        about,
         prompts=prompts,
         audio=args.audio,
         reference=args.reference,

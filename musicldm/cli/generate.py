@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from musicldm.audio import FORMATS, read_recipe, write_audio
+from musicldm.cli.adapters import add_adapter_arguments, load_adapters, warn_of_changes
 from musicldm.cli.common import (
     DTYPES,
     choose_device,
@@ -35,6 +36,8 @@ DEFAULTS = {
     "scheduler": "dpm++",
     "dtype": "auto",
     "fast": False,
+    "lora": None,
+    "concept": None,
     "novelty": None,
     "index": None,
     "max_similarity": None,
@@ -103,11 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"sampler: {', '.join(SCHEDULERS)} (default: {DEFAULTS['scheduler']})",
         **setting,
     )
+    add_adapter_arguments(parser, **setting)
     parser.add_argument(
         "--novelty",
         metavar="MODE",
         help="compare with the training set: report, avoid (draw again what comes too near; exit code 3 and no file if "
-        "nothing else comes), least_similar (the same, but always a file); needs --index",
+        "nothing else comes), least_similar (the same, but always a file); needs --index, or a model that carries one",
         **setting,
     )
     parser.add_argument("--index", metavar="INDEX", help="that `musicldm novelty index` wrote", **setting)
@@ -150,10 +154,10 @@ def run(args: argparse.Namespace) -> None:
     seed = getattr(args, "seed", recipe.get("seed", random.SystemRandom().randrange(RANDOM_SEEDS)))
     if settings["scheduler"] not in SCHEDULERS:
         raise ValueError(f"unknown scheduler {settings['scheduler']!r}; choose one of {', '.join(SCHEDULERS)}")
-    if (settings["novelty"] is None) != (settings["index"] is None):
-        raise ValueError("--novelty and --index go together: what to do, and the index of the training set")
+    if settings["index"] is not None and settings["novelty"] is None:
+        raise ValueError("--index is for --novelty, which says what to do with what it finds")
     with output_folder(args.out):
-        generate(args, settings, prompts, seed, recipe.get("revision"))
+        generate(args, settings, prompts, seed, recipe)
 
 
 def usable_recipe(path: Path) -> dict:
@@ -193,8 +197,11 @@ def collect_prompts(prompts: list[str], file: Path | None, recipe: dict) -> list
     return prompts
 
 
-def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed: int, revision: str | None) -> None:
-    """Make and write the music of all prompts; prompt i has the seed ``seed + i * candidates``."""
+def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed: int, recipe: dict) -> None:
+    """Make and write the music of all prompts; prompt i has the seed ``seed + i * candidates``.
+
+    ``recipe`` is that of the file to be made again, or empty.
+    """
     with no_garbage_collection():
         from musicldm.info import model_revision, package_versions
         from musicldm.inputs import check_memory, decoding_memory, plan_lengths
@@ -207,23 +214,26 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
     folder = find_folder(settings["model"], MusicLDMPipeline.download)
     load_quietly()
     pipeline = MusicLDMPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
+    adapters = load_adapters(pipeline, settings["lora"], settings["concept"])
     pipeline.optimize(bfloat16=None if settings["fast"] else False)
     pipeline.scheduler = make_scheduler(settings["scheduler"], pipeline.scheduler)
     about = {
         "generated_by": "AI (musicldm)",
         **settings,
         "revision": model_revision(folder),
+        "adapters": adapters,
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "versions": package_versions(),
     }
-    if revision not in (None, about["revision"]):
+    if (revision := recipe.get("revision")) not in (None, about["revision"]):
         print(
             f"musicldm: warning: the recipe was made with revision {revision} of its model, {settings['model']} is "
             f"{about['revision']}: the music will differ",
             file=sys.stderr,
         )
-    if settings["novelty"] is not None:
+    warn_of_changes(recipe.get("adapters"), adapters)
+    if settings["index"] is not None:
         pipeline.load_novelty_index(settings["index"])
     refusals = []
     candidates = settings["candidates"]

@@ -43,7 +43,7 @@ class ClapEmbedder:
         if clap is None or feature_extractor is None:
             raise ValueError("a CLAP embedding needs text_encoder and feature_extractor; the model lacks one of them")
         self.clap, self.feature_extractor = clap, feature_extractor
-        self.name = f"clap-{fingerprint(clap)}"
+        self.name = f"clap-{fingerprint(clap, 'audio_')}"  # what prompts are read by may learn words
 
     @classmethod
     def from_model(cls, folder: str | Path) -> ClapEmbedder:
@@ -111,10 +111,13 @@ class TransformersEmbedder:
         return states[self.layer].mean(dim=1).numpy()
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """12 hexadecimal digits of a network's weights, whatever dtype they are kept in: rounded to float16."""
+def fingerprint(module: torch.nn.Module, prefix: str = "") -> str:
+    """12 hexadecimal digits of a network's weights whose names begin with ``prefix``.
+
+    They are rounded to float16, so that the dtype that a network is kept in does not matter.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and name.startswith(prefix):
             digest.update(name.encode() + tensor.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -115,6 +115,8 @@ def guarded(pipeline, mode: str, max_similarity: float | None, arguments: dict):
 def _check(pipeline, mode: str, max_similarity: float | None, arguments: dict) -> None:
     if mode not in MODES:
         raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {mode!r}")
+    if pipeline.copy_guard is None and pipeline.novelty_index is not None:
+        pipeline.load_novelty_index(pipeline.novelty_index)
     if pipeline.copy_guard is None:
         raise ValueError(f"novelty={mode!r} needs an index of the training set; call load_novelty_index(folder) before")
     if max_similarity is not None and not -1 <= max_similarity <= 1:

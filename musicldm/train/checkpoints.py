@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from musicldm.config import TrainConfig, differences, load_config, save_config
 from musicldm.data.clips import Clip, Item
+from musicldm.publish import CARD
+from musicldm.train.card import training_card
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "training.yaml"
@@ -27,6 +29,7 @@ HARMLESS = {
     "device",
     "export",
     "gradient_checkpointing",
+    "index",
     "keep_checkpoints",
     "log_every",
     "save_every",
@@ -190,13 +193,14 @@ def record_best(state: State, metrics: dict[str, float]) -> bool:
     return True
 
 
-def final_folder(state: State, config: TrainConfig, out: Path) -> Path:
-    """``OUT/final``, with the run's configuration in it; ``state`` becomes the one that is to be exported."""
+def final_folder(state: State, config: TrainConfig, data: Path, out: Path, parts: dict[str, nn.Module]) -> Path:
+    """``OUT/final``, with the run's configuration and a card of ``parts``; ``state`` becomes what is to be exported."""
     if config.export == "best":
         load_checkpoint(state, out / f"checkpoint-{state.numbers['best_step']}")
     final = out / "final"
     final.mkdir(exist_ok=True)
     shutil.copy(out / CONFIG_FILE, final / CONFIG_FILE)
+    (final / CARD).write_text(training_card(config, state.clips, data, out, parts), encoding="utf-8")
     return final
 
 

@@ -243,7 +243,7 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
                 losses = train_step(state, batch, feature_extractor, config, accelerator)
             after_batch(state, losses, config, out, log, check)
     if accelerator.is_main_process:
-        final = final_folder(state, config, out)
+        final = final_folder(state, config, data, out, {"CLAP": plain.clap})
         plain.clap.logit_scale_t.data.copy_(plain.clap.logit_scale_a.data)
         plain.clap.save_pretrained(final / "text_encoder")
         plain.tokenizer.save_pretrained(final / "tokenizer")

@@ -12,7 +12,6 @@ al., 2023, https://arxiv.org/abs/2208.12242), here the frozen model's own answer
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from accelerate import Accelerator
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import SpeechT5HifiGan
 
 from musicldm.clap import embed_text
 from musicldm.concepts import add_word, check_name, save_concept
@@ -31,11 +29,10 @@ from musicldm.data.clips import Clip, Item, batch_items, item_rng, load_clips
 from musicldm.lora import add_adapter
 from musicldm.train.cache import Conditioner, build_cache
 from musicldm.train.checkpoints import State, final_folder, load_state, start
-from musicldm.train.common import after_batch, batches, initial_folder, make_accelerator, make_optimizer, optimise
-from musicldm.train.diffusion import CachedLatents, Example, initial_unet, load_parts, to_device
-from musicldm.train.objectives import make_scheduler, question, trained_prediction, weighted_losses
+from musicldm.train.common import after_batch, batches, make_accelerator, make_optimizer, optimise
+from musicldm.train.diffusion import CachedLatents, Example, initial_unet, load_parts, of_initial, to_device
+from musicldm.train.objectives import make_scheduler, question, weighted_losses
 from musicldm.train.progress import Log, announce
-from vocoder import mel_config
 
 
 class Word(nn.Module):
@@ -157,12 +154,6 @@ def validate(
     return sums
 
 
-def of_model(config: ConceptConfig) -> ConceptConfig:
-    """The configuration with what the model ``init`` says of itself."""
-    vocoder = SpeechT5HifiGan.from_pretrained(initial_folder(config, "vocoder"))
-    return replace(config, prediction=trained_prediction(initial_folder(config, "scheduler")), mel=mel_config(vocoder))
-
-
 def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Learn ``config.name`` from the music in ``data``; `musicldm.concepts.load_concept` loads ``OUT/final``.
 
@@ -170,7 +161,7 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
         ValueError: a name of another form, or more than one process.
     """
     check_name(config.name)
-    config = of_model(config)
+    config = of_initial(config)
     clips = load_clips(data, config.mel.clip_s)
     vae, _, conditioner = load_parts(config)
     unet = initial_unet(config, vae.config.latent_channels, 0, conditioner.clap.config.projection_dim)
@@ -210,6 +201,6 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
             with accelerator.accumulate(learned):
                 losses = train_step(state, example, conditioner, config, scheduler, accelerator)
             after_batch(state, losses, config, out, log, check)
-    final = final_folder(state, config, out)
+    final = final_folder(state, config, data, out, {"UNet and adapter": unet})
     save_concept(final, config.name, word.vector, unet)
     return final

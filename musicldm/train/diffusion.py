@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from musicldm.config import DiffusionConfig, VAEConfig, load_config
 from musicldm.data.clips import Item, batch_items, item_rng, load_clips, split_clips
 from musicldm.lora import add_adapter, save_adapter
 from musicldm.pipeline import MusicLDMPipeline
+from musicldm.publish import NOVELTY_INDEX, read_card
 from musicldm.train.cache import Cache, Conditioner, build_cache, fingerprint, latent_shape, load_conditioner
 from musicldm.train.checkpoints import CONFIG_FILE, Average, State, final_folder, load_state, start
 from musicldm.train.common import (
@@ -107,6 +109,12 @@ def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: i
         if predicts != config.prediction:
             raise ValueError(f"{config.init} was trained for prediction={predicts}, not {config.prediction}")
     return unet
+
+
+def of_initial(config: DiffusionConfig) -> DiffusionConfig:
+    """The configuration with what the model ``init`` says of itself."""
+    vocoder = SpeechT5HifiGan.from_pretrained(initial_folder(config, "vocoder"))
+    return replace(config, prediction=trained_prediction(initial_folder(config, "scheduler")), mel=mel_config(vocoder))
 
 
 def load_parts(config: DiffusionConfig) -> Parts:
@@ -302,11 +310,26 @@ def examples(
     return dict(zip(names, made.audios, strict=True)), made.sampling_rate
 
 
+def index_beside(
+    config: DiffusionConfig, data: Path, out: Path, conditioner: Conditioner, accelerator: Accelerator
+) -> Path:
+    """The novelty index of the collection ``data``, made by the main process before the training."""
+    from musicldm.evaluate.embedders import ClapEmbedder
+    from musicldm.novelty.build import build_index
+
+    folder = out / NOVELTY_INDEX
+    if accelerator.is_main_process and not folder.exists():
+        build_index(data, folder, ClapEmbedder(conditioner.clap, conditioner.feature_extractor))
+    accelerator.wait_for_everyone()
+    return folder
+
+
 def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Train a diffusion model on ``data``; ``OUT/final`` holds averaged weights.
 
     It is a whole `MusicLDMPipeline` folder, or with ``config.lora`` an adapter for its ``load_lora_weights``.
     """
+    config = of_initial(config) if config.lora.rank else config
     clips = load_clips(data, config.mel.clip_s)
     _, held_out = split_clips(clips)
     parts = load_parts(config)
@@ -324,6 +347,7 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     with accelerator.main_process_first():  # which fills the cache, for the others to read
         cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, out / "cache", accelerator.device)
         mixtures = make_rounds(config, to_mix, data, *parts, out / "cache", accelerator.device)
+    index = index_beside(config, data, out, parts.conditioner, accelerator) if config.index else None
     indices = [i for i, clip in enumerate(clips) if clip not in held_out_set]
     n_epochs = math.ceil(config.steps * step_size(config, accelerator) / len(indices))
     training = CachedLatents(cache, indices, config, mixtures, n_epochs)
@@ -367,10 +391,12 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
                 losses = train_step(state, example, empty, config, scheduler, accelerator)
             after_batch(state, losses, config, out, log, check, show)
     if accelerator.is_main_process:
-        final = final_folder(state, config, out)
+        shown = {"UNet and adapter": plain} if config.lora.rank else pipeline.components
+        final = final_folder(state, config, data, out, shown)
         average.copy_to(plain)
         if config.lora.rank:
             save_adapter(plain, final)
         else:
+            pipeline.card, pipeline.novelty_index = read_card(final), index
             pipeline.save_pretrained(final)
     return out / "final"

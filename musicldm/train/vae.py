@@ -206,6 +206,6 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
                 losses = train_step(state, waveform, config, accelerator)
             after_batch(state, losses, config, out, log, check)
     if accelerator.is_main_process:
-        final = final_folder(state, config, out)
+        final = final_folder(state, config, data, out, {"VAE": plain.vae})
         plain.vae.save_pretrained(final)
     return out / "final"

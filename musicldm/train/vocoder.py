@@ -186,7 +186,7 @@ def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False)
                 losses = train_step(state, waveform, judge, config, accelerator)
             after_batch(state, losses, config, out, log, check, show)
     if accelerator.is_main_process:
-        final = final_folder(state, config, out)
+        final = final_folder(state, config, data, out, {"vocoder": plain})
         fold_weight_norm(plain)
         plain.save_pretrained(final)
     return out / "final"

@@ -1,0 +1,96 @@
+"""The card of what a run made: data, licences, recipe, numbers, in the words that a reader of ``final/`` needs.
+
+configuration, clips, metadata, OUT/metrics.jsonl -> OUT/final/README.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from torch import nn
+
+from musicldm.config import TrainConfig, differences
+from musicldm.data.clips import Clip, metadata_rows
+from musicldm.data.shards import INDEX_FILE
+from musicldm.publish import USE, front_matter, parts_table
+from musicldm.train.progress import METRICS_FILE
+
+NOT_TOLD = {"init", "vae", "clap", "vocoder", "device", "trackers", "workers", "log_every"}  # of this machine only
+USE_LORA = """```python
+from musicldm import MusicLDMPipeline
+
+pipeline = MusicLDMPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("FOLDER OR HUB NAME")
+output = pipeline("a calm piece for solo piano", num_inference_steps=25, seed=1)
+```
+"""
+USE_CONCEPT = """```python
+from musicldm import MusicLDMPipeline
+from musicldm.concepts import load_concept
+
+pipeline = MusicLDMPipeline.from_pretrained("{base}")
+load_concept(pipeline, "FOLDER")
+output = pipeline("{name}, with strings", num_inference_steps=25, seed=1)
+```
+"""
+
+
+def training_card(config: TrainConfig, clips: list[Clip], data: Path, out: Path, parts: dict[str, nn.Module]) -> str:
+    """The card of a run in ``out`` that trained on ``clips`` of the collection ``data`` and made ``parts``."""
+    stage = type(config).__name__.removesuffix("Config")
+    base = Path(config.init).name or "nothing"
+    title, use, tags = f"MusicLDM: {stage}", "", ()
+    if stage == "Concept":
+        title, use = f"The concept {config.name}", USE_CONCEPT.format(base=base, name=config.name)
+    elif stage == "Diffusion" and config.lora.rank:
+        title, use, tags = "A MusicLDM adapter", USE_LORA.format(base=base), ("lora",)
+    elif stage == "Diffusion":
+        title, use = "MusicLDM", USE
+    sections = [f"# {title}", use, parts_table(parts), f"## Data\n\n{_data(clips, data)}", _recipe(config, base)]
+    if numbers := _numbers(out / METRICS_FILE):
+        sections.append(f"## Numbers\n\nOn clips held out of the training, at the last validation:\n\n{numbers}")
+    if stage == "Concept":
+        sections[-1] = sections[-1].replace("clips held out of the training", "the clips that it was learned from")
+    sections.append(
+        "## Licence\n\nNone is chosen for these weights yet. The music that they were trained on has the licences "
+        "above; whoever publishes the weights decides, and says so here."
+    )
+    return front_matter(*tags) + "\n" + "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def _data(clips: list[Clip], data: Path) -> str:
+    """How much music there is, and under which licences."""
+    hours = sum(clip.duration_s for clip in clips) / 3600
+    recordings = {str(clip.path) for clip in clips}
+    text = f"{len(clips)} clips of {len(recordings)} recordings, {hours:.3g} hours"
+    rows = [] if (data / INDEX_FILE).is_file() else metadata_rows(data)
+    licences = Counter(
+        str(row.get("licence") or row.get("license") or "not stated")
+        for row in rows
+        if str(data / row["file_name"]) in recordings
+    )
+    if not licences:
+        return f"{text}. Their licences are not recorded."
+    table = "\n".join(f"| {name} | {count} |" for name, count in licences.most_common())
+    return f"{text}.\n\n| Licence | Recordings |\n| --- | --- |\n{table}"
+
+
+def _recipe(config: TrainConfig, base: str) -> str:
+    """What differs from the published recipe; all of it is in ``training.yaml``."""
+    rows = [line.partition(": ") for line in differences(type(config)(), config)]
+    rows = [(key, *change.split(" -> ", 1)) for key, _, change in rows if key not in NOT_TOLD]
+    table = "\n".join(f"| `{key}` | {here} | {usual} |" for key, usual, here in rows)
+    start = f"## Recipe\n\nStarted from: {base}. `training.yaml` has every setting; those unlike the defaults:"
+    return f"{start}\n\n| Setting | Here | Default |\n| --- | --- | --- |\n{table}" if rows else start
+
+
+def _numbers(metrics: Path) -> str:
+    """The last validation, as a table."""
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    rows = [row for row in map(json.loads, lines) if row["group"] == "validation"]
+    if not rows:
+        return ""
+    values = [f"| {name} | {value:.4g} |" for name, value in rows[-1].items() if name not in ("step", "group")]
+    return "\n".join([f"| Step {rows[-1]['step']} | |", "| --- | --- |", *values])

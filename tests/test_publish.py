@@ -1,0 +1,153 @@
+"""Models that are given away: the card, the index of the training set, and what a hub would get."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from diffusers.utils import hub_utils
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError
+from test_novelty import melody
+
+from musicldm import MusicLDMPipeline
+from musicldm.clap import clap_feature_extractor
+from musicldm.cli import main
+from musicldm.publish import CARD, NOVELTY_INDEX
+from musicldm.train import run
+
+TINY = [
+    *("device=cpu", "steps=2", "batch_size=2", "trackers=[]", "validate_every=2", "validation_batches=1", "workers=0"),
+    *("mel.sample_rate=8000", "mel.n_fft=256", "mel.hop_length=80", "mel.n_mels=16", "mel.f_max=4000"),
+    *("mel.clip_s=0.32", "validation_prompts=[waltz]"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Six melodies of 3 s with a table about them."""
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", melody(i), 16_000)
+    rows = [f"{i}.wav,a tune,{'CC0' if i < 4 else 'CC BY 4.0'}" for i in range(6)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,text,licence", *rows]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_parts, data, tmp_path_factory):
+    """A model trained with its index beside it; its CLAP hears 5 s, enough for an index."""
+    folder = tmp_path_factory.mktemp("model")
+    front_end = clap_feature_extractor(16_000, 5, hop_length=640, n_mels=16, f_max=8000.0)
+    MusicLDMPipeline(**tiny_parts | {"feature_extractor": front_end}).save_pretrained(folder)
+    overrides = [f"init={folder}", "index=true", *TINY]
+    return run("diffusion", None, data, tmp_path_factory.mktemp("run") / "run", overrides=overrides)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What would go over the network: the files and texts of each upload, and the cards that the hub has."""
+    taken = SimpleNamespace(uploads=[], cards={}, created=[])
+
+    def create(repo_id, private=None, token=None, exist_ok=False):
+        taken.created.append((repo_id, private))
+        return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+    def upload(repo_id, folder_path, **options):
+        files = sorted(path.relative_to(folder_path) for path in Path(folder_path).rglob("*") if path.is_file())
+        card = Path(folder_path, CARD).read_text(encoding="utf-8")
+        taken.uploads.append({"repo_id": repo_id, "files": {str(file) for file in files}, "card": card, **options})
+        return "address"
+
+    def load(repo_id, token=None):
+        if repo_id in taken.cards:
+            return ModelCard(taken.cards[repo_id])
+        raise EntryNotFoundError("no card")
+
+    monkeypatch.setattr(hub_utils, "create_repo", create)
+    monkeypatch.setattr(hub_utils, "upload_folder", upload)
+    monkeypatch.setattr(ModelCard, "load", load)
+    return taken
+
+
+def test_a_trained_model_has_a_card_that_a_hub_can_read(trained):
+    card = ModelCard((trained / CARD).read_text(encoding="utf-8"))
+    assert card.data.to_dict()["pipeline_tag"] == "text-to-audio"
+    assert "text-to-music" in card.data.tags
+    assert "| `steps` | 2 | 100000 |" in card.text
+    assert "of 5 recordings" in card.text  # the sixth is held out
+    assert "| CC0 | 4 |" in card.text
+    assert "| CC BY 4.0 | 1 |" in card.text
+    metrics = [json.loads(line) for line in (trained.parent / "metrics.jsonl").read_text().splitlines()]
+    (validation,) = [row for row in metrics if row["group"] == "validation"]
+    assert f"| loss | {validation['loss']:.4g} |" in card.text
+    assert str(trained.parent.parent) not in card.text  # nothing of this machine
+    assert "| vae | `AutoencoderKL` |" in card.text
+
+
+def test_the_card_and_the_index_stay_with_the_model(trained, tmp_path):
+    pipeline = MusicLDMPipeline.from_pretrained(trained)
+    pipeline.save_pretrained(tmp_path / "a")
+    again = MusicLDMPipeline.from_pretrained(tmp_path / "a")
+    again.set_progress_bar_config(disable=True)
+    assert again.card == pipeline.card == (tmp_path / "a" / CARD).read_text(encoding="utf-8")
+    again.save_pretrained(tmp_path / "a")  # onto itself
+    files = {path.name for path in (tmp_path / "a" / NOVELTY_INDEX).iterdir()}
+    assert files == {path.name for path in (trained / NOVELTY_INDEX).iterdir()} >= {"index.json", "clips.faiss"}
+    told = again("a tune", audio_length_in_s=3, num_inference_steps=2, seed=0, novelty="report")
+    assert told.novelty[0]["nearest"][0]["recording"].endswith(".wav")
+
+
+def test_generate_needs_no_index_option_then(trained, tmp_path, capsys):
+    made = [
+        "generate",
+        "a tune",
+        "--model",
+        str(trained),
+        "--seconds",
+        "3",
+        "--steps",
+        "2",
+        "--seed",
+        "0",
+        "--no-figure",
+    ]
+    assert main([*made, "--novelty", "report", "--out", str(tmp_path), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["nearest_training_clips"]["nearest"]
+
+
+def test_a_pipeline_of_unknown_origin_says_so(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path)
+    card = (tmp_path / CARD).read_text(encoding="utf-8")
+    assert "Nothing is recorded" in card
+    assert f"{tiny_pipeline.sampling_rate} Hz" in card
+    assert not (tmp_path / NOVELTY_INDEX).exists()
+
+
+def test_push_to_hub_uploads_all_of_it(trained, hub):
+    pipeline = MusicLDMPipeline.from_pretrained(trained)
+    assert pipeline.push_to_hub("model", private=True, commit_message="first") == "address"
+    assert hub.created == [("model", True)]
+    (sent,) = hub.uploads
+    assert (sent["repo_id"], sent["commit_message"], sent["card"]) == ("me/model", "first", pipeline.card)
+    expected = {"model_index.json", CARD, "unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    assert expected | {f"{NOVELTY_INDEX}/index.json", "vocoder/model.safetensors"} <= sent["files"]
+    assert not any(file.endswith((".bin", ".pt")) for file in sent["files"])
+
+
+def test_a_card_on_the_hub_is_left_alone(trained, hub, tmp_path):
+    hub.cards["me/model"] = "---\nlicense: cc0-1.0\n---\n# Mine\n"
+    pipeline = MusicLDMPipeline.from_pretrained(trained)
+    pipeline.save_pretrained(tmp_path, push_to_hub=True, repo_id="model")
+    assert "# Mine" in hub.uploads[0]["card"]
+    assert (tmp_path / CARD).read_text(encoding="utf-8") == pipeline.card
+
+
+def test_adapters_are_not_trained_with_an_index(tiny_folder, data, tmp_path, capsys):
+    run_it = ["train", "diffusion", f"data={data}", f"init={tiny_folder}", "lora.rank=2", "index=true"]
+    assert main([*run_it, "--out", str(tmp_path / "run")]) == 2
+    assert "novelty index" in capsys.readouterr().err
+    assert np.array_equal(list(tmp_path.iterdir()), [])
