@@ -9,7 +9,10 @@ Networks, ISMIR. Every tracker sees long recordings in windows and keeps only a 
 from __future__ import annotations
 
 import functools
+import getpass
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +21,8 @@ from augment.madmom_compat import madmom_compatibility, map_to_rows
 
 METRES = (3, 4)  # beats per bar
 THRESHOLD = 0.05  # what madmom's decoder takes for no activation at the ends of a recording
+SLOWEST_BPM, SLOW_BPM = 55.0, 75.0  # madmom's lower limit, and up to where it may count a pulse twice
+DOUBLED = 3.0  # how much more the networks must hear in every other beat: 4 to 7 was seen in doubled pulses, else 2
 FLOOR = -690.0  # log density, about log(1e-300), of what a network holds to be impossible
 
 
@@ -41,7 +46,8 @@ def track_beats(waveform: np.ndarray, sample_rate: int, tracker: str = "madmom")
 
     Trackers:
         ``madmom``: recurrent networks and a dynamic Bayesian network over 3/4 and 4/4 bars, 55 to 215 BPM, at 100
-            frames a second. The confidence is the networks' mean output at the beats. madmom's model files are licensed
+            frames a second; a pulse below 75 BPM that madmom counts twice, against its own networks, is counted once.
+            The confidence is the networks' mean output at the beats. madmom's model files are licensed
             CC BY-NC-SA 4.0: not for commercial use. Installed by ``make beats``.
         ``beat_this``: a transformer (Foscarin, Schlueter and Widmer, 2024), MIT licence; needs
             ``pip install beat_this``, and downloads its weights when it is first used.
@@ -94,7 +100,7 @@ def beat_numbers(beats: Beats) -> np.ndarray:
 def _madmom(waveform: np.ndarray, sample_rate: int) -> Beats:
     with madmom_compatibility():
         activations = _madmom_activations(waveform, sample_rate)
-        beats = _madmom_processors()[-1].process(activations)  # (N, 2): time, position in the bar from 1
+        beats = _madmom_decode(activations)  # (N, 2): time, position in the bar from 1
     times_s, positions = beats[:, 0], beats[:, 1]
     frames = np.round(times_s * 100).astype(int)
     probability = activations[frames].sum(axis=1)
@@ -120,16 +126,40 @@ def _madmom_activations(waveform: np.ndarray, sample_rate: int, window_s: int = 
     return _in_windows(activate, waveform, step=sample_rate, rows=100, window=window_s, context=context_s)
 
 
+def _madmom_decode(activations: np.ndarray) -> np.ndarray:
+    """Time and position in the bar (N, 2) of the beats in ``activations`` (T, 2), as madmom's decoder finds them.
+
+    That doubles some slow pulses with even eighths, though the networks hardly hear a beat between the beats. Where its
+    tempo could be twice a slow one and every other beat has so little support, it decodes again with that range only.
+    """
+    beats = _madmom_processors()[-1].process(activations)
+    if len(beats) < 4:
+        return beats
+    tempo_bpm = 60 * (len(beats) - 1) / (beats[-1, 0] - beats[0, 0])
+    support = activations[np.round(beats[:, 0] * 100).astype(int)].sum(axis=1)
+    weak, strong = sorted((support[::2].mean(), support[1::2].mean()))
+    if SLOWEST_BPM <= tempo_bpm / 2 <= SLOW_BPM and strong > DOUBLED * weak:
+        return _madmom_decoder(max_bpm=4 / 3 * SLOW_BPM).process(activations)
+    return beats
+
+
 @functools.cache
 def _madmom_processors() -> tuple:
     """Front end, networks, choice of their outputs, and decoder, each a function of what the one before it gives."""
     try:
-        from madmom.features.downbeats import DBNDownBeatTrackingProcessor, RNNDownBeatProcessor
+        from madmom.features.downbeats import RNNDownBeatProcessor
     except ImportError as error:
         raise ImportError("tracker 'madmom' needs madmom: run `make beats`, or choose tracker='librosa'") from error
-    decoder = DBNDownBeatTrackingProcessor(beats_per_bar=list(METRES), fps=100)
+    return *RNNDownBeatProcessor(), _madmom_decoder()
+
+
+@functools.cache
+def _madmom_decoder(max_bpm: float = 215.0):
+    from madmom.features.downbeats import DBNDownBeatTrackingProcessor
+
+    decoder = DBNDownBeatTrackingProcessor(beats_per_bar=list(METRES), fps=100, min_bpm=SLOWEST_BPM, max_bpm=max_bpm)
     decoder.map = lambda _, tasks: map_to_rows(lambda task: _viterbi(*task), tasks)
-    return *RNNDownBeatProcessor(), decoder
+    return decoder
 
 
 def _viterbi(model, observations: np.ndarray) -> tuple[np.ndarray, float]:
@@ -258,6 +288,33 @@ def _beat_this_model() -> tuple:
 
 
 TRACKERS = {"madmom": _madmom, "beat_this": _beat_this, "librosa": _librosa}
+
+
+def load_tracker(tracker: str) -> None:
+    """Load, or compile, what ``tracker`` needs; to be called first in each of several processes that track beats.
+
+    Processes that compile librosa's functions for the first time at once leave a cache behind with which every later
+    call crashes (librosa 0.11, numba 0.68): here they wait for one another.
+
+    Raises:
+        ImportError: if its package is not installed.
+        OSError: if beat_this cannot get its weights.
+    """
+    if tracker == "madmom":
+        with madmom_compatibility():
+            _madmom_processors()
+    elif tracker == "beat_this":
+        _beat_this_model()
+    else:
+        _compile_librosa()
+
+
+@functools.cache
+def _compile_librosa() -> None:
+    from filelock import FileLock
+
+    with FileLock(Path(tempfile.gettempdir(), f"augment-librosa-{getpass.getuser()}.lock")):
+        _librosa(np.random.default_rng(0).normal(0, 0.1, 44100).astype(np.float32), 22050)
 
 
 def _beats(times_s: np.ndarray, is_downbeat: np.ndarray, beats_per_bar: int, confidence: float) -> Beats:

@@ -30,15 +30,15 @@ from musicldm.audio import read_audio
 from musicldm.data.synth import find_soundfont
 
 RATE, CLIP_S, SECONDS = 16_000, 10.24, 14.0
-BASES = (64, 76, 92, 100, 112, 124, 138, 152, 184)  # BPM; four pieces each, up to 2 % beside
+BASES = (64, 76, 92, 100, 112, 124, 138, 152, 184, 61.5, 69, 196)  # BPM; four pieces each, up to 2 % beside
 
 
 def pieces() -> list[Piece]:
-    """Thirty-six at a steady tempo, 3/4 and 4/4, straight and swung, with and without pick-up; four with a step."""
+    """Forty-eight at a steady tempo, 3/4 and 4/4, straight and swung, with and without pick-up; four with a step."""
     rng = np.random.default_rng(0)
     made = []
     for (k, base), copy in itertools.product(enumerate(BASES), range(4)):
-        metre = 3 if k in (1, 4, 7) else 4
+        metre = 3 if k in (1, 4, 7, 10) else 4
         made.append(
             Piece(
                 bpm=round(float(base * rng.uniform(0.98, 1.02)), 2),

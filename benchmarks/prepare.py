@@ -27,7 +27,7 @@ import soxr
 
 from augment.beats import track_beats
 from benchmarks.results import keep
-from musicldm.data.prepare import PrepareConfig, find_files, measure_into, prepare
+from musicldm.data.prepare import Job, Measure, PrepareConfig, find_files, prepare
 
 RATE, SECONDS, KILLS = 16_000, 5.0, 5
 SCRIPT = """\
@@ -113,10 +113,11 @@ def measure_speed(folder: Path, scratch: Path, n: int = 20) -> dict:
     beats = time.process_time() - before
     work = scratch / "speed"
     work.mkdir()
-    measure_into(folder, names[0], work, PrepareConfig())
+    measure = Measure(folder, work, PrepareConfig())
+    measure(Job(names[0], work / names[0]))
     before = time.process_time()
     for name in names:
-        measure_into(folder, name, work, PrepareConfig())
+        measure(Job(name, work / name))
     whole = time.process_time() - before
     seconds = sum(len(waveform) for waveform in waveforms) / RATE
     return {

@@ -16,7 +16,14 @@ import pytest
 import soundfile
 
 from augment import Beats, track_beats
-from augment.beats import _in_windows, _madmom_activations, _madmom_processors, _strongest_phase, _viterbi
+from augment.beats import (
+    _in_windows,
+    _madmom_activations,
+    _madmom_decode,
+    _madmom_processors,
+    _strongest_phase,
+    _viterbi,
+)
 from augment.madmom_compat import madmom_compatibility, map_to_rows
 
 RATE = 22050
@@ -126,6 +133,23 @@ def test_decoding_finds_the_path_that_madmom_finds(certain):
     if certain:
         np.testing.assert_array_equal(beats[:, 0], np.arange(8) / 2)
         np.testing.assert_array_equal(beats[:, 1], [1, 2, 3, 4, 1, 2, 3, 4])
+
+
+@needs_madmom
+@pytest.mark.parametrize(("between", "once"), [(0.08, True), (0.3, False)])
+def test_a_slow_pulse_is_counted_once_unless_beats_are_heard_between(between, once):
+    """At 63 BPM madmom's decoder makes 126 of both."""
+    activations = np.full((1400, 2), 0.003)
+    for k, time_s in enumerate(np.arange(0.2, 13.9, 30 / 63)):
+        frame, strength, downbeat = round(100 * time_s), between if k % 2 else 0.55, k % 8 == 0
+        activations[frame - 1 : frame + 2, int(downbeat)] = np.array([0.5, 1.0, 0.5]) * strength
+    with madmom_compatibility():
+        theirs, ours = _madmom_processors()[-1](activations), _madmom_decode(activations)
+    assert len(theirs) == 29
+    if not once:
+        return np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(ours[:, 0], 0.2 + np.arange(15) * 60 / 63, atol=0.021)
+    assert ours[:, 1].tolist() == [1, 2, 3, 4] * 3 + [1, 2, 3]
 
 
 @needs_madmom

@@ -17,10 +17,10 @@ import soundfile
 import soxr
 import torch
 import webdataset
+from disk import full_disk
 from test_beats import needs_madmom
-from test_cli_models import fails, succeeds
+from test_cli_models import fails
 
-from musicldm.data import prepare_measure
 from musicldm.data.analysis import analyse_collection
 from musicldm.data.clips import SegmentDataset, batch_items, load_clips, read_clip
 from musicldm.data.duplicates import find_duplicates, fingerprint, group_of_each
@@ -235,13 +235,11 @@ def test_a_finished_folder_is_left_alone_unless_it_would_differ(folder, prepared
 
 
 @needs_madmom
-def test_long_recordings_become_parts_that_stay_together(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare_measure, "PART_S", 3.0)
+def test_long_recordings_become_parts_that_stay_together(tmp_path):
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "long.flac", music(1, 7.0), RATE)
     soundfile.write(tmp_path / "in" / "other.flac", music(2, 3.5), RATE)
-    run = ("prepare", tmp_path / "in", "--out", tmp_path / "out")
-    (record,) = succeeds(capsys, *run, "--workers", 1, "--captions", "none")
+    made = prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(captions="none", part_s=3.0))
     rows = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
     assert [(row["file_name"], row["part"], row["duration_s"]) for row in rows] == [
         ("long.flac", 0, 3.0),
@@ -250,7 +248,7 @@ def test_long_recordings_become_parts_that_stay_together(tmp_path, monkeypatch, 
         ("other.flac", 0, 3.0),
         ("other.flac", 1, 0.5),
     ]
-    assert record["recordings"] == 5
+    assert made.recordings == 5
     assert {row["group"] for row in rows} == {"long.flac", "other.flac"}
     assert len({(row["group"], row["split"]) for row in rows}) == 2
     assert all(row["texts"] == [] for row in rows)
@@ -270,6 +268,45 @@ def test_what_cannot_be_prepared_is_refused(tmp_path, capsys):
     (tmp_path / "in" / "metadata.jsonl").write_text("{")
     assert "line 1, is not JSON" in fails(capsys, *run)
     assert not (tmp_path / "out").exists()
+
+
+def speak(row):
+    """A caption function: says what it was given."""
+    assert soundfile.info(row["path"]).duration == pytest.approx(row["duration_s"], abs=0.01)
+    return "not a list" if row["file_name"] == "spoken.flac" else [f"{row['file_name']} of {row['tempo_bpm']:.0f} BPM"]
+
+
+def test_odd_names_and_places(tmp_path):
+    """The result inside the folder, a name that is no text, metadata of what is not there or no text."""
+    soundfile.write(tmp_path / "a.flac", music(0, 3.0), RATE)
+    soundfile.write(tmp_path / "b.flac", music(1, 1.0), RATE)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")).write_bytes((tmp_path / "b.flac").read_bytes())
+    (tmp_path / "b.json").write_text('{"text": ["a"]}')
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "gone.wav", "text": "was here"}\n')
+    out = tmp_path / "prepared"
+    (out / ".work").mkdir(parents=True)
+    soundfile.write(out / ".work" / "left.flac", music(2, 1.0), RATE)
+    config = PrepareConfig(tracker="librosa", caption_function="test_prepare:speak")
+    assert prepare(tmp_path, out, config)[:3] == (1, 0, 3)
+    errors = {row["file_name"]: row["error"] for row in map(json.loads, (out / "errors.jsonl").open())}
+    assert errors == {
+        "b.flac": "its captions and tags must be strings, got ['a']",
+        "caf\udce9.wav": "has a name that is not UTF-8",
+        "gone.wav": "is named in the metadata, and not there",
+    }
+    assert index_of(out)["a.flac"]["texts"][0].startswith("a.flac of ")
+
+
+def test_a_full_disk_is_no_fault_of_the_file(tmp_path):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "spoken.flac", music(0, 3.0), RATE)
+    config = PrepareConfig(tracker="librosa")
+    with full_disk(20_000), pytest.raises(OSError, match="File too large"):
+        prepare(tmp_path / "in", tmp_path / "out", config)
+    assert prepare(tmp_path / "in", tmp_path / "out", config)[:3] == (1, 0, 0)
+    speaking = PrepareConfig(tracker="librosa", caption_function="test_prepare:speak")
+    with pytest.raises(ValueError, match=r"a list of strings, got 'not a list' for spoken\.flac"):
+        prepare(tmp_path / "in", tmp_path / "spoken", speaking)
 
 
 def test_copies_are_found_at_any_gain_rate_and_start():

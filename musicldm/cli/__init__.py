@@ -38,6 +38,7 @@ QUIET = {  # what other packages would print; a user who sets one of these keeps
     "DIFFUSERS_VERBOSITY": "critical",  # it logs what it then raises
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 # Whose warnings reach the user. Ours that torch's decorators call appear to come from those.
 OUR_MODULES = r"(musicldm|vocoder|augment|configs)(\.|$)|torch\.utils\._contextlib$"

@@ -19,7 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="WAV, FLAC, MP3, Ogg, M4A, ...; searched through")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a run that was stopped continues")
-    parser.add_argument("--workers", type=positive(int), default=os.cpu_count(), metavar="N", help="files at once")
+    parser.add_argument(
+        "--workers", type=positive(int), metavar="N", help="files at once (default: one for each processor)"
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="measure on a Ray cluster: HOST:PORT of its head, or auto for the one that runs here; all its machines "
+        "must see FOLDER and DIR",
+    )
     parser.add_argument(
         "--captions",
         choices=CAPTIONS,
@@ -28,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tags: write all from tags and measurements",
     )
     parser.add_argument(
-        "--caption-function", default="", metavar="MODULE:FUNCTION", help="gets a row of the index, returns captions"
+        "--caption-function",
+        default="",
+        metavar="MODULE:FUNCTION",
+        help="gets a row of the index, and its path; returns captions",
     )
     parser.add_argument("--sample-rate", type=positive(int), default=16_000, metavar="HZ", help="of what is stored")
     add_tracker(parser)
@@ -40,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
     from musicldm.data.prepare import ERRORS_FILE, PrepareConfig, prepare
 
     config = PrepareConfig(args.sample_rate, args.tracker, args.captions, args.caption_function)
-    made = prepare(args.folder, args.out, config, args.workers)
+    workers = args.workers or (None if args.ray else os.cpu_count())
+    made = prepare(args.folder, args.out, config, workers, args.ray)
     failed = f"; {made.failed} files cannot be used, see {args.out / ERRORS_FILE}" if made.failed else ""
     report(
         args.json,

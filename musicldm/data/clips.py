@@ -15,15 +15,16 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
-import torch
-from torch import Tensor
 
 from musicldm.data.shards import INDEX_FILE, index_rows, open_recording
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 VALIDATION_SHARE = 0.05
@@ -142,9 +143,13 @@ def _csv_rows(file: Path) -> list[tuple[int, dict]]:
 
 def row_texts(row: dict) -> list[str]:
     """The captions in a row of metadata: ``text``, ``caption`` and ``texts``."""
-    several = row.get("texts") or []
-    texts = [row.get("text"), row.get("caption"), *([several] if isinstance(several, str) else several)]
+    texts = [row.get("text"), row.get("caption"), *listed(row.get("texts"))]
     return [text for text in texts if text]
+
+
+def listed(value: object) -> list:
+    """``value`` if it is a list, else a list of it alone."""
+    return value if isinstance(value, list) else [value]
 
 
 def split_of(key: str) -> str:
@@ -209,8 +214,11 @@ def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.
     return np.pad(waveform[:n_samples], (0, max(0, n_samples - len(waveform))))
 
 
-class SegmentDataset(torch.utils.data.Dataset):
-    """Waveform segments ``(n_samples,)``: ``dataset[Item(epoch, index)]`` cuts one at random from the clip."""
+class SegmentDataset:
+    """Waveform segments ``(n_samples,)``: ``dataset[Item(epoch, index)]`` cuts one at random from the clip.
+
+    For torch's ``DataLoader``; preparing a collection reads this module too, and needs no torch.
+    """
 
     def __init__(self, clips: list[Clip], sample_rate: int, n_samples: int, seed: int, random_start: bool = True):
         self.clips, self.sample_rate, self.n_samples = clips, sample_rate, n_samples
@@ -220,6 +228,8 @@ class SegmentDataset(torch.utils.data.Dataset):
         return len(self.clips)
 
     def __getitem__(self, item: Item) -> Tensor:
+        import torch
+
         clip = self.clips[item.index]
         spare_s = max(0.0, clip.duration_s - self.n_samples / self.sample_rate)
         offset_s = item_rng(self.seed, item, "start").uniform(0, spare_s) if self.random_start else 0.0

@@ -76,8 +76,9 @@ def _votes(prints: list[np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
     rows = np.concatenate(rows) if rows else np.empty((0, 3), int)
     _, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
     rows = rows[counts[which.ravel()] >= VOTES]
-    pairs, which = np.unique(rows[:, :2], axis=0, return_inverse=True)
-    return {(int(i), int(j)): rows[which.ravel() == k, 2] for k, (i, j) in enumerate(pairs)}
+    pairs, which, counts = np.unique(rows[:, :2], axis=0, return_inverse=True, return_counts=True)
+    distances = np.split(rows[np.argsort(which.ravel(), kind="stable"), 2], np.cumsum(counts)[:-1])
+    return {(int(i), int(j)): some for (i, j), some in zip(pairs, distances, strict=False)}
 
 
 def _are_same(a: np.ndarray, b: np.ndarray, distance: int) -> bool:

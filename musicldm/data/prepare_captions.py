@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from musicldm.data.captions import tempo_words
-from musicldm.data.clips import read_metadata, row_texts
+from musicldm.data.clips import listed, read_metadata, row_texts
 
 CAPTIONS = ("keep", "tags", "none")
 SURE_BEATS, SURE_KEY = 0.4, 0.04  # confidence and clarity from which tempo and key are said
@@ -42,7 +42,7 @@ def metadata_of(path: Path, row: Mapping | None) -> dict:
     """Texts, tags, piece and split of the recording at ``path``: its ``row``, or the file of its name beside it.
 
     Raises:
-        ValueError: a sidecar that is not JSON.
+        ValueError: a sidecar that is not JSON, or captions or tags that are not strings.
     """
     row = dict(row or {})
     if (file := path.with_suffix(".json")).is_file():
@@ -53,11 +53,13 @@ def metadata_of(path: Path, row: Mapping | None) -> dict:
     texts = row_texts(row)
     if (file := path.with_suffix(".txt")).is_file():
         texts.append(file.read_text(encoding="utf-8"))
-    tags = row.get("tags") or []
-    tags = [*(tags.split(",") if isinstance(tags, str) else tags), row.get("genre") or ""]
+    tags = row.get("tags")
+    tags = [*(tags.split(",") if isinstance(tags, str) else listed(tags)), row.get("genre")]
+    if other := [value for value in (*texts, *tags) if not isinstance(value, str | None)]:
+        raise ValueError(f"its captions and tags must be strings, got {other[0]!r}")
     return {
         "texts": list(dict.fromkeys(text.strip() for text in texts if text and text.strip())),
-        "tags": list(dict.fromkeys(tag.strip() for tag in tags if tag.strip())),
+        "tags": list(dict.fromkeys(tag.strip() for tag in tags if tag and tag.strip())),
         "piece_id": str(row["piece_id"]) if row.get("piece_id") else None,
         "split": row.get("split") if row.get("split") in ("train", "validation") else None,
     }
@@ -84,7 +86,7 @@ def write_caption(row: Mapping) -> str:
 
 
 def caption_function(name: str) -> Callable[[dict], list[str]]:
-    """The function called ``module:function``, which gets a row of the index and returns captions.
+    """The function called ``module:function``, which gets a row of the index, with its ``path``, and returns captions.
 
     Raises:
         ValueError: there is none.
@@ -96,10 +98,17 @@ def caption_function(name: str) -> Callable[[dict], list[str]]:
         raise ValueError(f"no function {name!r}: write MODULE:FUNCTION, with the module on the path") from error
 
 
-def texts_of(row: Mapping, captions: str, own: Callable[[dict], list[str]] | None) -> list[str]:
-    """The captions of a row: by ``own`` if there is such a function, else as ``captions`` asks."""
+def texts_of(row: Mapping, captions: str, own: Callable[[dict], list[str]] | None, path: Path) -> list[str]:
+    """The captions of a row, of the recording at ``path``: by ``own`` if there is one, else as ``captions`` asks.
+
+    Raises:
+        ValueError: ``own`` returns no list of strings.
+    """
     if own:
-        return [str(text) for text in own(dict(row))]
+        texts = own(dict(row) | {"path": str(path)})
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"a caption function returns a list of strings, got {texts!r} for {row['file_name']}")
+        return list(texts)
     if captions == "none":
         return []
     if captions == "keep" and row["texts"]:

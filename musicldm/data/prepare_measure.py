@@ -1,6 +1,6 @@
 """One recording of any format, decoded, resampled and measured.
 
-    file  ->  PyAV, mean over channels, soxr  ->  parts of at most 20 minutes  ->  FLAC and numbers
+    file  ->  PyAV, mean over channels, soxr  ->  parts of some minutes  ->  FLAC and numbers
 
 A file is read as a stream, so that memory does not grow with its length.
 """
@@ -21,7 +21,6 @@ from musicldm.data.analysis import analyse
 from musicldm.data.duplicates import fingerprint
 from musicldm.data.facts import MAJOR_PROFILE, MINOR_PROFILE, key_name
 
-PART_S = 1200.0  # a longer recording becomes several
 LEAST_RATE = 8000  # Hz
 MOST_CHANNELS = 2
 LEAST_S = 0.5
@@ -30,7 +29,7 @@ GUESSED = ("mp3", "aac")  # formats whose length is not stated
 
 
 class Part(NamedTuple):
-    """A recording, or 20 minutes of one."""
+    """A recording, or a part of a long one."""
 
     flac: bytes
     row: dict  # of the index, without what depends on other recordings
@@ -86,8 +85,8 @@ def _opened(path: Path) -> Iterator[tuple]:
         raise ValueError(f"cannot be decoded ({error.strerror})") from error
 
 
-def measure_file(path: Path, sample_rate: int, tracker: str) -> Iterator[Part]:
-    """The parts of the recording ``path``: one, unless it is longer than 20 minutes.
+def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float) -> Iterator[Part]:
+    """The parts of the recording ``path``: one, unless it is longer than ``part_s``.
 
     Raises:
         ValueError: as `decode`.
@@ -103,7 +102,7 @@ def measure_file(path: Path, sample_rate: int, tracker: str) -> Iterator[Part]:
         stated = int.from_bytes(header[4:], "little") + 8
         if size < stated - 8 and stated < 2**32 - 1:  # some writers forget a byte of padding
             raise ValueError(f"ends after {size} of {stated} bytes")
-    blocks, held, number, most = [], 0, 0, round(PART_S * sample_rate)
+    blocks, held, number, most = [], 0, 0, round(part_s * sample_rate)
     with _opened(path) as (_, stream):
         source = {"source_sample_rate_hz": stream.rate, "source_channels": stream.codec_context.channels}
     for block in decode(path, sample_rate):

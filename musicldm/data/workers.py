@@ -1,0 +1,134 @@
+"""A function over many items, in processes that may die.
+
+    items  ->  n processes, each with its own copy of the function  ->  (place, value or Crash), as they are done
+
+Decoders are written in C: what is wrong with one file may end the process that reads it, and must cost that file only.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+TRIES = 2  # for an item: a process may have died for want of memory, which others took
+
+
+class Crash(NamedTuple):
+    """What comes in place of a value where the process died each time."""
+
+    reason: str
+
+
+class Workers:
+    """``n`` processes that compute ``function(item)``; use as a context.
+
+    ``function`` is sent to each of them when it starts, so it and the items must be picklable. What it raises is raised
+    here. A process that dies is replaced.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], n: int = 1):
+        self.children = [_Child(function) for _ in range(n)]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_) -> None:
+        for child in self.children:
+            child.stop()
+
+    def map(self, items: Sequence) -> Iterator[tuple[int, Any]]:
+        """``(i, function(items[i]))`` in the order in which they are done; a `Crash` where it cannot be had.
+
+        Raises:
+            RuntimeError: a process ended before it could begin.
+        """
+        waiting = [(i, 1) for i in reversed(range(len(items)))]  # places, and which try it is
+        busy: dict[Connection, tuple[_Child, int, int]] = {}
+        free = list(self.children)
+        while waiting or busy:
+            while waiting and free:
+                child, (i, attempt) = free.pop(), waiting.pop()
+                busy[child.send(items[i])] = child, i, attempt
+            for connection in wait(list(busy)):
+                child, i, attempt = busy.pop(connection)
+                free.append(child)
+                value = child.receive()
+                if isinstance(value, Crash) and attempt < TRIES:
+                    waiting.append((i, attempt + 1))
+                else:
+                    yield i, value
+
+
+class Apart:
+    """``function`` in a process of its own, which may die: ``apart(item)`` is its value or a `Crash`."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function, self.workers = function, None
+
+    def __call__(self, item: Any) -> Any:
+        self.workers = self.workers or Workers(self.function)
+        ((_, value),) = self.workers.map([item])
+        return value
+
+
+class _Child:
+    """One process, started when there is something to do."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function, self.process, self.connection = function, None, None
+
+    def send(self, item: Any) -> Connection:
+        """Begin with ``item``; returns what becomes ready when it is done."""
+        if self.process is None:
+            context = get_context("spawn")  # not fork: the parent may have threads
+            self.connection, theirs = context.Pipe()
+            self.process = context.Process(target=_serve, args=(self.function, theirs), daemon=True)
+            self.process.start()
+            theirs.close()  # so that the end of the process is the end of the pipe
+            try:
+                self.connection.recv()
+            except EOFError as error:
+                self.stop()
+                raise RuntimeError("a worker process ended before it could begin; what it said is above") from error
+        self.connection.send(item)
+        return self.connection
+
+    def receive(self) -> Any:
+        """What became of the item."""
+        try:
+            value, error = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            self.stop()
+            return Crash(f"ended the process that read it, {TRIES} times ({how})")
+        if error is not None:
+            raise error
+        return value
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.connection.close()
+            self.process = self.connection = None
+
+
+def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent stops this one
+    connection.send("ready")
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:  # the parent has gone
+            return
+        try:
+            answer = function(item), None
+        except Exception as error:  # raised again where it can be told
+            answer = None, error
+        connection.send(answer)
