@@ -48,18 +48,22 @@ class Workers:
         waiting = [(i, 1) for i in reversed(range(len(items)))]  # places, and which try it is
         busy: dict[Connection, tuple[_Child, int, int]] = {}
         free = list(self.children)
-        while waiting or busy:
-            while waiting and free:
-                child, (i, attempt) = free.pop(), waiting.pop()
-                busy[child.send(items[i])] = child, i, attempt
-            for connection in wait(list(busy)):
-                child, i, attempt = busy.pop(connection)
-                free.append(child)
-                value = child.receive()
-                if isinstance(value, Crash) and attempt < TRIES:
-                    waiting.append((i, attempt + 1))
-                else:
-                    yield i, value
+        try:
+            while waiting or busy:
+                while waiting and free:
+                    child, (i, attempt) = free.pop(), waiting.pop()
+                    busy[child.send(items[i])] = child, i, attempt
+                for connection in wait(list(busy)):
+                    child, i, attempt = busy.pop(connection)
+                    free.append(child)
+                    value = child.receive()
+                    if isinstance(value, Crash) and attempt < TRIES:
+                        waiting.append((i, attempt + 1))
+                    else:
+                        yield i, value
+        finally:
+            for child, _, _ in busy.values():  # nobody waits for these answers any more
+                child.stop()
 
 
 class Apart:
@@ -82,6 +86,8 @@ class _Child:
 
     def send(self, item: Any) -> Connection:
         """Begin with ``item``; returns what becomes ready when it is done."""
+        if self.process is not None and not self.process.is_alive():
+            self.stop()
         if self.process is None:
             context = get_context("spawn")  # not fork: the parent may have threads
             self.connection, theirs = context.Pipe()
@@ -92,7 +98,10 @@ class _Child:
                 self.connection.recv()
             except EOFError as error:
                 self.stop()
-                raise RuntimeError("a worker process ended before it could begin; what it said is above") from error
+                raise RuntimeError(
+                    "a worker process ended before it could begin, see above; a script that starts workers does so "
+                    "below `if __name__ == '__main__':`"
+                ) from error
         self.connection.send(item)
         return self.connection
 
