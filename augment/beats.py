@@ -9,7 +9,7 @@ Networks, ISMIR. Every tracker sees long recordings in windows and keeps only a 
 from __future__ import annotations
 
 import functools
-import getpass
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -313,7 +313,7 @@ def load_tracker(tracker: str) -> None:
 def _compile_librosa() -> None:
     from filelock import FileLock
 
-    with FileLock(Path(tempfile.gettempdir(), f"augment-librosa-{getpass.getuser()}.lock")):
+    with FileLock(Path(tempfile.gettempdir(), f"augment-librosa-{getattr(os, 'getuid', int)()}.lock")):
         _librosa(np.random.default_rng(0).normal(0, 0.1, 44100).astype(np.float32), 22050)
 
 

@@ -55,7 +55,7 @@ def test_shell_commands_exist(block, monkeypatch):
         elif program in ("bash", "python", "sh"):
             assert (ROOT / words[0]).exists(), words[0]
         else:
-            assert program in ("pip", "apt", "git", "export", "accelerate"), f"nothing checks {program}"
+            assert program in ("pip", "apt", "git", "export", "accelerate", "ray"), f"nothing checks {program}"
 
 
 @pytest.mark.parametrize("block", blocks("python"))

@@ -24,7 +24,7 @@ from test_cli_models import fails
 from musicldm.data.analysis import analyse_collection
 from musicldm.data.clips import SegmentDataset, batch_items, load_clips, read_clip
 from musicldm.data.duplicates import find_duplicates, fingerprint, group_of_each
-from musicldm.data.prepare import PrepareConfig, Prepared, prepare
+from musicldm.data.prepare import Job, Measure, PrepareConfig, Prepared, prepare
 from musicldm.data.prepare_captions import metadata_of, write_caption
 from musicldm.data.prepare_measure import decode, find_key
 from musicldm.data.shards import open_recording, read_recording
@@ -295,6 +295,13 @@ def test_odd_names_and_places(tmp_path):
         "gone.wav": "is named in the metadata, and not there",
     }
     assert index_of(out)["a.flac"]["texts"][0].startswith("a.flac of ")
+
+
+def test_a_machine_that_does_not_see_the_files_says_so(tmp_path):
+    measure = Measure(tmp_path / "recordings", tmp_path, PrepareConfig(tracker="librosa"))
+    with pytest.raises(FileNotFoundError, match=f"does not see {tmp_path / 'recordings'}: all machines of a cluster"):
+        measure(Job("a.wav", tmp_path / "a.json"))
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_a_full_disk_is_no_fault_of_the_file(tmp_path):

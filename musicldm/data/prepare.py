@@ -123,7 +123,7 @@ def prepare(
         ImportError: something that this needs is not installed.
         ConnectionError: there is no such cluster.
     """
-    folder, out = Path(folder).absolute(), Path(out).absolute()
+    folder, out = Path(os.path.abspath(folder)), Path(os.path.abspath(out))  # other machines have other current ones
     for package in ("av", "pyarrow", "pyloudnorm"):  # needed at the latest at the end of the work
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"preparing needs {package}: run `pip install 'musicldm[prepare]'`")
