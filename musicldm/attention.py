@@ -4,7 +4,8 @@
 
 The kernel (csrc/) is for heads of 32 channels in float16 or bfloat16. It is the operator ``musicldm::attention``, which
 `torch.compile` and CUDA graphs know; its gradient is recomputed through torch. A window limits attention to a band in
-latent time, at a cost that grows linearly with the length.
+latent time, at a cost that grows linearly with the length. Before the kernel serves on a device, a small problem is
+computed with it and compared with the definition; where it is wrong, it is not used.
 
 Vaswani et al. (2017), https://arxiv.org/abs/1706.03762; Beltagy et al. (2020), Longformer (the band),
 https://arxiv.org/abs/2004.05150
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -170,15 +172,58 @@ def kernel_problem(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"it is made for heads of {HEAD_CHANNELS} channels, these have {q.shape[3]}"
     if not all(x.stride(3) == 1 for x in (q, k, v)):
         return "the channels of q, k and v must lie side by side"
-    return device_problem(q.device.index)
+    return device_problem(q.device.index, q.dtype)
 
 
 @torch.compiler.assume_constant_result
-def device_problem(index: int) -> str | None:
-    """Why the kernel cannot run on CUDA device ``index``; None if it can."""
+def device_problem(index: int, dtype: torch.dtype) -> str | None:
+    """Why the kernel cannot run on CUDA device ``index`` in ``dtype``; None if it can, and has shown it."""
     if (capability := torch.cuda.get_device_capability(index)) < OLDEST_CAPABILITY:
         return f"it needs compute capability 8.0 or more, cuda:{index} has {'.'.join(map(str, capability))}"
-    return load_kernel()
+    if (problem := load_kernel()) is not None:
+        return problem
+    device = torch.device("cuda", index)
+    if (device, dtype) not in _checked:
+        if torch.cuda.is_current_stream_capturing():  # comparing waits for the device, which a capture forbids
+            return "it is checked before its first use, which a CUDA graph cannot record; call it once before capturing"
+        _checked[device, dtype] = problem = fault(torch.ops.musicldm.attention, device, dtype)
+        if problem is not None:
+            log.error("the attention kernel is wrong on %s, torch's attention serves: %s", device, problem)
+    return _checked[device, dtype]
+
+
+_checked: dict[tuple[torch.device, torch.dtype], str | None] = {}  # what `fault` said
+
+# Tokens, window, tokens for each time position, queries for each block, whether rows are aligned: all ways through it.
+PROBES = [
+    (65, NO_WINDOW, 1, 64, True),
+    (300, NO_WINDOW, 1, 64, True),
+    (300, NO_WINDOW, 1, 128, True),
+    (300, NO_WINDOW, 1, 64, False),
+    (300, 40, 4, 64, True),
+    (300, 40, 4, 128, True),
+]
+TIMES_TORCHS_ERROR = 4.0
+
+
+@torch.no_grad()
+def fault(kernel: Callable[..., Tensor], device: torch.device, dtype: torch.dtype) -> str | None:
+    """What is wrong with ``kernel``, called as the operator is, on small problems; None if nothing is.
+
+    It may err four times as much as torch's attention does on the same numbers, at most, against the definition.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for n_tokens, window, mel, rows, aligned in PROBES:
+        wide = torch.randn(2, n_tokens, 3, 3, HEAD_CHANNELS + (not aligned), generator=generator)
+        q, k, v = wide.to(device, dtype)[..., :HEAD_CHANNELS].unbind(2)  # (2, N, 3, d)
+        with torch.autocast(device.type, enabled=False):
+            exact = attention_reference(q, k, v, window, mel)
+            allowed = TIMES_TORCHS_ERROR * (attention_torch(q, k, v, window, mel) - exact).abs().max().item()
+            error = (kernel(q, k, v, window, mel, rows) - exact).abs().max().item()
+        if not error <= allowed:  # not a number is a fault too
+            case = f"{n_tokens} tokens, window {window}, {rows} rows" + ("" if aligned else ", unaligned")
+            return f"{dtype} results are off by {error:.2g}, at most {allowed:.2g} is rounding ({case})"
+    return None
 
 
 @functools.cache

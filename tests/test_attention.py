@@ -78,6 +78,79 @@ def test_asking_for_the_kernel_where_it_cannot_run_says_why():
         attention(*random_qkv(), backend="cuda")
 
 
+@pytest.mark.parametrize("dtype", module.DTYPES)
+def test_a_right_kernel_passes_its_check(dtype):
+    assert module.fault(torch.ops.musicldm.attention, torch.device("cpu"), dtype) is None
+
+
+def without_last_key(q, k, v, window, mel, rows):
+    kept = slice(None) if window != module.NO_WINDOW else slice(-1)
+    return module.attention_torch(q, k[:, kept], v[:, kept], window, mel)
+
+
+def with_a_narrow_window(q, k, v, window, mel, rows):
+    return module.attention_torch(q, k, v, window if window == module.NO_WINDOW else window - 1, mel)
+
+
+def with_contiguous_strides(q, k, v, window, mel, rows):
+    as_if_side_by_side = torch.as_strided(k, k.shape, torch.empty(k.shape).stride())
+    return module.attention_torch(q, as_if_side_by_side, v, window, mel)
+
+
+def without_some_rows(q, k, v, window, mel, rows):
+    result = module.attention_torch(q, k, v, window, mel).clone()
+    result[:, 256:] = result[:, 256:] if rows == 64 else torch.nan
+    return result
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case"),
+    [
+        (without_last_key, "65 tokens, window -1, 64 rows"),
+        (with_contiguous_strides, "65 tokens, window -1, 64 rows"),
+        (without_some_rows, "300 tokens, window -1, 128 rows"),
+        (with_a_narrow_window, "300 tokens, window 40, 64 rows"),
+    ],
+)
+@pytest.mark.parametrize("dtype", module.DTYPES)
+def test_a_wrong_kernel_is_found_out(kernel, case, dtype):
+    found = module.fault(kernel, torch.device("cpu"), dtype)
+    assert f"{dtype} results are off by" in found
+    assert case in found
+
+
+@pytest.fixture
+def wrong_kernel(monkeypatch):
+    """A device that has a kernel, which is wrong: all of it on the CPU."""
+    fault, calls = module.fault, []
+
+    def planted(kernel, device, dtype):
+        calls.append(dtype)
+        return fault(without_last_key, torch.device("cpu"), dtype)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(module, "load_kernel", lambda: None)
+    monkeypatch.setattr(module, "_checked", {})
+    monkeypatch.setattr(module, "fault", planted)
+    return calls
+
+
+def test_a_wrong_kernel_is_reported_once_and_refused(wrong_kernel, caplog):
+    for _ in range(2):
+        assert "results are off by" in module.device_problem(0, torch.float16)
+    assert wrong_kernel == [torch.float16]
+    assert caplog.text.count("the attention kernel is wrong on cuda:0, torch's attention serves") == 1
+    assert "torch.bfloat16 results" in module.device_problem(0, torch.bfloat16)
+
+
+def test_a_kernel_is_not_checked_while_a_graph_is_recorded(wrong_kernel, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert "call it once before capturing" in module.device_problem(0, torch.float16)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert "results are off by" in module.device_problem(0, torch.float16)
+
+
 def test_without_nvcc_the_kernel_is_absent_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
@@ -228,6 +301,20 @@ def test_cuda_is_as_accurate_as_torch(length, window, grid, dtype):
     for rows in (64, 128):
         result = torch.ops.musicldm.attention(q, k, v, -1 if window is None else window, grid[1] if grid else 1, rows)
         assert (result - exact).abs().max() <= allowed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", module.DTYPES)
+def test_cuda_passes_its_own_check(dtype):
+    assert module.device_problem(torch.cuda.current_device(), dtype) is None
+
+
+@pytest.mark.gpu
+def test_cuda_compiles_with_the_check_inside(monkeypatch):
+    monkeypatch.setattr(module, "_checked", {})
+    q, k, v = random_qkv(2, 64, dtype=torch.float16, device="cuda")
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v), fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), attention(q, k, v))
 
 
 @pytest.mark.gpu
