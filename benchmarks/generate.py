@@ -38,7 +38,9 @@ def main() -> None:
         **ours.components | {"unet": as_diffusers_has_it(ours.unet), "vae": copy.deepcopy(ours.vae)}
     )
     theirs.set_progress_bar_config(disable=True)
-    fast = MusicLDMPipeline(**ours.components | {"unet": copy.deepcopy(ours.unet)})
+    fast = MusicLDMPipeline(
+        **ours.components | {name: copy.deepcopy(getattr(ours, name)) for name in ("unet", "vae", "vocoder")}
+    )
     fast.set_progress_bar_config(disable=True)
     ours.optimize(bfloat16=False)
     fast.optimize(bfloat16=True)

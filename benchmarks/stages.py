@@ -3,7 +3,8 @@
     python -m benchmarks.stages --out benchmarks/results/stages.json
 
 One guided step of the UNet (with diffusers' own attention and with the package's), the VAE's decoder, the vocoder; and
-a plain matrix product, whose rate bounds what convolutions and projections can reach.
+a plain matrix product, whose rate bounds what convolutions and projections can reach. Of the decoders in bfloat16,
+those with exceptions are what `optimize` makes (`benchmarks.rounding` says why).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.original import EMBEDDING, LATENT_FRAMES, as_diffusers_has_it, original_pipeline
 from benchmarks.results import keep
 from benchmarks.timing import in_turns
+from musicldm.precision import lower_decoders
 
 PRODUCT = 2048
 
@@ -58,6 +60,8 @@ def main() -> None:
         return torch.nn.Module.to(copy.deepcopy(module), torch.bfloat16)
 
     channels_last = copy.deepcopy(vae).to(memory_format=torch.channels_last)
+    near_vae, near_vocoder = copy.deepcopy(channels_last), copy.deepcopy(vocoder)
+    lower_decoders(near_vae, near_vocoder, torch.bfloat16)
     stages = {
         "unet": {
             "diffusers float32": partial(step, as_diffusers_has_it(unet)),
@@ -67,10 +71,12 @@ def main() -> None:
         "vae": {
             "diffusers float32": partial(vae.decode, latents[:1]),
             "float32, channels last": partial(channels_last.decode, latents[:1]),
+            "bfloat16 but the end, channels last": partial(near_vae.decode, latents[:1]),
             "bfloat16, channels last": partial(in_bfloat16(channels_last).decode, latents[:1].bfloat16()),
         },
         "vocoder": {
             "diffusers float32": partial(vocoder, mel),
+            "bfloat16 but the first level": partial(near_vocoder, mel),
             "bfloat16": partial(in_bfloat16(vocoder), mel.bfloat16()),
         },
     }
@@ -84,7 +90,7 @@ def main() -> None:
             seconds = times["processor_s"]["median"]
             share = work / seconds / rates["bfloat16" if "bfloat16" in name else "float32"]
             times |= {"gflop": work, "share_of_matrix_rate": share}
-            print(f"{stage:8} {name:24} {seconds:6.2f} s, {100 * share:.0f} % of the products' rate", flush=True)
+            print(f"{stage:8} {name:36} {seconds:6.2f} s, {100 * share:.0f} % of the products' rate", flush=True)
     if arguments.out:
         stages = {"threads": arguments.threads, "gflop_per_s": rates, "times": results}
         keep(arguments.out, {"stages": stages})

@@ -56,7 +56,9 @@ def double(x: Tensor) -> Tensor:
 
 
 def residual(pieces: Pieces, block: nn.Module) -> Pieces:
-    """A `ResnetBlock2D` without a time embedding; empties ``pieces``."""
+    """A `ResnetBlock2D` without a time embedding, in the dtype of its weights; empties ``pieces``."""
+    for i in range(len(pieces)):
+        pieces[i] = pieces[i].to(block.conv1.weight.dtype)
     hidden = convolve(list(pieces), block.conv1, normalize(pieces, block.norm1, block.nonlinearity))
     hidden = convolve(hidden, block.conv2, normalize(hidden, block.norm2, block.nonlinearity))
     for i in range(len(hidden)):

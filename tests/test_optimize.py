@@ -29,12 +29,13 @@ def test_without_bfloat16_only_rounding_changes(pipeline, caplog):
     torch.testing.assert_close(pipeline("solo flute", **OPTIONS).audios, before, atol=1e-5, rtol=1e-4)
 
 
-def test_bfloat16_is_for_the_unet_alone_and_stays_near(pipeline):
+def test_bfloat16_stays_near(pipeline):
     before = pipeline("solo flute", **OPTIONS).audios
     pipeline.optimize(bfloat16=True).optimize(bfloat16=True)
     assert pipeline.unet.dtype == torch.bfloat16
-    assert pipeline.vae.dtype == pipeline.vocoder.dtype == pipeline.text_encoder.dtype == torch.float32
+    assert pipeline.text_encoder.dtype == torch.float32
     after = pipeline("solo flute", **OPTIONS).audios
+    assert after.dtype == torch.float32
     assert 0 < (after - before).norm() < 0.1 * before.norm()
 
 

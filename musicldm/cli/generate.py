@@ -131,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="on a CPU that computes it natively, denoise in bfloat16: nearly the same music in less time",
+        help="on a CPU that computes it natively, use bfloat16: nearly the same music in less time",
         **setting,
     )
     parser.add_argument("--no-figure", action="store_true", help="no picture beside the audio")
