@@ -67,7 +67,7 @@ def run_in_interval(
     bands = pipeline.vocoder.config.model_in_dim // pipeline.vae_scale_factor
     shape = (len(prompts), config.in_channels, config.sample_size, bands)
     scheduler, device = pipeline.scheduler, pipeline.unet.device
-    timesteps = sampling.prepare_timesteps(scheduler, steps, device)
+    timesteps = sampling.prepare_timesteps(scheduler, steps)
     generators = sampling.make_generators(1, None, len(prompts))
     latents = sampling.first_noise(scheduler, shape, torch.float32, device, generators)
     first, end = (round(share * steps) for share in interval)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -291,11 +292,12 @@ class AttentionProcessor:
     ) -> Tensor:
         if attention_mask is not None:
             raise ValueError("this attention takes no mask; give the UNet diffusers' AttnProcessor2_0 for that")
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states  # (B, M, H * d)
-        q, k, v = (
-            project(x).unflatten(-1, (attn.heads, -1))  # (B, N, H, d)
-            for project, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        if encoder_hidden_states is None and hasattr(attn, "to_qkv"):  # fuse_projections made it
+            projected = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states  # (B, M, H * d)
+            projected = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in projected)  # (B, N, H, d)
         if window is not None and grid is not None:
             window, grid = at_level(window, grid, q.shape[1])
         result = attention(q, k, v, window=window, grid=grid, backend=self.backend).flatten(2)
@@ -329,3 +331,48 @@ def _is_plain(attn) -> bool:
     extras = "group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim", "residual_connection"
     usual_scales = attn.rescale_output_factor == 1 and attn.scale == (attn.inner_dim // attn.heads) ** -0.5
     return usual_scales and not any(getattr(attn, name, None) for name in extras)
+
+
+def fuse_projections(unet: torch.nn.Module) -> int:
+    """One product in place of those for queries, keys and values, where `AttentionProcessor` attends; how many.
+
+    The three stay beside it, for `separate_projections`. What changes their weights later does not change its weights.
+    """
+    count = 0
+    for module in unet.modules():
+        if type(getattr(module, "processor", None)) is not AttentionProcessor or hasattr(module, "to_qkv"):
+            continue
+        parts = module.to_q, module.to_k, module.to_v
+        alike = len({(type(part), part.in_features, part.bias is None) for part in parts}) == 1
+        if not alike or type(module.to_q) is not torch.nn.Linear:
+            continue
+        with torch.no_grad():
+            weight = torch.cat([part.weight for part in parts])
+            fused = torch.nn.utils.skip_init(
+                torch.nn.Linear, *weight.T.shape, module.to_q.bias is not None, device=weight.device, dtype=weight.dtype
+            )
+            fused.weight.copy_(weight)
+            if fused.bias is not None:
+                fused.bias.copy_(torch.cat([part.bias for part in parts]))
+        module.to_qkv = fused.requires_grad_(False)
+        count += 1
+    return count
+
+
+def separate_projections(unet: torch.nn.Module) -> int:
+    """Undo `fuse_projections`; how many there were."""
+    fused = [module for module in unet.modules() if hasattr(module, "to_qkv")]
+    for module in fused:
+        del module.to_qkv
+    return len(fused)
+
+
+@contextmanager
+def projections_apart(unet: torch.nn.Module) -> Iterator[None]:
+    """While inside, ``unet`` has no fused projections, as it is to be saved."""
+    were_fused = separate_projections(unet)
+    try:
+        yield
+    finally:
+        if were_fused:
+            fuse_projections(unet)

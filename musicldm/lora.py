@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from torch import Tensor
 
+from musicldm.attention import separate_projections
 from musicldm.config import LoraConfig
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -42,6 +43,7 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
         )
         if not any(name.startswith("unet.") for name in layers):
             raise ValueError(f"there are no adapters of a UNet in {_shown(path_or_dict)}")
+        separate_projections(self.unet)
         try:
             self.load_lora_into_unet(layers, alphas, self.unet, adapter_name, metadata=metadata, _pipeline=self)
         except (RuntimeError, ValueError) as error:

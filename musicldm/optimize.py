@@ -1,8 +1,8 @@
 """What makes a pipeline faster on the device at hand, without another library and without compiling.
 
 CPU: UNet, VAE decoder and vocoder in bfloat16 where the processor multiplies that natively, the VAE's images channels
-last, no more threads than processors that may be used. CUDA: UNet and VAE channels last; the attention kernel is
-installed already.
+last, no more threads than processors that may be used. CUDA: UNet and VAE channels last, decoders in the
+UNet's 16 bits, fused projections, denoising steps as CUDA graphs; the attention kernel is installed already.
 """
 
 import logging
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from musicldm.attention import fuse_projections
+from musicldm.graphs import Record, StepGraphs, record_graph
 from musicldm.precision import lower_decoders
 
 log = logging.getLogger(__name__)
@@ -48,11 +50,22 @@ def optimize(pipeline, bfloat16: bool | None = None):
     if device.type == "cuda":
         pipeline.unet.to(memory_format=torch.channels_last)
         done.append("UNet channels last")
+        if pipeline.unet.dtype in (torch.float16, torch.bfloat16):
+            lower_decoders(pipeline.vae, pipeline.vocoder, pipeline.unet.dtype)
+            done.append(f"VAE decoder and vocoder in {pipeline.unet.dtype}")
+        prepare_launches(pipeline)
+        done.append("projections fused, steps as CUDA graphs")
     if on_cpu and torch.get_num_threads() > (cores := usable_cores()):
         torch.set_num_threads(cores)
         done.append(f"{cores} threads")
     log.info("optimized for %s: %s", device, ", ".join(done) or "nothing to do")
     return pipeline
+
+
+def prepare_launches(pipeline, record: Record = record_graph) -> None:
+    """Fewer kernels, launched together: fused projections, and denoising steps that are recorded on first use."""
+    fuse_projections(pipeline.unet)
+    pipeline.step_graphs = StepGraphs(record)
 
 
 def computes_bfloat16() -> bool:

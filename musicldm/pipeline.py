@@ -55,6 +55,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
     _interrupt = False
     copy_guard = None  # set by load_novelty_index
+    step_graphs = None  # set by optimize on CUDA
 
     def __init__(
         self,
@@ -267,7 +268,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
         if cross_attention_kwargs and "window" in cross_attention_kwargs:
             cross_attention_kwargs = {"grid": latent_shape[2:], **cross_attention_kwargs}
         generator = sampling.make_generators(seed, generator, n_items)
-        timesteps = sampling.prepare_timesteps(self.scheduler, num_inference_steps, device)
+        timesteps = sampling.prepare_timesteps(self.scheduler, num_inference_steps)
         guided = guidance_scale > 1.0
         self._interrupt = False
 
@@ -374,6 +375,8 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
 
     def denoise(self, latents: Tensor, embedding: Tensor, timesteps: Tensor, guidance_scale: float = 1.0, **options):
         """`musicldm.sampling.denoise` with the pipeline's UNet and scheduler: any window of latents, any steps."""
+        if self.step_graphs is not None:
+            options["evaluate"] = self.step_graphs.of(self.unet)
         return sampling.denoise(self.unet, self.scheduler, latents, embedding, timesteps, guidance_scale, **options)
 
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 
+from musicldm.attention import projections_apart
 from musicldm.loading import PARTS, listed_heads, part_class
 
 CARD = "README.md"
@@ -59,7 +60,7 @@ class PublishMixin(DiffusionPipeline):
                 part_class(name, library, class_name)
         hub = {name: kwargs.pop(name) for name in ("commit_message", "private", "token", "create_pr") if name in kwargs}
         repository = kwargs.pop("repo_id", Path(save_directory).name)
-        with listed_heads(self.unet):
+        with listed_heads(self.unet), projections_apart(self.unet):
             super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         (folder / CARD).write_text(self.card or plain_card(self), encoding="utf-8")

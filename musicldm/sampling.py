@@ -37,8 +37,10 @@ def make_generators(seed: int | None, generator: Noise, n_items: int) -> Noise:
     return generator
 
 
-def prepare_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> Tensor:
+def prepare_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> Tensor:
     """Set the scheduler up for a run; its time steps, noisiest first.
+
+    They stay on the CPU, where schedulers look numbers up by them: on a GPU each look-up would wait for the device.
 
     Raises:
         ValueError: for a number of steps that it cannot make.
@@ -47,7 +49,7 @@ def prepare_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, devic
     trained = scheduler.config.num_train_timesteps
     if num_inference_steps > trained:
         raise ValueError(f"num_inference_steps={num_inference_steps} exceeds the {trained} steps of the training")
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    scheduler.set_timesteps(num_inference_steps, device="cpu")
     last = scheduler.timesteps.max()
     if not hasattr(scheduler, "sigmas") and last >= trained:  # these look the noise level up in a table
         raise ValueError(
@@ -83,18 +85,28 @@ def denoise(
     generator: Noise = None,
     on_step: OnStep | None = None,
     cross_attention_kwargs: dict[str, Any] | None = None,
+    evaluate: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """``latents (B, C, T, F)``, of any window in time, taken from the first to the last of ``timesteps``.
 
     ``timesteps`` are the prepared scheduler's: all of them, or the last few for latents that are partly denoised.
     ``embedding`` is (B, D), or for guidance (2B, D) with the unconditional rows first. After each step
     ``on_step(i, t, latents, embedding)`` returns the latents and the embedding to go on with, or None to stop: this
-    is where a part of the latents can be held to something known.
+    is where a part of the latents can be held to something known. ``evaluate`` takes the place of `predict`.
+
+    The loop never waits for a GPU, unless the scheduler does: UniPC solves a system there, and noise of a CPU generator
+    has to be brought.
     """
     step_options = options_of_step(scheduler, latents, eta, generator)
     embedding = embedding.to(unet.dtype)
+    evaluate, timesteps = evaluate or predict, timesteps.cpu()
+    precision = torch.float32 if timesteps.is_floating_point() else timesteps.dtype  # not every device has float64
+    there = timesteps.to(latents.device, precision)
     for i, t in enumerate(timesteps):
-        prediction = predict(unet, scheduler, latents, embedding, t, guidance_scale, cross_attention_kwargs)
+        scaled = latents
+        if hasattr(scheduler, "scale_model_input"):  # flows have none
+            scaled = scheduler.scale_model_input(latents, t)
+        prediction = evaluate(unet, scaled, there[i], embedding, guidance_scale, cross_attention_kwargs)
         latents = scheduler.step(prediction, t, latents, **step_options).prev_sample
         if on_step is not None:
             changed = on_step(i, t, latents, embedding)
@@ -106,24 +118,19 @@ def denoise(
 
 def predict(
     unet: nn.Module,
-    scheduler: SchedulerMixin,
     latents: Tensor,
-    embedding: Tensor,
     t: Tensor,
-    guidance_scale: float = 1.0,
+    embedding: Tensor,
+    guidance_scale: float | Tensor,
     cross_attention_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
-    """The UNet's prediction at time step ``t``, of the latents' shape and dtype; guided if ``embedding`` has 2B rows.
+    """The UNet's prediction for scaled ``latents``, of their shape and dtype; guided if ``embedding`` has 2B rows.
 
-    ``embedding`` has the UNet's dtype, ``latents`` may be more precise.
-    Eq. 6 of Ho and Salimans with scale = 1 + w.
+    ``embedding`` has the UNet's dtype, ``latents`` may be more precise. Eq. 6 of Ho and Salimans with scale = 1 + w.
     """
     copies = len(embedding) // len(latents)
-    model_input = torch.cat([latents] * copies)
-    if hasattr(scheduler, "scale_model_input"):  # flows have none
-        model_input = scheduler.scale_model_input(model_input, t)
     prediction = unet(
-        model_input.to(embedding.dtype),
+        torch.cat([latents] * copies).to(embedding.dtype),
         t,
         encoder_hidden_states=None,
         class_labels=embedding,

@@ -37,7 +37,7 @@ def test_samplers_follow_the_flow(name, steps):
         def forward(self, x, t, **_):
             return ((x - x0) / (t / 1000),)
 
-    timesteps = prepare_timesteps(scheduler, steps, torch.device("cpu"))
+    timesteps = prepare_timesteps(scheduler, steps)
     latents = first_noise(scheduler, x0.shape, torch.float32, torch.device("cpu"), generator)
     assert abs(float(latents.std()) - 1) < 0.2
     found = denoise(Knows(), scheduler, latents, torch.zeros(1, 3), timesteps)

@@ -5,9 +5,13 @@ from inspect import signature
 import numpy as np
 import pytest
 import torch
+from conftest import make_unet
 from diffusers import DDIMScheduler
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from musicldm.sampling import denoise, prepare_timesteps
 from musicldm.schedulers import SCHEDULERS, make_scheduler
 
 # diffusers hands tensors to NumPy functions at every step
@@ -52,6 +56,35 @@ def test_exact_predictions_lead_to_the_image(name):
         options = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
         x = scheduler.step(noise, t, x, **options).prev_sample
     assert (x - x0).square().mean().sqrt() < 0.06
+
+
+class Transfers(TorchDispatchMode):
+    """Counts operations that take tensors of one device to another; reading a value of device "meta" raises anyway."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        before, after = (
+            {x.device.type for x in tree_leaves(tree) if isinstance(x, torch.Tensor)}
+            for tree in ((arguments, options), result)
+        )
+        self.count += bool(before) and not after <= before
+        return result
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "unipc"])
+def test_the_loop_never_waits_for_a_device(name):
+    """Latents and UNet lie on a device whose values nobody can know; only the time steps are brought there, at once."""
+    scheduler = make_scheduler(name, DDIMScheduler(**TRAINED_WITH))
+    timesteps = prepare_timesteps(scheduler, 6)
+    unet = make_unet().to("meta")
+    latents = torch.empty(2, unet.config.in_channels, 8, 4, device="meta")
+    embedding = torch.empty(4, unet.config.projection_class_embeddings_input_dim, device="meta")
+    with torch.no_grad(), Transfers() as transfers:
+        result = denoise(unet, scheduler, latents, embedding, timesteps, 2.0)
+    assert result.shape == latents.shape
+    assert transfers.count == 1
 
 
 def test_unknown_name_gets_the_list():
