@@ -7,13 +7,18 @@ import time
 from collections.abc import Callable
 
 
-def in_turns(functions: dict[str, Callable[[], object]], repetitions: int) -> dict[str, dict]:
+def in_turns(
+    functions: dict[str, Callable[[], object]],
+    repetitions: int,
+    warm_ups: dict[str, Callable[[], object]] | None = None,
+) -> dict[str, dict]:
     """Seconds of each function: by the clock, and of the processor's time, which other programs do not stretch.
 
-    Each is called once before anything is timed. Medians, and least and greatest.
+    Before anything is timed, each is called once, or the shorter one of the same name in ``warm_ups``. Medians, and
+    least and greatest.
     """
     times = {name: {"clock_s": [], "processor_s": []} for name in functions}
-    for function in functions.values():
+    for function in (warm_ups or functions).values():
         function()
     for _ in range(repetitions):
         for name, function in functions.items():

@@ -56,7 +56,8 @@ def test_files_and_recipe(generate, tmp_path, tiny_folder, tiny_pipeline):
 
 
 def test_it_is_what_the_pipeline_makes(generate, tiny_folder):
-    (record,) = generate("calm piano", "--seed", 3, "--guidance", 3.5, "--seconds", 0.3, "--scheduler", "euler")
+    options = "--guidance", 3.5, "--seconds", 0.3, "--scheduler", "euler", "--no-fast"
+    (record,) = generate("calm piano", "--seed", 3, *options)
     pipeline = MusicLDMPipeline.from_pretrained(tiny_folder)
     pipeline.scheduler = make_scheduler("euler", pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -81,7 +82,7 @@ def test_seeds_of_several_prompts_and_the_batch_do_not_matter(generate, tmp_path
 
 
 def test_best_of_several_candidates(generate, tiny_folder):
-    (record,) = generate("calm piano", "--candidates", 3, "--seed", 1, "--no-figure")
+    (record,) = generate("calm piano", "--candidates", 3, "--seed", 1, "--no-figure", "--no-fast")
     pipeline = MusicLDMPipeline.from_pretrained(tiny_folder)
     pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)

@@ -82,13 +82,12 @@ def test_there_are_never_more_threads_than_cores(pipeline, monkeypatch):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_the_command_line_denoises_in_bfloat16_only_if_asked(tiny_folder, tmp_path, monkeypatch, fast):
+@pytest.mark.parametrize(("option", "expected"), [([], None), (["--fast"], None), (["--no-fast"], False)])
+def test_the_command_line_is_fast_unless_told_otherwise(tiny_folder, tmp_path, monkeypatch, option, expected):
     from musicldm.cli import main
 
     seen = []
     monkeypatch.setattr("musicldm.pipeline.optimize", lambda pipeline, bfloat16: seen.append(bfloat16))
-    options = ["--fast"] if fast else []
     arguments = ["generate", "a", "--model", str(tiny_folder), "--steps", "1", "--out", str(tmp_path), "--no-figure"]
-    assert not main([*arguments, *options])
-    assert seen == [None if fast else False]
+    assert not main([*arguments, *option])
+    assert seen == [expected]

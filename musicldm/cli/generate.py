@@ -35,7 +35,7 @@ DEFAULTS = {
     "candidates": 1,
     "scheduler": "dpm++",
     "dtype": "auto",
-    "fast": False,
+    "fast": True,
     "lora": None,
     "concept": None,
     "novelty": None,
@@ -130,8 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fast",
-        action="store_true",
-        help="on a CPU that computes it natively, use bfloat16: nearly the same music in less time",
+        action=argparse.BooleanOptionalAction,
+        help="on a CPU that computes it natively, use bfloat16: nearly the same music in less time (default: yes)",
         **setting,
     )
     parser.add_argument("--no-figure", action="store_true", help="no picture beside the audio")
