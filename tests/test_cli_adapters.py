@@ -66,7 +66,7 @@ def test_adapters_and_concepts_change_the_music_by_their_weights(generate, adapt
 def test_it_is_what_the_pipeline_makes(generate, adapters, tiny_folder):
     mine, yours, warm = (adapters[name] for name in ("<mine>", "<yours>", "warm"))
     options = ("--concept", mine, "--concept", f"{yours}:0.5", "--lora", warm)
-    made = heard(generate("<mine> and <yours>", *options, "--scheduler", "ddim"))
+    made = heard(generate("<mine> and <yours>", *options, "--scheduler", "ddim", "--no-fast"))
     pipeline = MusicLDMPipeline.from_pretrained(tiny_folder)
     pipeline.set_progress_bar_config(disable=True)
     load_concept(pipeline, mine)

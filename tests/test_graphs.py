@@ -109,9 +109,10 @@ def test_a_recording_that_is_wrong_is_not_used(pipeline, tiny_folder, caplog, re
 
 def test_adapters_are_not_recorded(pipeline, recorder, caplog):
     pytest.importorskip("peft")
+    from musicldm.config import LoraConfig
     from musicldm.lora import add_adapter
 
-    add_adapter(pipeline.unet, 2)
+    add_adapter(pipeline.unet, LoraConfig(rank=2))
     with caplog.at_level(logging.INFO):
         pipeline("solo flute", **OPTIONS)
     assert recorder.count == 0
