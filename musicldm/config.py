@@ -323,7 +323,7 @@ class ConceptConfig(DiffusionConfig):
 
     name: str = ""  # such as <mine>
     init: str = "mini"
-    steps: int = 150  # of the adapter
+    steps: int = 100  # of the adapter
     batch_size: int = 4
     learning_rate: float = 1e-3
     warmup_steps: int = 10

@@ -234,6 +234,8 @@ def test_weights_that_do_not_fit_are_refused(trained, collection, tmp_path, stag
         run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=overrides)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=["init=nowhere"])
+    with pytest.raises(ValueError, match="musicldm convert"):
+        run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=[f"init={__file__}"])
     assert not list(tmp_path.iterdir())
 
 

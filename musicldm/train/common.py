@@ -31,8 +31,14 @@ def initial_folder(config: TrainConfig, part: str = "") -> Path:
 
     Raises:
         FileNotFoundError: ``init`` is neither a folder nor a bundled model.
+        ValueError: it is a file.
     """
     folder = bundled_models().get(config.init, Path(config.init))
+    if folder.is_file():
+        raise ValueError(
+            f"init: {config.init} is a file; an original checkpoint becomes a folder to start from by "
+            f"`musicldm convert {config.init} --out FOLDER`"
+        )
     if not folder.is_dir():
         known = ", ".join(bundled_models())
         raise FileNotFoundError(f"init: there is no folder {config.init!r} to start from (bundled models: {known})")
