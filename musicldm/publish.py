@@ -52,8 +52,14 @@ class PublishMixin(DiffusionPipeline):
         are described.
 
         Raises:
-            ValueError: if a part is of a class that is not public in diffusers or transformers.
+            ValueError: if a part is of a class that is not public in diffusers or transformers, or the UNet carries
+                adapters, which are files of their own.
         """
+        if adapters := getattr(self.unet, "peft_config", None):
+            raise ValueError(
+                f"the UNet carries adapters ({', '.join(adapters)}); make them part of it by fuse_lora() and then "
+                "unload_lora_weights(), or take them away by the latter alone"
+            )
         for name in PARTS:
             library, class_name = self.config[name]
             if library is not None:

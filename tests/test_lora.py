@@ -64,7 +64,7 @@ def test_the_file_is_diffusers_layout_and_small(adapters, pipeline):
     assert not (adapters[0] / "unet").exists()
 
 
-def test_an_adapter_changes_the_music_by_its_scale_and_leaves_without_a_trace(adapters, pipeline):
+def test_an_adapter_changes_the_music_by_its_scale_and_leaves_without_a_trace(adapters, pipeline, tmp_path):
     plain = play(pipeline)
     pipeline.load_lora_weights(adapters[0])
     adapted, half = play(pipeline), play(pipeline, 0.5)
@@ -72,6 +72,9 @@ def test_an_adapter_changes_the_music_by_its_scale_and_leaves_without_a_trace(ad
     assert 0 < (half - plain).norm() < (adapted - plain).norm()
     torch.testing.assert_close(play(pipeline, 0.0), plain)
     assert torch.equal(play(pipeline), adapted)  # a call's scale is gone with the call
+    with pytest.raises(ValueError, match="fuse_lora"):
+        pipeline.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
     pipeline.fuse_lora()
     torch.testing.assert_close(play(pipeline), adapted, rtol=1e-3, atol=1e-3)
     pipeline.unfuse_lora()

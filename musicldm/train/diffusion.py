@@ -112,9 +112,11 @@ def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: i
 
 
 def of_initial(config: DiffusionConfig) -> DiffusionConfig:
-    """The configuration with what the model ``init`` says of itself."""
-    vocoder = SpeechT5HifiGan.from_pretrained(initial_folder(config, "vocoder"))
-    return replace(config, prediction=trained_prediction(initial_folder(config, "scheduler")), mel=mel_config(vocoder))
+    """The configuration with what the model ``init`` says of itself: its prediction and its vocoder's spectrograms."""
+    vocoder = SpeechT5HifiGan.from_pretrained(config.vocoder or initial_folder(config, "vocoder"))
+    scheduler = initial_folder(config, "scheduler")
+    prediction = trained_prediction(scheduler) if scheduler.name == "scheduler" else config.prediction
+    return replace(config, prediction=prediction, mel=mel_config(vocoder))
 
 
 def load_parts(config: DiffusionConfig) -> Parts:
