@@ -37,6 +37,7 @@ def cluster():
     """The address of a Ray cluster of a head without processors and two machines with one each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_raylet_start_wait_time_s", "180")  # where other programs keep all processors busy
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where the functions are
         from ray.cluster_utils import Cluster
 
