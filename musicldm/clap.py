@@ -2,6 +2,7 @@
 
     text      -> tokens -> RoBERTa -> projection -> (B, D)
     waveform (B, L) at any rate -> resample, repeat or crop -> log-mel (B, 1, T, F) -> HTSAT -> projection -> (B, D)
+    and for a model with feature fusion: the whole of a longer one, shrunk, and three clips of it (B, 4, T, F)
 
 The networks are ``transformers.ClapModel``; the front end here is what CLAP was trained with, in torch, batched and
 on any device. Rate, window, bands and clip length come from the feature extractor. Gradients flow when they are on.
@@ -35,6 +36,7 @@ def clap_feature_extractor(
     n_mels: int = 64,
     f_min: float = 50.0,
     f_max: float = 14_000.0,
+    fusion: bool = False,
 ) -> ClapFeatureExtractor:
     """The front end's parameters as transformers stores them; the defaults are those of the released CLAP.
 
@@ -52,7 +54,7 @@ def clap_feature_extractor(
         fft_window_size=n_fft,
         frequency_min=f_min,
         frequency_max=f_max,
-        truncation="rand_trunc",
+        truncation="fusion" if fusion else "rand_trunc",
         padding="repeatpad",
     )
 
@@ -85,19 +87,28 @@ def embed_audio(
     """Unit-norm embeddings (B, D) of ``waveforms (B, L)`` at ``sample_rate`` Hz.
 
     Only one clip of the feature extractor's length is heard: the middle of longer audio, or with a ``generator`` a
-    random crop of each row.
+    random crop of each row. A model with feature fusion hears all of it, see `fused_log_mel`.
     """
     if not torch.isfinite(waveforms).all():
         raise ValueError("waveforms hold NaN or infinity; replace these samples first")
     waveforms = resample(waveforms.to(clap.device, torch.float32), sample_rate, feature_extractor.sampling_rate)
-    return embed_log_mel(clap, clap_log_mel(waveforms, feature_extractor, generator))
+    return embed_log_mel(clap, log_mel_for(clap, waveforms, feature_extractor, generator))
+
+
+def log_mel_for(
+    clap: ClapModel,
+    waveforms: Tensor,
+    feature_extractor: ClapFeatureExtractor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """What `embed_log_mel` wants of ``waveforms (B, L)``: `fused_log_mel` with feature fusion, else `clap_log_mel`."""
+    make = fused_log_mel if clap.config.audio_config.enable_fusion else clap_log_mel
+    return make(waveforms, feature_extractor, generator)
 
 
 def embed_log_mel(clap: ClapModel, log_mel: Tensor) -> Tensor:
-    """Unit-norm embeddings (B, D) of ``log_mel (B, 1, T, F)`` from `clap_log_mel`."""
+    """Unit-norm embeddings (B, D) of ``log_mel (B, 1 or 4, T, F)`` from `log_mel_for`."""
     config = clap.config.audio_config
-    if config.enable_fusion:
-        raise ValueError("CLAP models with feature fusion are not supported; use an unfused one (enable_fusion=False)")
     n_frames, n_bands = log_mel.shape[-2:]
     most_frames = config.spec_size * (config.spec_size // config.num_mel_bins)  # the image holds them in rows
     if n_bands != config.num_mel_bins or n_frames > most_frames:
@@ -105,7 +116,12 @@ def embed_log_mel(clap: ClapModel, log_mel: Tensor) -> Tensor:
             f"got {n_frames} frames of {n_bands} bands; this CLAP takes up to {most_frames} of {config.num_mel_bins}: "
             "use the feature extractor that belongs to it"
         )
-    return _pooled(clap.get_audio_features(input_features=log_mel.to(clap.device, clap.dtype)))
+    log_mel = log_mel.to(clap.device, clap.dtype)
+    if not config.enable_fusion:
+        return _pooled(clap.get_audio_features(input_features=log_mel))
+    is_longer = torch.full((len(log_mel), 1), log_mel.shape[1] == 4, device=log_mel.device)
+    features = log_mel.expand(-1, 4, -1, -1)
+    return _pooled(clap.get_audio_features(input_features=features, is_longer=is_longer))
 
 
 def _pooled(features) -> Tensor:
@@ -123,24 +139,61 @@ def clap_log_mel(
     """
     if feature_extractor.truncation == "fusion":
         warnings.warn(
-            "the feature extractor asks for fusion, which other mel filters belong to; using 'rand_trunc' "
-            "(build it with clap_feature_extractor())",
+            "the feature extractor asks for fusion, which other mel filters belong to and this model does not know; "
+            "using 'rand_trunc' (build it with clap_feature_extractor())",
             stacklevel=2,
         )
     clips = fit_to_clip(waveforms.float(), feature_extractor, generator)
+    return _log_mel(clips, feature_extractor, feature_extractor.mel_filters_slaney).unsqueeze(1)
+
+
+def fused_log_mel(
+    waveforms: Tensor, feature_extractor: ClapFeatureExtractor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Log-mel spectrograms in dB of ``waveforms (B, L)`` for a model with feature fusion.
+
+    (B, 4, T, F) of audio longer than a clip: all of it, shrunk to the T frames of a clip, and a clip of each third; the
+    first, the middle and the last one possible, or with a ``generator`` random ones. (B, 1, T, F) of other audio. Mel
+    bands as ``ClapFeatureExtractor`` has them with ``truncation="fusion"``. Wu et al. (2023), section 3.2.
+    """
+    clip_samples = round(feature_extractor.nb_max_samples)
+    filters, n_frames = feature_extractor.mel_filters, clip_samples // feature_extractor.hop_length + 1
+    if waveforms.ndim == 2 and waveforms.shape[1] > clip_samples:
+        whole = _log_mel(waveforms.float(), feature_extractor, filters)  # (B, T', F)
+    else:
+        whole = _log_mel(fit_to_clip(waveforms.float(), feature_extractor), feature_extractor, filters)
+    n_starts = whole.shape[1] - n_frames + 1
+    if n_starts == 1:
+        return whole.unsqueeze(1)
+    size = [n_frames, whole.shape[2]]
+    shrunk = functional.interpolate(whole.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
+    if generator is None:
+        starts = [[0, n_starts // 2, n_starts - 1]] * len(whole)
+    else:
+        drawn = torch.rand(len(whole), 3, generator=generator, device=generator.device)
+        starts = ((torch.arange(3, device=drawn.device) + drawn) * n_starts / 3).long().tolist()
+    clips = [
+        torch.stack([row[start : start + n_frames] for start in of_row])
+        for row, of_row in zip(whole, starts, strict=True)
+    ]
+    return torch.cat([shrunk, torch.stack(clips)], dim=1)
+
+
+def _log_mel(waveforms: Tensor, feature_extractor: ClapFeatureExtractor, filters) -> Tensor:
+    """Log-mel spectrograms (B, T, F) in dB of ``waveforms (B, L)``, frames centred; ``filters (n_fft / 2 + 1, F)``."""
     spectrum = torch.stft(
-        clips,
+        waveforms,
         feature_extractor.fft_window_size,
         feature_extractor.hop_length,
-        window=torch.hann_window(feature_extractor.fft_window_size, device=clips.device),
+        window=torch.hann_window(feature_extractor.fft_window_size, device=waveforms.device),
         center=True,
         pad_mode="reflect",
         return_complex=True,
     )  # (B, n_fft / 2 + 1, T)
     power = spectrum.real.square() + spectrum.imag.square()
-    filters = torch.as_tensor(feature_extractor.mel_filters_slaney, dtype=power.dtype, device=power.device)
+    filters = torch.as_tensor(filters, dtype=power.dtype, device=power.device)
     mel = power.transpose(1, 2) @ filters  # (B, T, F)
-    return 10 * mel.clamp(min=POWER_FLOOR).log10().unsqueeze(1)
+    return 10 * mel.clamp(min=POWER_FLOOR).log10()
 
 
 def fit_to_clip(
@@ -214,6 +267,15 @@ def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor | float) -> Tens
     logits = scale * audio @ text.T  # (B, B)
     labels = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+
+
+def regression_loss(views: Tensor, wanted: Tensor) -> Tensor:
+    """How far ``views (V, B, D)``, audio and then captions, are from the ``wanted`` vectors of a larger model.
+
+    1 - cosine, half of it the audio's, half the captions': each modality is compared with itself alone.
+    """
+    distance = 1 - functional.cosine_similarity(views, wanted, dim=-1)  # (V, B)
+    return (distance[0].mean() + distance[1:].mean()) / 2
 
 
 def views_loss(views: Tensor, scale: Tensor | float) -> Tensor:

@@ -94,6 +94,7 @@ class TrainConfig:
 
     seed: int = 0
     init: str = ""  # weights to start from, whose sizes then count: a stage's final folder, a model folder or "mini"
+    share: float = 1.0  # of the training recordings that are used; the same ones in every run
     steps: int = 100_000  # optimiser steps
     batch_size: int = 16  # clips for each process at a time
     accumulate: int = 1  # batches of each process whose gradients make one step
@@ -126,6 +127,8 @@ class TrainConfig:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("device", self.device, ("auto", "cpu"))
         _one_of("export", self.export, ("last", "best"))
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is a share of the recordings, above 0 and at most 1, got {self.share}")
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if not 0 < self.decay_per_epoch <= 1:
@@ -213,11 +216,18 @@ class CLAPConfig(TrainConfig):
     audio_f_min: float = 50.0  # Hz
     audio_f_max: float = 14_000.0  # Hz
     audio_s: float = 10.0  # seconds; shorter clips are repeated, longer ones cut
+    fusion: bool = False  # longer clips are heard whole: shrunk, with a clip of each third
+    distill: str = ""  # a model or a folder of this stage, whose embeddings are learned instead of the contrast
     dropout: float = 0.1
 
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "caption_views")
+        if self.fusion and not self.mel.clip_s > self.audio_s:
+            raise ValueError(
+                f"fusion is for clips longer than audio_s ({self.audio_s} s), but they are {self.mel.clip_s} s: "
+                "raise mel.clip_s or lower audio_s"
+            )
         if self.text_width % self.text_heads:
             raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
         if len(self.audio_depths) != len(self.audio_heads):

@@ -17,6 +17,7 @@ from musicldm.clap import (
     embed_log_mel,
     embed_text,
     fit_to_clip,
+    fused_log_mel,
     resample,
     train_tokenizer,
     views_loss,
@@ -30,8 +31,7 @@ def tokenizer():
     return train_tokenizer(CAPTIONS, 300)
 
 
-@pytest.fixture(scope="module")
-def clap(tokenizer):
+def make_clap(tokenizer, **audio):
     torch.manual_seed(0)
     config = ClapConfig(
         text_config={
@@ -50,10 +50,16 @@ def clap(tokenizer):
             "depths": [2, 2],
             "num_attention_heads": [1, 2],
             "hidden_size": 16,
+            **audio,
         },
         projection_dim=24,
     )
     return ClapModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def clap(tokenizer):
+    return make_clap(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +179,43 @@ def test_clip_that_the_audio_tower_cannot_hold_is_refused(clap):
     longer = clap_feature_extractor(sample_rate=16_000, clip_s=2.56, hop_length=160, n_mels=16, f_max=8000.0)
     with pytest.raises(ValueError, match=r"257 frames of 16 bands.* 256 of 16"):
         embed_audio(clap, longer, noise(1, 1000), 16_000)
+
+
+@pytest.mark.parametrize("seconds", [0.7, 2, 5.3])
+def test_log_mel_for_fusion_equals_transformers(seconds):
+    extractor = clap_feature_extractor(16_000, 2, hop_length=160, f_max=8000.0, fusion=True)
+    waveforms = noise(2, round(seconds * 16_000))
+    expected = extractor(list(waveforms.numpy()), sampling_rate=16_000, return_tensors="pt")["input_features"]
+    actual = fused_log_mel(waveforms, extractor)
+    longer = seconds > 2
+    assert actual.shape == (2, 4 if longer else 1, 201, 64)
+    assert (actual[:, 0] - expected[:, 0]).abs().max() < 1e-2
+    if longer:  # transformers draws the clips at random
+        whole = extractor._np_extract_fbank_features(waveforms[0].double().numpy(), extractor.mel_filters)
+        start = (len(whole) - 200) // 2
+        for clip, first in ((1, 0), (2, start), (3, len(whole) - 201)):
+            assert np.abs(actual[0, clip].numpy() - whole[first : first + 201]).max() < 1e-2
+        drawn = fused_log_mel(waveforms, extractor, torch.Generator().manual_seed(0))
+        assert torch.equal(drawn[:, 0], actual[:, 0])
+        places = [[torch.cdist(clip[:1], torch.from_numpy(whole).float()).argmin().item() for clip in drawn[0, 1:]]]
+        assert [3 * place // (len(whole) - 200) for place in places[0]] == [0, 1, 2]
+
+
+def test_a_model_with_fusion_hears_all_of_a_long_recording(tokenizer, clap, small):
+    fused = make_clap(tokenizer, enable_fusion=True)
+    extractor = ClapFeatureExtractor.from_dict(small.to_dict() | {"truncation": "fusion", "max_length_s": 2})
+    waveforms = noise(2, 100_000)
+    other_end = torch.cat([waveforms[:, :-8000], noise(2, 8000, seed=1)], dim=1)
+    with torch.no_grad():
+        heard = [embed_audio(fused, extractor, x, 16_000) for x in (waveforms, other_end)]
+        cropped = [embed_audio(clap, small, x, 16_000) for x in (waveforms, other_end)]
+        features = extractor(list(waveforms[:, :9000].numpy()), sampling_rate=16_000, return_tensors="pt")
+        short = fused.get_audio_features(features["input_features"], is_longer=torch.zeros(2, 1, dtype=torch.bool))
+        ours = embed_audio(fused, extractor, waveforms[:, :9000], 16_000)
+    assert torch.equal(*cropped)
+    assert (heard[0] - heard[1]).abs().max() > 1e-5
+    short = short if isinstance(short, torch.Tensor) else short.pooler_output
+    assert (ours - short).abs().max() < 1e-4
 
 
 def test_fusion_extractor_is_named(small):

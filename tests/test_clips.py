@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicldm.data.clips import Item, SegmentDataset, batch_items, item_rng, load_clips, read_clip, split_clips
+from musicldm.data.clips import Clip, Item, SegmentDataset, batch_items, item_rng, load_clips, read_clip, split_clips
 
 RATE = 8000
 
@@ -42,6 +43,15 @@ def test_metadata_gives_captions_and_split(tmp_path):
     a, b = load_clips(tmp_path, 1.0)
     assert (a.texts, b.texts) == (("one", "two"), ())
     assert split_clips([a, b]) == ([b], [a])
+
+
+def test_a_smaller_share_is_part_of_a_larger_one():
+    clips = [Clip(Path(f"{i}.wav"), k, 1.0, (), "train") for i in range(50) for k in (0.0, 1.0)]
+    clips += [Clip(Path("last.wav"), 0.0, 1.0, (), "validation")]
+    few, some, most = (split_clips(clips, share) for share in (0.001, 0.1, 1.0))
+    assert [len(training) for training, _ in (few, some, most)] == [2, 10, 100]  # two clips of each recording
+    assert set(few[0]) < set(some[0]) < set(most[0])
+    assert few[1] == some[1] == most[1] == clips[-1:]
 
 
 def test_versions_of_one_piece_are_never_split(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from disk import full_disk
 
 from musicldm.config import VAEConfig
 from musicldm.train import run
@@ -117,6 +118,19 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
         assert record_best(state, {"loss": loss, "other": -loss}) == (state.step <= 20)
         save_state(state, tmp_path, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-40", "checkpoint-50"]
+
+
+def test_a_full_disk_costs_no_checkpoint(tmp_path):
+    state = State({"module": torch.nn.Linear(100, 100)}, step=10)
+    save_state(state, tmp_path, keep=1)
+    before = (tmp_path / "checkpoint-10" / STATE_FILE).read_bytes()
+    state.step = 20
+    with full_disk(5000), pytest.raises(OSError, match=r"checkpoint-20 cannot be written .*kept: checkpoint-10"):
+        save_state(state, tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert (tmp_path / "checkpoint-10" / STATE_FILE).read_bytes() == before
+    save_state(state, tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
 
 
 def test_the_best_weights_can_be_exported(collection, tmp_path):

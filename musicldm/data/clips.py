@@ -158,20 +158,27 @@ def split_of(key: str) -> str:
     return "validation" if fraction < VALIDATION_SHARE else "train"
 
 
-def split_clips(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
+def split_clips(clips: list[Clip], share: float = 1.0) -> tuple[list[Clip], list[Clip]]:
     """``(training, validation)``; a collection too small for a validation share validates on its last recording.
+
+    With a ``share`` below 1 only so many of the training recordings are kept, at least one: those of lowest hash, so
+    that a smaller share is part of a larger one.
 
     Raises:
         ValueError: fewer than two recordings, so nothing can be held out.
     """
     train = [clip for clip in clips if clip.split != "validation"]
     validation = [clip for clip in clips if clip.split == "validation"]
-    if train and validation:
-        return train, validation
-    last = clips[-1].path
-    if all(clip.path == last for clip in clips):
-        raise ValueError(f"training needs two recordings or more, to hold one out; found only {last.name}")
-    return [clip for clip in clips if clip.path != last], [clip for clip in clips if clip.path == last]
+    if not (train and validation):
+        last = clips[-1].path
+        if all(clip.path == last for clip in clips):
+            raise ValueError(f"training needs two recordings or more, to hold one out; found only {last.name}")
+        train, validation = ([c for c in clips if (c.path == last) == held] for held in (False, True))
+    if share < 1:
+        recordings = sorted({clip.path for clip in train}, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+        kept = set(recordings[: math.ceil(share * len(recordings))])
+        train = [clip for clip in train if clip.path in kept]
+    return train, validation
 
 
 def item_rng(seed: int, item: Item, purpose: str) -> np.random.Generator:

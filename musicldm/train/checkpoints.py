@@ -145,15 +145,24 @@ def checkpoint_step(path: Path) -> int:
 
 
 def save_state(state: State, out: Path, keep: int) -> None:
-    """Write ``OUT/checkpoint-N`` atomically and remove all but the newest ``keep`` and the best."""
+    """Write ``OUT/checkpoint-N`` atomically and remove all but the newest ``keep`` and the best.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the checkpoints before it are as they were.
+    """
     folder, scratch = out / f"checkpoint-{state.step}", out / ".writing"
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    with open(scratch / STATE_FILE, "wb") as file:
-        parts = {name: _unwrapped(part).state_dict() for name, part in state.parts.items()}
-        torch.save({"step": state.step, "numbers": state.numbers, "parts": parts}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        scratch.mkdir()
+        with open(scratch / STATE_FILE, "wb") as file:
+            parts = {name: _unwrapped(part).state_dict() for name, part in state.parts.items()}
+            torch.save({"step": state.step, "numbers": state.numbers, "parts": parts}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer hides the first in the second
+        shutil.rmtree(scratch, ignore_errors=True)
+        kept = ", ".join(path.name for path in checkpoints(out)) or "there is none before it"
+        raise OSError(f"{folder} cannot be written ({error}); kept: {kept}. Make room, then --resume") from error
     shutil.rmtree(folder, ignore_errors=True)  # one that could not be read, so that the run went back before it
     scratch.rename(folder)
     for old in checkpoints(out)[:-keep]:

@@ -21,10 +21,11 @@ from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, Clap
 
 from musicldm.clap import (
     clap_feature_extractor,
-    clap_log_mel,
     contrastive_loss,
     embed_log_mel,
     embed_text,
+    log_mel_for,
+    regression_loss,
     resample,
     train_tokenizer,
     views_loss,
@@ -39,6 +40,7 @@ from musicldm.train.common import (
     initial_folder,
     make_accelerator,
     make_optimizer,
+    model_folder,
     optimise,
     refuse_checkpointing,
     seed_batch,
@@ -116,7 +118,7 @@ def make_clap(config: CLAPConfig, vocabulary: int) -> ClapModel:
         num_attention_heads=list(config.audio_heads),
         hidden_size=config.audio_width * 2 ** (len(config.audio_depths) - 1),
         num_hidden_layers=len(config.audio_depths),
-        enable_fusion=False,
+        enable_fusion=config.fusion,
     )
     return ClapModel(
         ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=config.embedding_size)
@@ -133,12 +135,43 @@ def make_feature_extractor(config: CLAPConfig) -> ClapFeatureExtractor:
         n_mels=config.audio_n_mels,
         f_min=config.audio_f_min,
         f_max=config.audio_f_max,
+        fusion=config.fusion,
     )
 
 
-def log_mel_of(waveform: Tensor, config: CLAPConfig, feature_extractor: ClapFeatureExtractor) -> Tensor:
-    """The audio tower's input (B, 1, T, F) of ``waveform (B, L)`` at the collection's rate."""
-    return clap_log_mel(resample(waveform, config.mel.sample_rate, feature_extractor.sampling_rate), feature_extractor)
+def log_mel_of(
+    towers: Towers,
+    waveform: Tensor,
+    config: CLAPConfig,
+    feature_extractor: ClapFeatureExtractor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The audio tower's input (B, 1 or 4, T, F) of ``waveform (B, L)`` at the collection's rate."""
+    waveform = resample(waveform, config.mel.sample_rate, feature_extractor.sampling_rate)
+    return log_mel_for(towers.clap, waveform, feature_extractor, generator)
+
+
+class Teacher:
+    """The larger CLAP that ``config.distill`` names.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: its embeddings have another size than ``clap``'s.
+    """
+
+    def __init__(self, config: CLAPConfig, clap: ClapModel, device: torch.device):
+        larger, tokenizer, self.feature_extractor = load_conditioner(model_folder("distill", config.distill))
+        if (wanted := larger.config.projection_dim) != clap.config.projection_dim:
+            raise ValueError(
+                f"distill: {config.distill} has embeddings of {wanted}, the towers to be trained of "
+                f"{clap.config.projection_dim}; set embedding_size={wanted}"
+            )
+        self.config, self.towers = config, Towers(larger, tokenizer).to(device).eval()
+
+    @torch.no_grad()
+    def __call__(self, waveform: Tensor, captions: Sequence[Sequence[str]]) -> Tensor:
+        """Embeddings (1 + V, B, D) of ``waveform (B, L)`` and of V captions of each."""
+        return self.towers(log_mel_of(self.towers, waveform, self.config, self.feature_extractor), captions)[0].float()
 
 
 def train_step(
@@ -147,15 +180,22 @@ def train_step(
     feature_extractor: ClapFeatureExtractor,
     config: CLAPConfig,
     accelerator: Accelerator,
+    teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
     """One batch, waveforms (B, L) and V captions of each (V, B), for both towers; the others of all processes are the
-    negatives."""
+    negatives. With a ``teacher`` its embeddings are what is learned."""
     seed_batch(config, state)
     waveform, captions = batch
-    log_mel = log_mel_of(waveform.to(accelerator.device), config, feature_extractor)
+    waveform, towers = waveform.to(accelerator.device), accelerator.unwrap_model(state.parts["towers"])
+    places = torch.Generator().manual_seed(torch.initial_seed()) if config.fusion else None
+    log_mel = log_mel_of(towers, waveform, config, feature_extractor, places)
     with accelerator.autocast():
         views, scale = state.parts["towers"](log_mel, captions)
-    loss = views_loss(gather(views.float(), accelerator), scale)
+        wanted = teacher(waveform, captions) if teacher else None
+    if teacher:
+        loss = regression_loss(views.float(), wanted) + 0 * scale  # which keeps its place among the gradients
+    else:
+        loss = views_loss(gather(views.float(), accelerator), scale)
     norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
     return {"loss": loss.detach(), "scale": scale.detach(), **norm}
 
@@ -185,7 +225,7 @@ def validate(
     for first in range(0, n, config.batch_size):
         pairs = [dataset[Item(0, index)] for index in range(first, min(n, first + config.batch_size))]
         waveform = torch.stack([waveform for waveform, _ in pairs]).to(device)
-        log_mel = log_mel_of(waveform, config, feature_extractor)
+        log_mel = log_mel_of(towers, waveform, config, feature_extractor)
         (audio, text), scale = towers(log_mel, [[caption for _, (caption,) in pairs]])
         losses.append(float(contrastive_loss(audio, text, scale)) * len(pairs))
         constants.append(float(torch.tensor(len(pairs)).log()) * len(pairs))
@@ -210,15 +250,17 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     pipeline.
 
     Raises:
-        ValueError: a recording has no caption; or gradient checkpointing is asked for, which ClapModel does not know.
+        ValueError: a recording has no caption; or gradient checkpointing is asked for, which ClapModel does not know;
+            or the model to be distilled does not fit.
     """
     refuse_checkpointing(config, "CLAP model")
     clips = load_clips(data, config.mel.clip_s)
     if bare := [clip.path for clip in clips if not clip.texts]:
         raise ValueError(f"{len(bare)} recordings of {data} have no caption, the first is {bare[0].name}: add text")
-    train_clips, held_out = split_clips(clips)
+    train_clips, held_out = split_clips(clips, config.share)
     plain, feature_extractor = initial_towers(config, [text for clip in train_clips for text in clip.texts])
     accelerator = make_accelerator(config, out)
+    teacher = Teacher(config, plain.clap, accelerator.device) if config.distill else None
     start(config, out, resume, accelerator)
     plain.clap.logit_scale_t.requires_grad_(False)  # one scale serves both directions
     towers, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
@@ -228,19 +270,20 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
 
     def trial() -> Tensor:
         waveform, captions = dataset[Item(0, 0)]
-        log_mel = log_mel_of(waveform[None].to(accelerator.device), config, feature_extractor)
+        log_mel = log_mel_of(plain, waveform[None].to(accelerator.device), config, feature_extractor)
         views, scale = plain(log_mel, [[caption] for caption in captions])
         return views_loss(views.float(), scale)
 
     announce(config, train_clips, {"CLAP": plain}, trial, accelerator)
-    if config.compile:
-        plain.compile()
+    if config.compile:  # each tower: around them is the tokenizer
+        plain.clap.audio_model.compile()
+        plain.clap.text_model.compile()
     held_out_pairs = CaptionedClips(held_out, config, random_caption=False)
     check = partial(validate, plain, held_out_pairs, feature_extractor, config, accelerator.device)
     with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
         for batch in batches(dataset, config, accelerator, state):
             with accelerator.accumulate(towers):
-                losses = train_step(state, batch, feature_extractor, config, accelerator)
+                losses = train_step(state, batch, feature_extractor, config, accelerator, teacher)
             after_batch(state, losses, config, out, log, check)
     if accelerator.is_main_process:
         final = final_folder(state, config, data, out, {"CLAP": plain.clap})

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
@@ -26,6 +27,25 @@ from musicldm.train.checkpoints import State, record_best, save_state
 from musicldm.train.progress import Log
 
 
+def model_folder(setting: str, name: str) -> Path:
+    """The folder that ``setting`` names, or that of a bundled model.
+
+    Raises:
+        FileNotFoundError: it is neither.
+        ValueError: it is a file.
+    """
+    folder = bundled_models().get(name, Path(name))
+    if folder.is_file():
+        raise ValueError(
+            f"{setting}: {name} is a file; an original checkpoint becomes a folder to start from by "
+            f"`musicldm convert {name} --out FOLDER`"
+        )
+    if not folder.is_dir():
+        known = ", ".join(bundled_models())
+        raise FileNotFoundError(f"{setting}: there is no folder {name!r} to start from (bundled models: {known})")
+    return folder
+
+
 def initial_folder(config: TrainConfig, part: str = "") -> Path:
     """Where the weights of ``config.init`` lie: its sub-folder ``part`` if it has one, else itself.
 
@@ -33,15 +53,7 @@ def initial_folder(config: TrainConfig, part: str = "") -> Path:
         FileNotFoundError: ``init`` is neither a folder nor a bundled model.
         ValueError: it is a file.
     """
-    folder = bundled_models().get(config.init, Path(config.init))
-    if folder.is_file():
-        raise ValueError(
-            f"init: {config.init} is a file; an original checkpoint becomes a folder to start from by "
-            f"`musicldm convert {config.init} --out FOLDER`"
-        )
-    if not folder.is_dir():
-        known = ", ".join(bundled_models())
-        raise FileNotFoundError(f"init: there is no folder {config.init!r} to start from (bundled models: {known})")
+    folder = model_folder("init", config.init)
     return folder / part if (folder / part).is_dir() else folder
 
 
@@ -59,6 +71,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
             f"here are {', '.join(available) or 'none'}, and trackers=[] does without"
         )
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # for who waits while one fills a cache
+    AcceleratorState._reset_state()  # else a second run in one process could have no other precision than the first
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         cpu=config.device == "cpu",

@@ -333,7 +333,7 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     """
     config = of_initial(config) if config.lora.rank else config
     clips = load_clips(data, config.mel.clip_s)
-    _, held_out = split_clips(clips)
+    used, held_out = split_clips(clips, config.share)
     parts = load_parts(config)
     channels, frames, _ = latent_shape(parts.vae, config.mel)
     plain = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
@@ -344,7 +344,8 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     start(config, out, resume, accelerator)
     if config.gradient_checkpointing:
         plain.enable_gradient_checkpointing()
-    held_out_set = set(held_out)
+    held_out_set, used_set = set(held_out), {*used, *held_out}
+    clips = [clip for clip in clips if clip in used_set]
     to_mix = [clip for clip in clips if clip not in held_out_set]
     with accelerator.main_process_first():  # which fills the cache, for the others to read
         cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, out / "cache", accelerator.device)

@@ -85,14 +85,19 @@ def mel_of(waveform: Tensor, config: VAEConfig) -> Tensor:
     return mel[:, : mel.shape[1] // config.factor * config.factor].unsqueeze(1)
 
 
-def reconstruction_losses(
-    vae: nn.Module, mel: Tensor, generators: list[torch.Generator] | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction of ``mel (B, 1, T, F)``, and its losses; from latents drawn by ``generators``, or their means.
+def latent_noise(vae: AutoencoderKL, mel: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Noise (B, C, T/f, F/f) for the latents of ``mel (B, 1, T, F)``, each item's from its own generator."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    shape = vae.config.latent_channels, mel.shape[2] // factor, mel.shape[3] // factor
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(mel.device)
+
+
+def reconstruction_losses(vae: nn.Module, mel: Tensor, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Reconstruction of ``mel (B, 1, T, F)``, and its losses; from latents drawn with ``noise``, or their means.
 
     ``l1`` is the mean absolute error, ``kl`` the divergence from the unit normal in nats for each latent value.
     """
-    reconstruction, posterior = vae(mel, generators)
+    reconstruction, posterior = vae(mel, noise)
     return reconstruction, {"l1": (reconstruction - mel).abs().mean(), "kl": kl_divergence(posterior)}
 
 
@@ -108,18 +113,24 @@ class _Autoencode(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, mel: Tensor, generators: list[torch.Generator] | None):
+    def forward(self, mel: Tensor, noise: Tensor | None):
         posterior = self.vae.encode(mel).latent_dist
-        latents = posterior.mode() if generators is None else posterior.sample(generators)
+        latents = posterior.mode() if noise is None else posterior.mean + posterior.std * noise
         return self.vae.decode(latents).sample, posterior
+
+
+def compiled_parts(vae: AutoencoderKL) -> list[nn.Module]:
+    """What ``compile=true`` compiles: all but the last layer, whose gradient is wanted alone, to weigh the losses."""
+    return [vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks]
 
 
 def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: Accelerator) -> dict[str, Tensor]:
     """One batch for the autoencoder, and for the discriminator when it takes part."""
     vae, discriminator = state.parts["vae"], state.parts["discriminator"]
     mel = mel_of(waveform.to(accelerator.device), config)
+    noise = latent_noise(accelerator.unwrap_model(vae).vae, mel, item_generators(config, state, "posterior"))
     with accelerator.autocast():
-        reconstruction, losses = reconstruction_losses(vae, mel, item_generators(config, state, "posterior"))
+        reconstruction, losses = reconstruction_losses(vae, mel, noise)
         loss = losses["l1"] + config.kl_weight * losses["kl"]
     adversarial = state.step >= config.adversarial_from
     if adversarial:
@@ -162,7 +173,7 @@ def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device:
 
 def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Train an autoencoder on ``data``; returns ``OUT/final``, which `AutoencoderKL.from_pretrained` loads."""
-    train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
+    train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s), config.share)
     plain = _Autoencode(initial_vae(config))
     discriminator = PatchDiscriminator(config.discriminator_channels)
     accelerator = make_accelerator(config, out)
@@ -198,7 +209,8 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
 
     announce(config, train_clips, {"vae": plain.vae}, trial, accelerator)
     if config.compile:
-        plain.compile()
+        for part in compiled_parts(plain.vae):
+            part.compile()
     check = partial(validate, plain, held_out_segments, config, accelerator.device)
     with Log(config, out, state.step, config.segment_s, accelerator) as log:
         for waveform in batches(segments, config, accelerator, state):

@@ -151,7 +151,7 @@ def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False)
         ValueError: gradient checkpointing is asked for, which this network does not know.
     """
     refuse_checkpointing(config, "vocoder")
-    train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s))
+    train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s), config.share)
     plain = initial_generator(config)
     judge = AdversarialLosses() if config.adversarial_from < config.steps else None
     accelerator = make_accelerator(config, out)

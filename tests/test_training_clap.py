@@ -1,0 +1,79 @@
+"""CLAP's other ways of learning: from a larger model, and from recordings longer than what a tower hears."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from musicldm.clap import embed_audio, embed_text, regression_loss
+from musicldm.config import CLAPConfig
+from musicldm.train import run
+from musicldm.train.cache import load_conditioner
+
+RATE, CLIP_S = 16_000, 1.28
+SHORT = ["trackers=[]", "save_every=1000", "validate_every=1000", "batch_size=4"]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """Eight tones, high and low."""
+    folder = tmp_path_factory.mktemp("collection")
+    time_s = np.arange(round(CLIP_S * RATE)) / RATE
+    rows = []
+    for i in range(8):
+        tone = 0.4 * np.sin(2 * np.pi * (1800 if i % 2 else 220) * (1 + i / 50) * time_s)
+        soundfile.write(folder / f"{i}.wav", tone, RATE)
+        rows.append({"file_name": f"{i}.wav", "texts": [f"{'high' if i % 2 else 'low'} tone", f"tone number {i}"]})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fused(collection, tmp_path_factory) -> Path:
+    """Towers that hear 0.6 s and the whole of a clip shrunk to that."""
+    overrides = [*SHORT, "fusion=true", "audio_s=0.6", "steps=3", "caption_views=2"]
+    return run("clap", "tiny", collection, tmp_path_factory.mktemp("runs") / "fused", overrides=overrides)
+
+
+def embeddings(folder: Path, collection: Path) -> torch.Tensor:
+    """Of two recordings and two texts, (4, D)."""
+    clap, tokenizer, feature_extractor = load_conditioner(folder)
+    waveforms = torch.stack([torch.from_numpy(soundfile.read(collection / f"{i}.wav")[0]).float() for i in (0, 1)])
+    with torch.no_grad():
+        heard = embed_audio(clap.eval(), feature_extractor, waveforms, RATE)
+        return torch.cat([heard, embed_text(clap, tokenizer, ["low tone", "high tone"])])
+
+
+def test_fusion_is_trained_and_saved(fused, collection):
+    clap, _, feature_extractor = load_conditioner(fused)
+    assert clap.config.audio_config.enable_fusion
+    assert feature_extractor.truncation == "fusion"
+    changed = {name for name, p in clap.named_parameters() if "fusion_model" in name and "weight" in name}
+    assert changed
+    assert embeddings(fused, collection).isfinite().all()
+    with pytest.raises(ValueError, match="longer than audio_s"):
+        CLAPConfig(fusion=True, audio_s=10.24)
+
+
+def test_smaller_towers_learn_the_embeddings_of_a_larger_model(fused, collection, tmp_path):
+    overrides = [*SHORT, f"distill={fused}", "text_width=16", "audio_width=8", "steps=40", "caption_views=2"]
+    with pytest.raises(ValueError, match="embedding_size=32"):
+        run("clap", "tiny", collection, tmp_path / "a", overrides=[*overrides, "embedding_size=16"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run("clap", "tiny", collection, tmp_path / "a", overrides=["distill=nowhere"])
+    assert not (tmp_path / "a").exists()
+    student = run("clap", "tiny", collection, tmp_path / "b", overrides=overrides)
+    likeness = (embeddings(student, collection) * embeddings(fused, collection)).sum(dim=1)
+    assert likeness.min() > 0.8
+
+
+def test_regression_loss_compares_each_modality_with_itself():
+    generator = torch.Generator().manual_seed(0)
+    views = torch.nn.functional.normalize(torch.randn(3, 5, 8, generator=generator), dim=-1)
+    assert regression_loss(views, views).abs() < 1e-6
+    opposite = views.clone()
+    opposite[0] = -views[0]
+    assert regression_loss(views, opposite) == pytest.approx(1.0)  # half of the audio's 2, none of the captions'
