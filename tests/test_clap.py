@@ -272,7 +272,7 @@ def test_contrastive_loss_of_known_matrices():
 
 
 def test_loss_of_several_views_is_the_mean_over_their_pairs():
-    views = torch.nn.functional.normalize(noise(3, 5, 4), dim=2)
+    views = torch.nn.functional.normalize(noise(15, 4).view(3, 5, 4), dim=2)
     pairs = [contrastive_loss(views[i], views[j], 7.0) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert torch.isclose(views_loss(views, 7.0), sum(pairs) / 3)
     assert torch.isclose(views_loss(views[:2], 7.0), pairs[0])
