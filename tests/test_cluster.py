@@ -10,9 +10,14 @@ import soundfile
 from fragile import FragileMeasure, Where, fails_once, fragile_square
 from test_beats import drum_track, needs_madmom
 from test_cli_models import fails, succeeds
+from test_novelty import CLIP_S, RATE, melody, same_index
 
+from musicldm.audio import write_audio
+from musicldm.clap import clap_feature_extractor
 from musicldm.data.cluster import map_on_cluster
 from musicldm.data.workers import Crash, Workers
+from musicldm.evaluate.embedders import ClapEmbedder
+from musicldm.novelty.build import build_index
 
 
 def needs_ray(test):
@@ -132,3 +137,19 @@ def test_no_cluster_is_one_error(folder, tmp_path, capsys):
     run = ("prepare", folder, "--out", tmp_path / "out", "--ray")
     assert "HOST:PORT, or auto, got 'here'" in fails(capsys, *run, "here")
     assert "no Ray cluster at 127.0.0.1:1" in fails(capsys, *run, "127.0.0.1:1")
+
+
+@needs_ray
+def test_an_index_made_on_a_cluster_is_that_of_one_machine(cluster, tiny_parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("musicldm.novelty.build.CLIPS_A_PART", 3)
+    (tmp_path / "data").mkdir()
+    for seed in range(10):
+        write_audio(tmp_path / "data" / f"{seed}.wav", melody(seed), RATE)
+    front_end = clap_feature_extractor(RATE, CLIP_S, hop_length=640, n_mels=16, f_max=8000.0)
+    embedder = ClapEmbedder(tiny_parts["text_encoder"], front_end)
+    one = build_index(tmp_path / "data", tmp_path / "one", embedder, progress=False)
+    many = build_index(tmp_path / "data", tmp_path / "many", embedder, progress=False, ray=cluster)
+    assert same_index(many, one)
+    with pytest.raises(ConnectionError, match="no Ray cluster"):
+        build_index(tmp_path / "data", tmp_path / "none", embedder, progress=False, ray="127.0.0.1:1")
+    assert not (tmp_path / "none").exists()

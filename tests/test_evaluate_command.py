@@ -90,6 +90,31 @@ def test_recordings_are_judged_and_compared(evaluated, tiny_folder, tmp_path, ca
     assert "LARGER" not in capsys.readouterr().out
 
 
+def test_captions_of_recordings_pair_clips_with_them_and_a_probe_judges(tiny_folder, tmp_path, capsys):
+    solos, rng = tmp_path / "solos", np.random.default_rng(1)
+    solos.mkdir()
+    rows = []
+    for i in range(8):
+        noise = rng.normal(size=8000) * 0.1
+        write_audio(solos / f"{i}.wav", noise if i % 2 else 0.5 * np.sin(np.cumsum(noise)), 8000)
+        family = ("organ", "drums")[i % 2]
+        rows.append({"file_name": f"{i}.wav", "text": f"solo {family}", "orchestration": family})
+    (solos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--model", tiny_folder, "--prompts", solos, "--probe", solos, "--seconds", 1, "--steps", 1]
+    arguments += ["--no-tempo", "--cache", tmp_path / "cache", "--out", tmp_path / "out"]
+    assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert {"inception_score", "paired_kl_divergence", "family_probe", "family_zero_shot"} <= set(made["metrics"])
+    assert 1 <= made["metrics"]["inception_score"]["value"] <= 2
+    assert any("2 families" in note and "solos" in note for note in made["notes"])
+    kept = sorted((tmp_path / "cache").glob("*.npz"))
+    assert len(kept) == 3  # what the probe learned from; the prompts' recordings, heard by the probe and by CLAP
+    stamps = [path.stat().st_mtime_ns for path in kept]
+    (tmp_path / "out" / "metrics.json").unlink()
+    assert main(["evaluate", *map(str, arguments)]) == 0
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "cache").glob("*.npz"))] == stamps
+
+
 def test_a_shift_of_every_prompt_is_larger_than_chance_and_noise_is_not():
     rng = np.random.default_rng(0)
     clap, log_mel, values = rng.normal(size=(40, 8)), rng.normal(size=(40, 8)), rng.normal(size=40)
@@ -128,7 +153,14 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
     write_audio(silent / "0.wav", np.zeros(8000), 8000)
     (tmp_path / "broken.json").write_text("{")
     common = ["--out", tmp_path / "out", "--model", tiny_folder, "--seconds", 1, "--steps", 1]
+    other = tmp_path / "other"
+    other.mkdir()
+    write_audio(other / "0.wav", np.random.default_rng(0).normal(size=8000) * 0.1, 8000)
     for arguments, message in (
+        (["--prompts", other, *common], "no prompts"),
+        (["--audio", other, "--probe", other, *common[2:], "--out", tmp_path / "out3"], "render"),
+        (["--audio", other, "--index", other, *common[2:], "--out", tmp_path / "out4"], "no novelty index"),
+        (["--audio", tmp_path / "nothing", *common[2:], "--out", tmp_path / "out5"], "no recordings"),
         (["--prompts", tmp_path / "none.txt", *common], "no prompts"),
         (["--prompts", tmp_path / "one.txt", *common], "two clips or more"),
         (["--audio", silent, *common[2:], "--out", tmp_path / "out2"], "silent"),

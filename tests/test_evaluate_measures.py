@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicldm.audio import write_audio
+from musicldm.clap import embed_text
 from musicldm.evaluate import (
     area_under_curve,
     frechet_distance,
@@ -25,10 +26,13 @@ from musicldm.evaluate import (
     tempo_adherence,
     vendi_score,
 )
+from musicldm.evaluate.collect import Clip, embed_clips
 from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder, TransformersEmbedder, fingerprint
+from musicldm.evaluate.families import ZeroShotFamilies, asked_family
 from musicldm.evaluate.intervals import Estimate, bootstrap, half_samples, holm, paired_difference, unpaired_difference
 from musicldm.evaluate.measurements import estimate_key, onset_rate, percussive_share
 from musicldm.evaluate.probe import FamilyProbe
+from musicldm.evaluate.summary import Judged, summarize
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(size=(300, 8)), RNG.normal(size=(300, 8)) + 0.3
@@ -225,3 +229,70 @@ def test_embedders(tiny_parts, tiny_folder, tmp_path):
     embedder = TransformersEmbedder(tmp_path, layer=1)
     assert embedder(waveforms, RATE).shape == (2, 16)
     assert np.allclose(embedder(waveforms * 0.1, RATE), embedder(waveforms, RATE), atol=1e-3)  # loudness is taken out
+
+
+def test_prompts_ask_for_one_family_or_none():
+    for prompt, family in {
+        "A waltz for solo piano.": "piano",
+        "Cello and violin play a slow piece": "strings",
+        "drums only, 90 BPM": "drums",
+        "two flutes without drums": "winds",
+        "solo French horn with no drums or bass": "brass",
+        "a church organ": "organ",
+        "synth pads": "synth",
+    }.items():
+        assert asked_family(prompt) == family, prompt
+    for prompt in ("piano and violin", "fast music", "bass guitar", "a guitar and a harp", "", None):
+        assert asked_family(prompt) is None, prompt
+    assert asked_family("an accordion", ("accordion", "harp")) == "accordion"
+
+
+def test_zero_shot_families_are_the_softmax_of_claps_similarities(tiny_parts):
+    embedder = ClapEmbedder(tiny_parts["text_encoder"], tiny_parts["feature_extractor"])
+    judge = ZeroShotFamilies(embedder, tiny_parts["tokenizer"], ("piano", "drums"))
+    heard = torch.from_numpy(tones([60, 64]))[None]
+    texts = embed_text(embedder.clap, tiny_parts["tokenizer"], ["music for piano", "music for drums only"])
+    scale = float(embedder.clap.logit_scale_a.detach().exp())
+    expected = torch.softmax(scale * torch.from_numpy(embedder(heard, RATE)) @ texts.detach().T, dim=1)
+    np.testing.assert_allclose(judge(heard, RATE), expected, atol=1e-5)
+    assert scale > 1
+
+
+def test_summary_has_the_classifiers_measures_and_extrapolates_with_enough_clips():
+    rng = np.random.default_rng(3)
+    n, prompts = 80, ["solo piano", "an organ", "music", "piano and organ"] * 20
+    truth = np.eye(2)[np.arange(n) % 2] * 0.98 + 0.01  # piano, organ, piano, ...
+    paired = np.arange(n) < 60  # of the others no recording sounds
+    judged = {"probe": Judged(("piano", "organ"), truth, truth[:60], paired)}
+    judged["zero_shot"] = Judged(("piano", "organ"), truth[:, ::-1])
+    clap = rng.normal(size=(n, 6))
+    options = {"reference": (rng.normal(size=(n, 6)), rng.normal(size=(n, 30))), "judged": judged}
+    metrics, _ = summarize(clap, rng.normal(size=(n, 30)), None, prompts, [{"percussive_share": 0.0}] * n, **options)
+    assert metrics["family_probe"]["value"] == 1.0
+    assert metrics["family_zero_shot"]["value"] == 0.0
+    assert metrics["paired_kl_divergence"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["inception_score"]["value"] == pytest.approx(inception_score(truth))
+    assert 1.8 < metrics["inception_score"]["value"] < 2.0
+    infinity = metrics["frechet_distance_infinity_clap"]
+    assert infinity["value"] < metrics["frechet_distance_clap"]["value"]
+    assert infinity["low"] < infinity["value"] < infinity["high"]
+    assert "frechet_distance_infinity_log_mel" not in metrics  # 80 clips do not span 30 dimensions four times
+
+
+def test_what_is_embedded_once_is_kept(tmp_path):
+    write_audio(tmp_path / "a.wav", tones([60, 64]), RATE)
+    write_audio(tmp_path / "b.wav", np.zeros(RATE), RATE)
+    clips, calls = [Clip(tmp_path / "a.wav", None), Clip(tmp_path / "b.wav", None)], []
+
+    class Counts(LogMelEmbedder):
+        def __call__(self, waveforms, sample_rate):
+            calls.append(1)
+            return super().__call__(waveforms, sample_rate)
+
+    once = embed_clips(clips, Counts(), RATE, tmp_path)
+    again = embed_clips(clips, Counts(), RATE, tmp_path)
+    assert len(calls) == 1  # one is silent
+    assert np.array_equal(once[0], again[0])
+    assert again[1].tolist() == [True, False]
+    write_audio(tmp_path / "a.wav", tones([60, 65], seconds=2.0), RATE)
+    assert not np.array_equal(embed_clips(clips, Counts(), RATE, tmp_path)[0], once[0])

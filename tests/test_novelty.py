@@ -1,15 +1,19 @@
 """The training-set index and the check against it, on a small collection with planted copies."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+import soundfile
 from test_evaluate_measures import RATE, tones
 
 from musicldm.audio import write_audio
 from musicldm.clap import clap_feature_extractor
 from musicldm.cli import main
+from musicldm.data.prepare_index import IndexWriter
+from musicldm.data.shards import INDEX_FILE, ShardWriter
 from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.novelty.alignment import best_match, pitch_frames
 from musicldm.novelty.build import build_index
@@ -144,6 +148,44 @@ def test_building_goes_on_where_it_stopped(data, embedder, tmp_path, monkeypatch
     with pytest.raises(FileExistsError, match="other files"):
         build_index(data, tmp_path / "mine", embedder)
     assert (tmp_path / "mine.partial" / "precious").exists()
+
+
+@pytest.fixture(scope="module")
+def shards(data, tmp_path_factory):
+    """What `musicldm prepare` makes of the collection: its recordings in shards, its pieces as groups."""
+    folder = tmp_path_factory.mktemp("shards")
+    with ShardWriter(folder / "shards", 400_000) as writer, IndexWriter(folder / INDEX_FILE) as table:
+        for i, row in enumerate(map(json.loads, (data / "metadata.jsonl").read_text().splitlines())):
+            flac, (samples, rate) = io.BytesIO(), soundfile.read(data / row["file_name"], dtype="int16")
+            soundfile.write(flac, samples, rate, "PCM_16", format="FLAC")
+            shard, key = writer.next_name(len(flac.getvalue()))
+            writer.write(key, {"flac": flac.getvalue()})
+            about = {"file_name": row["file_name"], "part": 0, "group": row.get("piece_id", row["file_name"])}
+            about |= {"shard": shard, "member": f"{key}.flac", "duration_s": len(samples) / rate}
+            table.write(about | {"texts": [], "split": "train" if i % 4 else "validation"})
+    assert len(list((folder / "shards").glob("*.tar"))) > 1
+    return folder
+
+
+def same_index(one, other):
+    assert [row["file"] for row in one.recordings] == [row["file"] for row in other.recordings]
+    assert np.array_equal(one.piece_of, other.piece_of)
+    assert np.array_equal(one.frames, other.frames)
+    np.testing.assert_allclose(embedder_rows(one), embedder_rows(other), atol=1e-6)
+    rates = [{k: v for k, v in each.about["base_rate"].items() if k != "similarities"} for each in (one, other)]
+    return rates[0] == pytest.approx(rates[1], abs=1e-4)
+
+
+def test_shards_give_the_index_of_the_folder_that_they_hold(shards, index, embedder, tmp_path, capsys, model):
+    assert same_index(build_index(shards, tmp_path / "index", embedder, progress=False), index)
+    part = build_index(shards, tmp_path / "train", embedder, progress=False, split="train")
+    assert len(part) == PIECES * 3 // 4
+    assert "0.wav" not in {row["file"] for row in part.recordings}
+    command = ["novelty", "index", str(shards), "--model", str(model), "--json", "--out"]
+    assert main([*command, str(tmp_path / "again"), "--split", "train"]) == 0
+    assert json.loads(capsys.readouterr().out)["clips"] == len(part)
+    with pytest.raises(FileNotFoundError, match="split"):
+        build_index(shards, tmp_path / "none", embedder, split="test")
 
 
 def test_collections_without_a_base_rate_are_refused(embedder, tmp_path):

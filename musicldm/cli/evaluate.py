@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", type=Path, metavar="FOLDER", help="judge these recordings; nothing is generated")
     parser.add_argument("--reference", type=Path, metavar="FOLDER", help="real music, for distances")
     parser.add_argument("--index", type=Path, metavar="INDEX", help="that `musicldm novelty index` wrote")
+    parser.add_argument("--probe", type=Path, metavar="FOLDER", help="solo renderings that teach an instrument probe")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps what other evaluations need again")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for audio and report; a stopped run continues")
     parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="what differs in two metrics.json")
     parser.add_argument("--most", type=positive(int), metavar="N", help="use only the first N prompts and recordings")
@@ -63,7 +65,7 @@ def print_comparison(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """The evaluation, and its table on stdout."""
-    from musicldm.evaluate.collect import read_prompts
+    from musicldm.evaluate.collect import captioned_clips, read_prompts
     from musicldm.evaluate.report import markdown
     from musicldm.evaluate.run import run_evaluation
     from musicldm.info import model_revision
@@ -71,7 +73,12 @@ def evaluate(args: argparse.Namespace) -> None:
     from musicldm.pipeline import MusicLDMPipeline
     from musicldm.schedulers import make_scheduler
 
-    prompts = None if args.prompts is None else read_prompts(args.prompts, args.most)
+    pairs = None
+    if args.prompts is not None and args.prompts.is_dir():
+        pairs = captioned_clips(args.prompts, args.most)
+        prompts = [clip.prompt for clip in pairs]
+    else:
+        prompts = None if args.prompts is None else read_prompts(args.prompts, args.most)
     load_quietly()
     device = choose_device(args.device)
     folder = find_folder(args.model, MusicLDMPipeline.download)
@@ -86,8 +93,11 @@ def evaluate(args: argparse.Namespace) -> None:
         about,
         prompts=prompts,
         audio=args.audio,
+        pairs=pairs,
         reference=args.reference,
         index=args.index,
+        probe=args.probe,
+        cache=args.cache,
         most=args.most,
         seed=args.seed,
         seconds=args.seconds,

@@ -13,10 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Both actions take --json; see `musicldm novelty index --help` and `musicldm novelty check --help`."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     index = actions.add_parser("index", help="embed a collection into an index")
-    index.add_argument("data", type=Path, metavar="FOLDER", help="recordings, with metadata.jsonl if there is one")
+    index.add_argument("data", type=Path, metavar="FOLDER", help="recordings, or what `musicldm prepare` made of them")
     index.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder to write the index to")
     index.add_argument("--batch", type=positive(int), default=16, help="clips embedded at a time")
     index.add_argument("--base-clips", type=positive(int), default=200, help="clips that the base rate is taken from")
+    index.add_argument("--split", choices=("train", "validation"), help="only these recordings (default: all)")
+    index.add_argument("--ray", metavar="ADDRESS", help="embed on a Ray cluster: HOST:PORT of its head, or auto")
     check = actions.add_parser("check", help="compare recordings with an index")
     check.add_argument("recordings", nargs="+", type=Path, metavar="AUDIO", help="WAV, FLAC, Ogg, MP3, ...")
     check.add_argument("--index", type=Path, required=True, help="that `musicldm novelty index` wrote")
@@ -53,7 +55,8 @@ def build(args: argparse.Namespace, device) -> None:
     """The index of a folder, and one line about it."""
     from musicldm.novelty.build import build_index
 
-    index = build_index(args.data, args.out, load_embedder(args.model, device), args.batch, args.base_clips)
+    embedder = load_embedder(args.model, device)
+    index = build_index(args.data, args.out, embedder, args.batch, args.base_clips, split=args.split, ray=args.ray)
     about = {key: value for key, value in index.about.items() if key not in ("files", "base_rate")}
     base_rate = {key: value for key, value in index.about["base_rate"].items() if key != "similarities"}
     text = (

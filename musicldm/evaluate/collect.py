@@ -5,6 +5,8 @@ prompts -> pipeline -> OUT/audio/00000.wav, ... -> embeddings (N, D) and measure
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -34,20 +36,25 @@ class Clip(NamedTuple):
 
 
 def read_prompts(source: Path, most: int | None = None) -> list[str]:
-    """The lines of a text file, or the first caption of each recording of an audio folder.
+    """The lines of a text file.
 
     Raises:
         OSError: if it cannot be read.
         ValueError: if it holds no prompts.
     """
-    if source.is_dir():
-        prompts = [next(iter(row_texts(row)), "") for row in metadata_rows(source)]
-    else:
-        prompts = source.read_text(encoding="utf-8-sig").splitlines()
-    prompts = [prompt.strip() for prompt in prompts if prompt.strip()][:most]
+    prompts = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines()]
+    prompts = [prompt for prompt in prompts if prompt][:most]
     if not prompts:
         raise ValueError(f"{source} holds no prompts; give a text file with one a line, or a folder with captions")
     return prompts
+
+
+def captioned_clips(folder: Path, most: int | None = None) -> list[Clip]:
+    """The recordings of a folder that have a caption, with the first one of each as prompt; ValueError for none."""
+    clips = [clip for clip in folder_clips(folder) if (clip.prompt or "").strip()][:most]
+    if not clips:
+        raise ValueError(f"{folder} holds no prompts; give a text file with one a line, or a folder with captions")
+    return clips
 
 
 def folder_clips(folder: Path, most: int | None = None) -> list[Clip]:
@@ -63,6 +70,7 @@ def begin(out: Path, settings: dict) -> None:
     note = out / PLAN
     if note.is_file() and json.loads(note.read_text()) != settings:
         raise ValueError(f"{out} holds an evaluation with other settings ({note}); give another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
     write_whole(note, (json.dumps(settings, indent=1) + "\n").encode())
 
 
@@ -86,21 +94,36 @@ def generate_clips(pipeline, prompts: list[str], out: Path, seed: int, batch_siz
     return clips
 
 
-def embed_clips(clips: list[Clip], embedder: Embedder, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (M, D) of the clips that sound, and which (N,) those are.
+def embed_clips(
+    clips: list[Clip], embedder: Embedder, sample_rate: int, cache: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (M, D) of the clips that sound, and which (N,) those are; the folder ``cache`` keeps both.
 
     Raises:
         ValueError: if all are silent.
     """
+    kept = None
+    if cache is not None:
+        stamps = [[str(clip.path), clip.path.stat().st_size, clip.path.stat().st_mtime_ns] for clip in clips]
+        key = json.dumps([embedder.name, sample_rate, stamps]).encode()
+        kept = cache / f"{hashlib.sha256(key).hexdigest()[:24]}.npz"
+        if kept.is_file():
+            with np.load(kept) as made:
+                return made["embeddings"], made["heard"]
     rows, heard = [], []
-    for clip in tqdm(clips, desc=f"embed by {embedder.name}", unit="clip", disable=None):
+    for clip in tqdm(clips, desc=f"embed by {embedder.name.split()[0]}", unit="clip", disable=None):
         waveform = read_audio(clip.path, sample_rate)[0]
-        heard.append(bool(np.abs(waveform).max() >= SILENCE))
+        heard.append(bool(np.abs(waveform).max(initial=0.0) >= SILENCE))
         if heard[-1]:
             rows.append(embedder(torch.from_numpy(waveform)[None], sample_rate)[0])
     if not rows:
         raise ValueError(f"all {len(clips)} clips are silent, {clips[0].path} for one; there is nothing to measure")
-    return np.stack(rows), np.array(heard)
+    embeddings, heard = np.stack(rows), np.array(heard)
+    if kept is not None:
+        content = io.BytesIO()
+        np.savez(content, embeddings=embeddings, heard=heard)
+        write_whole(kept, content.getvalue())
+    return embeddings, heard
 
 
 def asked(prompt: str | None) -> dict:

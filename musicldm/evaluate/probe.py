@@ -7,13 +7,14 @@ It is no part of any model that it judges. Cortes and Vapnik (1995); probabiliti
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from musicldm.clap import resample
+from musicldm.data.clips import metadata_rows
 from musicldm.evaluate.embeddings import log_mel_statistics
 from vocoder import MelConfig
 
@@ -27,6 +28,7 @@ class FamilyProbe:
 
     Attributes:
         classes: the names, in the order of the columns of `probabilities`.
+        name: of the probe as a classifier, which depends on what it learned from.
     """
 
     def __init__(self, features: np.ndarray, families: np.ndarray):
@@ -44,16 +46,25 @@ class FamilyProbe:
         self.classifier = CalibratedClassifierCV(machine, ensemble=False, cv=min(5, int(fewest)))
         self.classifier.fit(features, families)
         self.classes = tuple(str(name) for name in self.classifier.classes_)
+        learned = np.ascontiguousarray(features, np.float32).tobytes() + "".join(families).encode()
+        self.name = f"family-probe-{hashlib.sha256(learned).hexdigest()[:12]}"
 
     @classmethod
-    def train(cls, folder: str | Path, mel: MelConfig = MelConfig()) -> FamilyProbe:
+    def train(cls, folder: str | Path, mel: MelConfig = MelConfig(), cache: Path | None = None) -> FamilyProbe:
         """A probe from an audio folder whose ``metadata.jsonl`` names each clip's family as ``orchestration``.
+
+        ``cache`` is a folder that keeps what was measured of the recordings.
 
         Raises:
             FileNotFoundError: without metadata or recordings.
             ValueError: if rows name no family.
         """
-        return cls(*folder_features(folder, mel))
+        return cls(*folder_features(folder, mel, cache))
+
+    def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:
+        """`probabilities` of ``waveforms (B, L)`` at any rate."""
+        mel = MelConfig()
+        return self.probabilities(resample(waveforms, sample_rate, mel.sample_rate)[:, : mel.clip_samples], mel)
 
     def probabilities(self, waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarray:
         """Probability of each family ``(B, K)`` for ``waveforms (B, L)`` at the rate of ``mel``."""
@@ -71,19 +82,31 @@ def probe_features(waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarra
     return features.numpy()
 
 
-def folder_features(folder: str | Path, mel: MelConfig = MelConfig()) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, 4 F) and families (N,) of an audio folder; see `FamilyProbe.train`."""
-    from musicldm.audio import read_audio
+class ProbeFeatures:
+    """`probe_features` as an embedder."""
 
-    metadata = Path(folder) / "metadata.jsonl"
-    if not metadata.is_file():
-        raise FileNotFoundError(f"{metadata} is missing; the probe learns from a folder that `musicldm render` wrote")
-    rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row.get("orchestration") and row["orchestration"] != "original"]
+    def __init__(self, mel: MelConfig = MelConfig()):
+        self.mel, self.name = mel, f"probe-features {mel}"
+
+    def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:
+        heard = resample(waveforms, sample_rate, self.mel.sample_rate)[:, : self.mel.clip_samples]
+        return probe_features(heard, self.mel)
+
+
+def folder_features(
+    folder: str | Path, mel: MelConfig = MelConfig(), cache: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, 4 F) and families (N,) of an audio folder; see `FamilyProbe.train`."""
+    from musicldm.evaluate.collect import Clip, embed_clips
+
+    folder = Path(folder)
+    if not (folder / "metadata.jsonl").is_file():
+        raise FileNotFoundError(
+            f"{folder / 'metadata.jsonl'} is missing; the probe learns from a folder that `musicldm render` wrote"
+        )
+    rows = [row for row in metadata_rows(folder) if row.get("orchestration", "original") != "original"]
     if not rows:
-        raise ValueError(f"no row of {metadata} has an orchestration other than 'original' to learn a family from")
-    features = []
-    for row in rows:
-        waveform, _ = read_audio(metadata.parent / row["file_name"], mel.sample_rate)
-        features.append(probe_features(torch.from_numpy(waveform[: mel.clip_samples])[None], mel)[0])
-    return np.stack(features), np.array([row["orchestration"] for row in rows])
+        raise ValueError(f"no row of {folder} has an orchestration other than 'original' to learn a family from")
+    clips = [Clip(folder / row["file_name"], row.get("text")) for row in rows]
+    features, heard = embed_clips(clips, ProbeFeatures(mel), mel.sample_rate, cache)
+    return features, np.array([row["orchestration"] for row in rows])[heard]

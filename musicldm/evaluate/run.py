@@ -17,9 +17,11 @@ from musicldm.audio import read_audio, write_whole
 from musicldm.clap import embed_text
 from musicldm.evaluate.collect import Clip, begin, embed_clips, folder_clips, generate_clips, measure_clips
 from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
+from musicldm.evaluate.families import ZeroShotFamilies
+from musicldm.evaluate.probe import FamilyProbe
 from musicldm.evaluate.report import markdown, page
 from musicldm.evaluate.similarity import paired_similarity
-from musicldm.evaluate.summary import few_clips, summarize
+from musicldm.evaluate.summary import Judged, few_clips, summarize
 from musicldm.info import package_versions
 
 
@@ -30,8 +32,11 @@ def run_evaluation(
     *,
     prompts: list[str] | None = None,
     audio: Path | None = None,
+    pairs: list[Clip] | None = None,
     reference: Path | None = None,
     index: Path | None = None,
+    probe: Path | None = None,
+    cache: Path | None = None,
     most: int | None = None,
     seed: int = 0,
     seconds: float | None = None,
@@ -42,11 +47,15 @@ def run_evaluation(
 ) -> dict:
     """Evaluate what ``pipeline`` makes of ``prompts``, or the recordings in ``audio``, into the folder ``out``.
 
-    ``about`` names the model (model, revision, scheduler). Of recordings and reference the first ``most`` are used.
-    Returns what metrics.json holds. A run that was stopped goes on when it is called again.
+    ``about`` names the model (model, revision, scheduler). ``pairs`` are the recordings that the prompts describe, one
+    for each. Of recordings and reference the first ``most`` are used. ``probe`` is a folder of solo renderings that
+    teach a `FamilyProbe`, which then is the classifier; without one CLAP is. ``cache`` keeps what is computed of
+    reference, pairs and probe, for other evaluations. Returns what metrics.json holds. A run that was stopped goes on
+    when it is called again.
 
     Raises:
-        ValueError: for fewer than two clips that sound, an index of another CLAP, or another evaluation in ``out``.
+        ValueError: for fewer than two clips that sound, pairs that are not one for each prompt, an index of another
+            CLAP, or another evaluation in ``out``.
         OSError: if something cannot be read or written.
     """
     embedder, log_mel = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor), LogMelEmbedder()
@@ -60,7 +69,10 @@ def run_evaluation(
         "steps": steps,
         "guidance": guidance,
         "tempo": tempo,
+        "probe": None if probe is None else str(probe.resolve()),
     }
+    if pairs is not None and len(pairs) != len(prompts or ()):
+        raise ValueError(f"{len(pairs)} recordings do not pair with {len(prompts or ())} prompts; give one for each")
     collection = None
     if index is not None:
         from musicldm.novelty.index import NoveltyIndex
@@ -78,13 +90,18 @@ def run_evaluation(
         recipe["versions"] = package_versions()
         clips = generate_clips(pipeline, prompts, out, seed, batch_size, recipe, **options)
     rate = pipeline.sampling_rate
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
     in_clap, heard = embed_clips(clips, embedder, rate)
+    if pairs is not None:
+        pairs = [pair for pair, sounds in zip(pairs, heard, strict=True) if sounds]
     clips = [clip for clip, sounds in zip(clips, heard, strict=True) if sounds]
     in_log_mel = embed_clips(clips, log_mel, rate)[0]
     real = None
     if reference is not None:
         recordings = folder_clips(reference, most)
-        real = tuple(embed_clips(recordings, each, rate)[0] for each in (embedder, log_mel))
+        real = tuple(embed_clips(recordings, each, rate, cache)[0] for each in (embedder, log_mel))
+    judged = judge_families(pipeline.tokenizer, embedder, clips, in_clap, pairs, rate, probe, cache)
 
     tracked = tempo and find_spec("madmom") is not None
     measured = measure_clips(clips, out, tracked)
@@ -96,13 +113,17 @@ def run_evaluation(
         text_similarity = paired_similarity(wanted, in_clap)
     verdicts = None if collection is None else check_clips(clips, collection, embedder)
     base_rate = None if collection is None else collection.about["base_rate"]
-    metrics, single = summarize(in_clap, in_log_mel, text_similarity, texts, measured, real, verdicts, base_rate)
+    metrics, single = summarize(
+        in_clap, in_log_mel, text_similarity, texts, measured, real, verdicts, base_rate, judged
+    )
 
     notes = few_clips(
         len(clips),
         None if real is None else len(real[0]),
         {"CLAP": in_clap.shape[1], "log-mel statistics": in_log_mel.shape[1]},
     )
+    if judged:
+        notes.append(classifier_note(judged, probe))
     if not heard.all():
         notes.append(f"{np.sum(~heard)} of {len(heard)} clips are silent and were left out.")
     if not tracked:
@@ -122,6 +143,37 @@ def run_evaluation(
     write_whole(out / "report.md", markdown(made).encode())
     write_whole(out / "report.html", page(made, out).encode())
     return made
+
+
+def judge_families(
+    tokenizer,
+    embedder: ClapEmbedder,
+    clips: list[Clip],
+    in_clap: np.ndarray,
+    pairs: list[Clip] | None,
+    rate: int,
+    probe: Path | None,
+    cache: Path | None,
+) -> dict[str, Judged]:
+    """What CLAP (``zero_shot``) and the probe that learns from the folder ``probe`` hear in clips and their pairs."""
+    judged = {}
+    if probe is not None:
+        judge = FamilyProbe.train(probe, cache=cache)
+        ours = embed_clips(clips, judge, rate)[0]
+        theirs = (None, None) if pairs is None else embed_clips(pairs, judge, rate, cache)
+        judged["probe"] = Judged(judge.classes, ours, *theirs)
+    if tokenizer is not None:
+        judge = ZeroShotFamilies(embedder, tokenizer, *(one.classes for one in judged.values()))
+        theirs = (None, None) if pairs is None else embed_clips(pairs, judge, rate, cache)
+        judged["zero_shot"] = Judged(judge.classes, judge.of_embeddings(in_clap), *theirs)
+    return judged
+
+
+def classifier_note(judged: dict[str, Judged], probe: Path | None) -> str:
+    """Whose probabilities the inception score and the divergence come from."""
+    kind, one = next(iter(judged.items()))
+    judge = f"a probe that learned from {probe.name}" if kind == "probe" else "the model's own CLAP, without training"
+    return f"Inception score and divergence are of {len(one.classes)} families of instruments, told apart by {judge}."
 
 
 def check_clips(clips: list[Clip], index, embedder: ClapEmbedder) -> list[dict]:

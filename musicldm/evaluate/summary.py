@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from musicldm.evaluate.adherence import area_under_curve, key_adherence, tempo_adherence
 from musicldm.evaluate.collect import asked
-from musicldm.evaluate.distances import frechet_distance, kernel_distance
+from musicldm.evaluate.distances import frechet_distance, frechet_distance_infinity, kernel_distance
 from musicldm.evaluate.diversity import manifold, mean_pairwise_similarity, vendi_score
+from musicldm.evaluate.families import asked_family
 from musicldm.evaluate.intervals import (
     Estimate,
     bootstrap,
@@ -23,10 +25,13 @@ from musicldm.evaluate.intervals import (
     share,
     unpaired_difference,
 )
+from musicldm.evaluate.quality import inception_score, paired_kl_divergence
 from musicldm.evaluate.similarity import THRESHOLDS
 
 SHARES = ("sim_aa_90", "sim_aa_95", "above_base_rate", "copies")  # of single clips, true or false
 HALVES = 50  # draws for the intervals of distances
+HALVES_TO_INFINITY = 20  # of those that are fifteen distances each
+ENOUGH_FOR_INFINITY = 4  # clips for each dimension, so that halves still span a line
 # What each measure is, and whether more of it is better (None: neither).
 MEANING = {
     "text_audio_similarity": ("cosine of the CLAP embeddings of each prompt and its clip", True),
@@ -34,8 +39,12 @@ MEANING = {
     "mean_pairwise_similarity": ("mean cosine of different clips", False),
     "kernel_distance_clap": ("KID to the reference in CLAP's space", False),
     "frechet_distance_clap": ("Fréchet distance to the reference in CLAP's space", False),
+    "frechet_distance_infinity_clap": ("the same, extrapolated to endlessly many clips", False),
     "kernel_distance_log_mel": ("KID to the reference in log-mel statistics", False),
     "frechet_distance_log_mel": ("Fréchet distance to the reference in log-mel statistics", False),
+    "frechet_distance_infinity_log_mel": ("the same, extrapolated to endlessly many clips", False),
+    "inception_score": ("inception score: clips clearly of some family, not all of the same", True),
+    "paired_kl_divergence": ("divergence (KL, nats) of each clip's family from its prompt's recording", False),
     "precision": ("share of clips within the reach of the reference", True),
     "recall": ("share of the reference within the reach of the clips", True),
     "density": ("reference clips that reach a clip, of the number expected", True),
@@ -49,8 +58,19 @@ MEANING = {
     "tempo_within_2_percent": ("the same within 2 %", True),
     "tempo_octave_errors": ("share with half, double, a third or triple of the tempo", False),
     "key_score": ("mean MIREX score of the key heard for the key asked", True),
+    "family_probe": ("share of the clips asked for one family that the probe says are it", True),
+    "family_zero_shot": ("the same said by CLAP", True),
     "drums_auc": ("how surely clips asked for drums have more percussion than others: 0.5 is chance", True),
 }
+
+
+class Judged(NamedTuple):
+    """What a classifier makes of clips, and of the recordings that their prompts describe."""
+
+    classes: tuple[str, ...]
+    clips: np.ndarray  # (N, K) probabilities
+    pairs: np.ndarray | None = None  # (M, K) of those recordings that sound
+    paired: np.ndarray | None = None  # (N,) which clips those belong to
 
 
 def summarize(
@@ -62,11 +82,13 @@ def summarize(
     reference: tuple[np.ndarray, np.ndarray] | None = None,
     verdicts: list[dict] | None = None,
     base_rate: dict | None = None,
+    judged: dict[str, Judged] | None = None,
 ) -> tuple[dict[str, dict], dict[str, list]]:
     """Every measure there is data for, and the values (N,) of single clips, by name.
 
     ``clap`` and ``log_mel`` are embeddings (N, D), ``reference`` the same two of real music, ``text_similarity`` (N,),
-    ``verdicts`` what the check against the index found of each clip.
+    ``verdicts`` what the check against the index found of each clip, ``judged`` which family the ``probe`` and CLAP
+    (``zero_shot``) hear; the first of them is the classifier for inception score and divergence.
 
     Raises:
         ValueError: for fewer than two clips.
@@ -92,6 +114,13 @@ def summarize(
     if reference is not None:
         found |= _distances(clap, log_mel, *reference)
     found |= _adherence(prompts, measured)
+    for kind, one in (judged or {}).items():
+        wanted = [asked_family(prompt, one.classes) for prompt in prompts]
+        right = [one.classes[row.argmax()] == name for row, name in zip(one.clips, wanted, strict=True) if name]
+        if len(right) >= 2:
+            found[f"family_{kind}"] = share(np.array(right))
+    if judged:
+        found |= _classified(next(iter(judged.values())))
     metrics = {}
     for name in MEANING:
         if name in found:
@@ -109,9 +138,27 @@ def _distances(clap: np.ndarray, log_mel: np.ndarray, real_clap: np.ndarray, rea
         for name, ours, real in (("clap", clap, real_clap), ("log_mel", log_mel, real_log_mel)):
             for kind, distance in (("kernel", kernel_distance), ("frechet", frechet_distance)):
                 found[f"{kind}_distance_{name}"] = half_samples(distance, ours, real, draws=HALVES)
+            if len(ours) >= ENOUGH_FOR_INFINITY * ours.shape[1] and len(real) > 2 * real.shape[1]:
+                found[f"frechet_distance_infinity_{name}"] = half_samples(
+                    lambda some, others: frechet_distance_infinity(some, others).distance,
+                    ours,
+                    real,
+                    draws=HALVES_TO_INFINITY,
+                )
     if min(len(clap), len(real_clap)) > 12:  # half of them more than the five neighbours
         for name in ("precision", "recall", "density", "coverage"):
             found[name] = half_samples(_manifold_part(name), clap, real_clap, draws=HALVES)
+    return found
+
+
+def _classified(judged: Judged) -> dict[str, Estimate]:
+    found = {}
+    if len(judged.clips) >= 4:
+        found["inception_score"] = half_samples(inception_score, judged.clips, draws=HALVES)
+    if judged.pairs is not None and len(judged.pairs) >= 2:
+        found["paired_kl_divergence"] = bootstrap(
+            np.mean, paired_kl_divergence(judged.pairs, judged.clips[judged.paired])
+        )
     return found
 
 

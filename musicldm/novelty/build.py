@@ -1,11 +1,17 @@
-"""Building the index of a training set: batched, and taken up again where it stopped."""
+"""Building the index of a training set: batched, taken up again where it stopped, on one machine or a Ray cluster.
+
+audio folder, or shards of `musicldm prepare` -> clips -> parts of 256 clips -> INDEX
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +19,7 @@ from tqdm import tqdm
 
 from musicldm.audio import write_whole
 from musicldm.data.clips import Clip, load_clips, metadata_rows, read_clip
+from musicldm.data.shards import INDEX_FILE, index_rows, recording_bytes
 from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.measurements import SILENCE
 from musicldm.novelty.alignment import FRAMES_PER_S, WINDOWS_S, pitch_frames
@@ -22,6 +29,13 @@ CLIPS_A_PART = 256  # kept on disk as they are made
 TOLD = ("title", "composer", "licence", "source", "score")  # of metadata.jsonl
 
 
+class Told(NamedTuple):
+    """What the index says of a recording."""
+
+    about: dict  # file, title, licence, ..., offset_s: its place in its piece
+    piece: str
+
+
 def build_index(
     data: str | Path,
     out: str | Path,
@@ -29,53 +43,90 @@ def build_index(
     batch_size: int = 16,
     base_clips: int = 200,
     progress: bool = True,
+    split: str | None = None,
+    ray: str | None = None,
 ) -> NoveltyIndex:
     """Embed every recording below ``data`` into the index ``out``, a folder.
 
-    Recordings are cut into clips of what CLAP hears at once; silent ones are left out. A run that was stopped goes on
-    when it is called again. The base rate comes from ``base_clips`` clips of the collection, each compared with the
-    clips of all other pieces (``piece_id`` in metadata.jsonl, else the recording).
+    ``data`` is an audio folder or what `musicldm prepare` made of one. Recordings are cut into clips of what CLAP hears
+    at once; silent ones are left out. A run that was stopped goes on when it is called again. The base rate comes from
+    ``base_clips`` clips of the collection, each compared with the clips of all other pieces (``piece_id`` in
+    metadata.jsonl, ``group`` in shards, else the recording).
+
+    Args:
+        split: only the recordings of this one, train or validation.
+        ray: address of a Ray cluster (``auto`` for one that runs here), every machine of which sees ``data`` under one
+            path; the result is that of one machine.
 
     Raises:
         FileNotFoundError: if there are no recordings.
         FileExistsError: if ``out`` exists.
+        ConnectionError: if there is no cluster at ``ray``.
         ValueError: if all recordings are silent, shorter than 2 s, or of one piece, so that there is no base rate.
     """
     data, out = Path(data), Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists; remove it, or give another name with --out")
-    rate, clip_s = embedder.feature_extractor.sampling_rate, embedder.clip_s
-    clips = load_clips(data, clip_s)
-    rows = {row["file_name"]: row for row in metadata_rows(data)}
+    clips = [clip for clip in load_clips(data, embedder.clip_s) if split in (None, clip.split)]
+    if not clips:
+        raise FileNotFoundError(f"no recording of {data} is of the split {split}; leave out --split")
+    told = tell_recordings(data)
     work = partial(out)
     _begin(work, data, clips, embedder)
+    parts = {
+        work / f"part-{first:08d}.npz": clips[first : first + CLIPS_A_PART]
+        for first in range(0, len(clips), CLIPS_A_PART)
+    }
+    missing = {path: some for path, some in parts.items() if not path.is_file()}
+    bar = tqdm(total=len(parts), initial=len(parts) - len(missing), desc="embed", unit="part")
+    bar.disable = bar.disable or not progress
+    for path, arrays in _embed_parts(missing, EmbedPart(embedder, batch_size), ray):
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        write_whole(path, content.getvalue())
+        bar.update()
+    bar.close()
     embeddings, frames, kept = [], [], []
-    groups = range(0, len(clips), CLIPS_A_PART)
-    for first in tqdm(groups, desc="embed", unit="part", disable=None if progress else True):
-        some = clips[first : first + CLIPS_A_PART]
-        part = work / f"part-{first:08d}.npz"
-        if not part.is_file():
-            _embed_part(part, some, embedder, rate, clip_s, batch_size)
-        with np.load(part) as made:
+    for path, some in parts.items():
+        with np.load(path) as made:
             embeddings.append(made["embeddings"])
             frames += np.split(made["frames"], np.cumsum(made["lengths"])[:-1]) if len(made["lengths"]) else []
             kept += [some[i] for i in made["kept"]]
     if not kept:
         raise ValueError(f"all {len(clips)} clips of {data} are silent; there is nothing to index")
-    table = _table(kept, data, rows)
+    table = _table(kept, told)
     if len(set(table["piece"].tolist())) < 2:
         raise ValueError(f"all recordings of {data} are of one piece; a base rate needs two pieces or more")
     ready = work / "index"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
-    about = {"embedder": embedder.name, "clip_s": clip_s, "clips": len(kept), "recordings": len(table["recordings"])}
+    about = {"embedder": embedder.name, "clip_s": embedder.clip_s, "clips": len(kept)}
+    about |= {"recordings": len(table["recordings"]), "data": str(data.resolve())}
     every = np.concatenate(embeddings)
-    write_index(ready, every, frames, table, about | {"base_rate": {}, "data": str(data.resolve())})
-    base_rate = measure_base_rate(NoveltyIndex(ready), every, base_clips, progress)
-    finish(ready, about | {"base_rate": base_rate, "data": str(data.resolve())})
+    write_index(ready, every, frames, table, about | {"base_rate": {}})
+    finish(ready, about | {"base_rate": measure_base_rate(NoveltyIndex(ready), every, base_clips, progress)})
     ready.rename(out)
     shutil.rmtree(work)
     return NoveltyIndex(out)
+
+
+def tell_recordings(data: Path) -> dict[Path, Told]:
+    """What is known of each recording of a folder or of shards, by its path."""
+    told = {}
+    if (data / INDEX_FILE).is_file():
+        rows, part_s = list(index_rows(data, ["file_name", "part", "group", "duration_s"])), {}
+        for row in rows:  # all parts of a recording but the last are equally long
+            part_s[row["file_name"]] = max(row["duration_s"], part_s.get(row["file_name"], 0.0))
+        for row in rows:
+            about = {"file": row["file_name"], "offset_s": row["part"] * part_s[row["file_name"]]}
+            told[row["path"]] = Told(about, row["group"])
+        return told
+    for row in metadata_rows(data):
+        name = row["file_name"]
+        about = {"file": name} | {key: row[key] for key in TOLD if row.get(key)}
+        about["offset_s"] = row.get("start_s") or 0.0
+        told[data / name] = Told(about, str(row.get("piece_id") or row.get("score") or name))
+    return told
 
 
 def measure_base_rate(index: NoveltyIndex, embeddings: np.ndarray, count: int, progress: bool = True) -> dict:
@@ -102,37 +153,56 @@ def measure_base_rate(index: NoveltyIndex, embeddings: np.ndarray, count: int, p
     return result
 
 
-def _embed_part(part: Path, clips: list[Clip], embedder: ClapEmbedder, rate: int, clip_s: float, batch: int) -> None:
-    vectors, frames, kept = [], [], []
-    for first in range(0, len(clips), batch):
-        some = [(i, clips[i]) for i in range(first, min(first + batch, len(clips)))]
-        waveforms = {}
-        for i, clip in some:
-            waveform = read_clip(clip, rate, round(clip_s * rate))[: max(1, round(clip.duration_s * rate))]
-            if np.abs(waveform).max() >= SILENCE:
-                waveforms[i] = waveform
-        for length in sorted({len(waveform) for waveform in waveforms.values()}):
-            alike = [i for i in waveforms if len(waveforms[i]) == length]
-            vectors.append(embedder(torch.from_numpy(np.stack([waveforms[i] for i in alike])), rate))
-            frames += [pitch_frames(waveforms[i], rate) for i in alike]
-            kept += alike
-    order = np.argsort(kept)
-    frames = [frames[i] for i in order]
-    temporary = part.with_suffix(".tmp.npz")
-    np.savez(
-        temporary,
-        embeddings=np.concatenate(vectors)[order] if kept else np.zeros((0, embedder.size), np.float32),
-        frames=np.concatenate(frames) if kept else np.zeros((0, 1), np.uint8),
-        lengths=np.array([len(each) for each in frames], np.int64),
-        kept=np.array(kept, np.int64)[order] if kept else np.zeros(0, np.int64),
-    )
-    temporary.replace(part)
+class EmbedPart:
+    """``part(clips)``: embeddings and semitone bands of those that sound, as arrays; for one machine or many."""
+
+    def __init__(self, embedder: ClapEmbedder, batch_size: int):
+        self.embedder, self.batch_size = embedder, batch_size
+
+    def __call__(self, clips: list[Clip]) -> dict[str, np.ndarray]:
+        """``embeddings (K, D)``, ``frames`` one after the other, their ``lengths (K,)``, and which are ``kept``."""
+        rate, clip_s = self.embedder.feature_extractor.sampling_rate, self.embedder.clip_s
+        vectors, frames, kept = [], [], []
+        for first in range(0, len(clips), self.batch_size):
+            waveforms = {}
+            for i in range(first, min(first + self.batch_size, len(clips))):
+                waveform = read_clip(clips[i], rate, round(clip_s * rate))
+                waveform = waveform[: max(1, round(clips[i].duration_s * rate))]
+                if np.abs(waveform).max() >= SILENCE:
+                    waveforms[i] = waveform
+            for length in sorted({len(waveform) for waveform in waveforms.values()}):
+                alike = [i for i in waveforms if len(waveforms[i]) == length]
+                vectors.append(self.embedder(torch.from_numpy(np.stack([waveforms[i] for i in alike])), rate))
+                frames += [pitch_frames(waveforms[i], rate) for i in alike]
+                kept += alike
+        order = np.argsort(kept)
+        frames = [frames[i] for i in order]
+        return {
+            "embeddings": np.concatenate(vectors)[order] if kept else np.zeros((0, self.embedder.size), np.float32),
+            "frames": np.concatenate(frames) if kept else np.zeros((0, 1), np.uint8),
+            "lengths": np.array([len(each) for each in frames], np.int64),
+            "kept": np.array(kept, np.int64)[order] if kept else np.zeros(0, np.int64),
+        }
+
+
+def _embed_parts(parts: dict[Path, list[Clip]], embed: EmbedPart, ray: str | None) -> Iterator[tuple[Path, dict]]:
+    """The arrays of each of ``parts``, as they are done."""
+    if ray is None:
+        for path, clips in parts.items():
+            yield path, embed(clips)
+        return
+    from musicldm.data.cluster import map_on_cluster
+
+    gpus = 1 if embed.embedder.clap.device.type == "cuda" else 0
+    paths = list(parts)
+    for i, arrays in map_on_cluster(embed, list(parts.values()), ray, gpus=gpus):
+        yield paths[i], arrays
 
 
 def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder) -> None:
     """Make the working folder; parts that an earlier run left of another collection or embedding are removed."""
-    listing = [[str(clip.path.relative_to(data)), clip.start_s, clip.path.stat().st_size] for clip in clips]
-    plan = hashlib.sha256(json.dumps([embedder.name, listing]).encode()).hexdigest()
+    listing = [[str(clip.path), clip.start_s, recording_bytes(clip.path)] for clip in clips]
+    plan = hashlib.sha256(json.dumps([embedder.name, str(data), CLIPS_A_PART, listing]).encode()).hexdigest()
     note = work / "plan.json"
     if work.is_dir() and any(work.iterdir()):
         if not note.is_file():
@@ -145,21 +215,14 @@ def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder) ->
     write_whole(note, json.dumps(plan).encode())
 
 
-def _table(clips: list[Clip], data: Path, rows: dict[str, dict]) -> dict:
+def _table(clips: list[Clip], told: dict[Path, Told]) -> dict:
     """Columns over clips (recording, piece, start_s), and the recordings."""
-    names = list(dict.fromkeys(str(clip.path.relative_to(data)) for clip in clips))
-    number = {name: i for i, name in enumerate(names)}
-    recordings, pieces = [], []
-    for name in names:
-        row = rows.get(name, {})
-        recordings.append({"file": name} | {key: row[key] for key in TOLD if row.get(key)})
-        recordings[-1]["offset_s"] = row.get("start_s") or 0.0  # of the recording in its piece
-        pieces.append(str(row.get("piece_id") or row.get("score") or name))
-    of_piece = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    recording = np.array([number[str(clip.path.relative_to(data))] for clip in clips], np.int32)
+    paths = list(dict.fromkeys(clip.path for clip in clips))
+    number = {path: i for i, path in enumerate(paths)}
+    of_piece = {piece: i for i, piece in enumerate(dict.fromkeys(told[path].piece for path in paths))}
     return {
-        "recordings": recordings,
-        "recording": recording,
-        "piece": np.array([of_piece[pieces[i]] for i in recording], np.int32),
+        "recordings": [told[path].about for path in paths],
+        "recording": np.array([number[clip.path] for clip in clips], np.int32),
+        "piece": np.array([of_piece[told[clip.path].piece] for clip in clips], np.int32),
         "start_s": np.array([clip.start_s for clip in clips], np.float32),
     }

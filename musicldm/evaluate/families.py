@@ -1,0 +1,69 @@
+"""Families of instruments: which one a prompt asks for, and which one is heard, by CLAP without training (zero-shot).
+
+    prompt -> `asked_family` -> "strings";  waveforms (B, L) -> `ZeroShotFamilies` -> probabilities (B, K)
+
+The other judge is `musicldm.evaluate.probe.FamilyProbe`, which is no part of the model that it judges.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musicldm.clap import embed_text
+from musicldm.data.gm import ORCHESTRATIONS, PROGRAMS
+from musicldm.evaluate.embedders import ClapEmbedder
+
+FAMILIES = ("piano", "guitar", "strings", "brass", "winds", "organ", "synth", "drums")
+# What CLAP is asked where "music for NAME" would mislead it.
+ASKED_OF_CLAP = {"drums": "music for drums only", "synth": "music for synthesizer", "voices": "music for a choir"}
+MORE_WORDS = {"drum": "drums", "drum kit": "drums", "percussion": "drums", "synthesizer": "synth", "woodwind": "winds"}
+REFUSED = re.compile(r"\b(?:without|no)\s+(?:any\s+)?[a-z-]+(?:\s+(?:or|and)\s+[a-z-]+)*", re.IGNORECASE)
+
+
+@functools.cache
+def _words() -> tuple[dict[str, str], re.Pattern]:
+    """Family of each word for an instrument, and a pattern that finds them, the longer ones first."""
+    words = {program.word.lower(): program.family for program in PROGRAMS if program.family in ORCHESTRATIONS}
+    words |= {name: name for name in ORCHESTRATIONS if name not in ("plucked", "mallets", "voices")}
+    words |= {name.removesuffix("s"): name for name in ("strings", "winds")} | MORE_WORDS
+    words |= {"harp": "harp", "pianist": "piano", "flautist": "winds", "choir": "voices"}
+    longest = sorted(words, key=len, reverse=True)
+    return words, re.compile(rf"\b({'|'.join(map(re.escape, longest))})(?:e?s)?\b", re.IGNORECASE)
+
+
+def asked_family(prompt: str | None, classes: Sequence[str] = FAMILIES) -> str | None:
+    """The one family of ``classes`` that ``prompt`` names; None if it names none, several, or another family too."""
+    words, pattern = _words()
+    named = {words[found.lower()] for found in pattern.findall(REFUSED.sub("", prompt or ""))}
+    return next(iter(named)) if len(named) == 1 and named <= set(classes) else None
+
+
+class ZeroShotFamilies:
+    """Probabilities ``(B, K)`` that CLAP gives the sentences "music for organ" and so on.
+
+    The softmax of cosine similarities over CLAP's own temperature. Radford et al. (2021), section 3.1,
+    https://arxiv.org/abs/2103.00020. It judges a model by its own condition, and so flatters it.
+    """
+
+    def __init__(self, embedder: ClapEmbedder, tokenizer, classes: Sequence[str] = FAMILIES):
+        self.embedder, self.classes = embedder, tuple(classes)
+        self.name = f"zero-shot-{embedder.name}-{'-'.join(self.classes)}"
+        sentences = [ASKED_OF_CLAP.get(name, f"music for {name}") for name in self.classes]
+        with torch.no_grad():
+            self.texts = embed_text(embedder.clap, tokenizer, sentences).float().cpu().numpy()  # (K, D)
+            self.scale = float(embedder.clap.logit_scale_a.exp())
+
+    def of_embeddings(self, embeddings: np.ndarray) -> np.ndarray:
+        """Probabilities ``(N, K)`` for CLAP embeddings ``(N, D)`` that are there already."""
+        from scipy.special import softmax
+
+        return softmax(self.scale * embeddings @ self.texts.T, axis=1)
+
+    def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:
+        return self.of_embeddings(self.embedder(waveforms, sample_rate))
