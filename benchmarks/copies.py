@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini", help="whose CLAP to use")
     parser.add_argument("--pieces", type=int, default=400, help="in the index")
     parser.add_argument("--queries", type=int, default=10, help="copies of each kind, and other clips of each kind")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), metavar="KIND")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tuning", action="store_true", help="take the quarter of the pieces that is kept for tuning")
     parser.add_argument("--out", type=Path)
@@ -185,6 +186,8 @@ def main() -> None:
 
     copies, others = {}, {}
     for number, (kind, change) in enumerate(KINDS.items()):
+        if kind not in options.kinds:
+            continue
         made = options.work / f"found-{options.queries}-{number}.json"  # a stopped run goes on with the next kind
         if not made.is_file():
             rng = np.random.default_rng(options.seed)
@@ -202,6 +205,7 @@ def main() -> None:
         "model_revision": model_revision(bundled_models().get(options.model, Path(options.model))),
         "indexed_clips": len(index),
         "queries_of_each_kind": options.queries,
+        "pieces_for_tuning": options.tuning,
         **table(copies, others),
     }
     print(json.dumps(report, indent=1))

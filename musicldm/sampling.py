@@ -19,6 +19,7 @@ from musicldm.inputs import check_count, check_seed
 
 Noise = Generator | list[Generator] | None  # one generator for a batch, one for each of its items, or torch's own
 OnStep = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+Correct = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def make_generators(seed: int | None, generator: Noise, n_items: int) -> Noise:
@@ -84,6 +85,7 @@ def denoise(
     eta: float = 0.0,
     generator: Noise = None,
     on_step: OnStep | None = None,
+    correct: Correct | None = None,
     cross_attention_kwargs: dict[str, Any] | None = None,
     evaluate: Callable[..., Tensor] | None = None,
 ) -> Tensor:
@@ -92,7 +94,8 @@ def denoise(
     ``timesteps`` are the prepared scheduler's: all of them, or the last few for latents that are partly denoised.
     ``embedding`` is (B, D), or for guidance (2B, D) with the unconditional rows first. After each step
     ``on_step(i, t, latents, embedding)`` returns the latents and the embedding to go on with, or None to stop: this
-    is where a part of the latents can be held to something known. ``evaluate`` takes the place of `predict`.
+    is where a part of the latents can be held to something known. ``correct(prediction, model_input, t)`` may change
+    what the UNet predicts, guidance included, of what it was given. ``evaluate`` takes the place of `predict`.
 
     The loop never waits for a GPU, unless the scheduler does: UniPC solves a system there, and noise of a CPU generator
     has to be brought.
@@ -107,6 +110,8 @@ def denoise(
         if hasattr(scheduler, "scale_model_input"):  # flows have none
             scaled = scheduler.scale_model_input(latents, t)
         prediction = evaluate(unet, scaled, there[i], embedding, guidance_scale, cross_attention_kwargs)
+        if correct is not None:
+            prediction = correct(prediction, scaled, t)
         latents = scheduler.step(prediction, t, latents, **step_options).prev_sample
         if on_step is not None:
             changed = on_step(i, t, latents, embedding)

@@ -12,7 +12,7 @@ from musicldm.cli import main
 from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.novelty import CopyError
 from musicldm.novelty.build import build_index
-from musicldm.novelty.guard import ROUNDS
+from musicldm.novelty.guard import ROUNDS, encode
 from musicldm.pipeline import MusicLDMPipeline
 
 PROMPT = "a slow waltz for solo piano"
@@ -128,3 +128,20 @@ def test_command_keeps_what_is_new_and_exits_with_3(guarded, index_folder, tmp_p
     capsys.readouterr()
     assert main(["generate", PROMPT, "--novelty", "report"]) == 2
     assert "--index" in capsys.readouterr().err
+
+
+def test_only_what_is_drawn_again_is_steered(guarded, monkeypatch):
+    steered = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    monkeypatch.setattr("musicldm.novelty.guard.STRENGTH", 0.0)
+    plain = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    assert [found["draws"] for found in steered.novelty] == [2, 1]
+    assert np.abs(steered.audios[0] - plain.audios[0]).max() > 0.01
+    assert np.allclose(steered.audios[1], plain.audios[1], atol=1e-4)
+    assert "denoise" not in vars(guarded)  # an ordinary call is left alone afterwards
+
+
+@pytest.mark.parametrize("seconds", [2, 3.001])
+def test_rejected_music_becomes_latents_as_long_as_those_it_came_from(guarded, seconds):
+    latents = guarded(PROMPT, seed=1, output_type="latent", audio_length_in_s=seconds, num_inference_steps=2).audios
+    made = guarded(PROMPT, seed=1, audio_length_in_s=seconds, num_inference_steps=2).audios
+    assert encode(guarded, made[0]).shape == latents.shape[1:]

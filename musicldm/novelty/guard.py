@@ -1,10 +1,14 @@
 """The copy guard: music is compared with the training set as it is made, and drawn again where it comes too near.
 
-waveforms (B, L) -> check against the index -> what is new enough, best first | new noise, once more | CopyError
+waveforms (B, L) -> check against the index -> what is new enough, best first
+                 -> new noise, steered away from the latents of what was not, once more -> ... | CopyError
 """
 
 from __future__ import annotations
 
+import math
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +22,13 @@ from musicldm.novelty import CopyError
 from musicldm.novelty.alignment import WINDOWS_S
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex
+from musicldm.novelty.steering import Steering
 from musicldm.sampling import make_generators
+from vocoder import log_mel_spectrogram, mel_config
 
 MODES = ("report", "avoid", "least_similar")
 ROUNDS = 4  # draws before a prompt is given up
+STRENGTH = 1.0  # of the steering away from rejected draws; 0 only draws again
 PER_PROMPT = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
 
 
@@ -82,17 +89,21 @@ def guarded(pipeline, mode: str, max_similarity: float | None, arguments: dict):
     noise = make_generators(arguments["seed"], arguments["generator"], n_prompts * n)
     drawn: list[list[Drawn]] = [[] for _ in range(n_prompts)]
     waiting = list(range(n_prompts))
+    rejected: list[list[torch.Tensor]] = [[] for _ in range(n_prompts)]  # latents (C, T, F)
     settled = {"seed": None, "return_best": None, "return_dict": True, "output_type": "np", "novelty": None}
     for _ in range(1 if mode == "report" else ROUNDS):
         rows = {name: _rows(arguments[name], waiting) for name in PER_PROMPT}
         generator = [noise[i * n + k] for i in waiting for k in range(n)] if isinstance(noise, list) else noise
-        output = pipeline(**arguments | rows | settled | {"generator": generator, "max_similarity": None})
+        with steered(pipeline, [rejected[i] for i in waiting for _ in range(n)]):
+            output = pipeline(**arguments | rows | settled | {"generator": generator, "max_similarity": None})
         for row, prompt in enumerate(waiting):
             for k in range(n):
                 waveform = output.audios[row * n + k]
                 found = pipeline.copy_guard.judge(waveform, output.sampling_rate, max_similarity)
                 score = None if output.scores is None else float(output.scores[row, k])
                 drawn[prompt].append(Drawn(waveform, score, found))
+                if found["too_close"] and mode != "report":
+                    rejected[prompt].append(encode(pipeline, waveform))
         waiting = [prompt for prompt in waiting if sum(not d.found["too_close"] for d in drawn[prompt]) < wanted]
         if not waiting:
             break
@@ -106,8 +117,8 @@ def guarded(pipeline, mode: str, max_similarity: float | None, arguments: dict):
         output.audios = torch.from_numpy(output.audios)
         output.scores = None if output.scores is None else torch.from_numpy(output.scores)
     if mode == "avoid" and waiting:
-        prompts = arguments["prompt"]
-        names = [repr(prompts[i]) if isinstance(prompts, list) else f"prompt {i + 1}" for i in waiting]
+        prompts = [arguments["prompt"]] if isinstance(arguments["prompt"], str) else arguments["prompt"]
+        names = [f"prompt {i + 1}" if prompts is None else repr(prompts[i]) for i in waiting]
         raise CopyError(_refusal(names, [drawn[i] for i in waiting]), output, tuple(waiting))
     return output if arguments["return_dict"] else (output.audios,)
 
@@ -128,6 +139,33 @@ def _check(pipeline, mode: str, max_similarity: float | None, arguments: dict) -
     seconds = arguments["audio_length_in_s"]
     if seconds is not None and seconds < WINDOWS_S[0]:
         raise ValueError(f"{seconds:g} s are too short to compare with the training set; ask for {WINDOWS_S[0]:g} s")
+
+
+@torch.no_grad()
+def encode(pipeline, waveform: np.ndarray) -> torch.Tensor:
+    """Scaled latents (C, T/f, F/f) of ``waveform (L,)`` at the pipeline's rate, as long as those that it came from."""
+    mel, factor = mel_config(pipeline.vocoder), pipeline.vae_scale_factor
+    samples = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
+    n_frames = -(-len(samples) // (mel.hop_length * factor)) * factor
+    samples = torch.nn.functional.pad(samples, (0, max(n_frames * mel.hop_length, mel.n_fft) - len(samples)))
+    log_mel = log_mel_spectrogram(samples[None], mel)[:, None, :n_frames]  # (1, 1, T, F)
+    moments = pipeline.vae.encode(log_mel.to(pipeline.vae.device, pipeline.vae.dtype)).latent_dist
+    return pipeline.vae.config.scaling_factor * moments.mode()[0]
+
+
+@contextmanager
+def steered(pipeline, rejected: list[list[torch.Tensor]]):
+    """Within, the pipeline's ``denoise`` keeps each waveform away from its ``rejected`` latents, if there are any."""
+    if not STRENGTH or not any(rejected):
+        yield
+        return
+    frame_s = math.prod(pipeline.vocoder.config.upsample_rates) * pipeline.vae_scale_factor / pipeline.sampling_rate
+    steering = Steering(pipeline.scheduler, max(1, round(WINDOWS_S[0] / frame_s)), STRENGTH, rejected)
+    pipeline.denoise = partial(pipeline.denoise, correct=steering)
+    try:
+        yield
+    finally:
+        del pipeline.denoise  # the class's own again
 
 
 def _rows(value, rows: list[int]):

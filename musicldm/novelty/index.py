@@ -73,7 +73,7 @@ class NoveltyIndex:
             raise FileNotFoundError(f"there is no novelty index at {self.folder}{half}; {REBUILD}")
         try:
             self.about = json.loads(about.read_text())
-            files, version = self.about["files"], self.about["version"]
+            files, version = dict(self.about["files"]), self.about["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{about} is damaged ({error}); {REBUILD}") from error
         if version != VERSION:
