@@ -185,10 +185,13 @@ class VocoderConfig(TrainConfig):
     stft_weight: float = 0.0
     features_weight: float = 2.0
     adversarial_from: int = 0  # step from which the discriminators take part
+    match_passes: int = 0  # how often the finished vocoder corrects its waveform by the spectrogram (vocoder.match_mel)
 
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "channels")
+        if self.match_passes < 0:
+            raise ValueError(f"match_passes must not be negative, got {self.match_passes}")
         if self.segment_samples < self.mel.n_fft:
             raise ValueError(f"segment_samples must be at least n_fft ({self.mel.n_fft}), got {self.segment_samples}")
 

@@ -30,6 +30,7 @@ from musicldm.lora import LoraMixin
 from musicldm.optimize import optimize
 from musicldm.outputs import MusicLDMPipelineOutput
 from musicldm.publish import NOVELTY_INDEX, PublishMixin, read_card
+from vocoder import vocode
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
 
@@ -389,7 +390,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
 
     def vocode(self, mel: Tensor) -> Tensor:
         """Waveforms (B, L) of ``mel (B, T, F)``; long ones in tiles."""
-        return tiles.vocode(self.vocoder, mel) if mel.shape[1] > tiles.LONGEST_WHOLE else self.vocoder(mel)
+        return tiles.vocode(self.vocoder, mel) if mel.shape[1] > tiles.LONGEST_WHOLE else vocode(self.vocoder, mel)
 
     def rank(self, audios: Tensor, condition: Tensor, return_best: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (P * n, L) sorted within each prompt, best first, and their scores (P, n).

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
-from vocoder import MelConfig, log_mel_spectrogram, mel_config
+from vocoder import MelConfig, log_mel_spectrogram, mel_config, vocode
 
 # Frames on either side of a window that are computed and dropped, so that windows join without seams. The generator
 # hears fewer than these; the autoencoder attends to its whole window, which is as long as in training.
@@ -77,11 +77,6 @@ def autoencode(vae: AutoencoderKL, mel: Tensor) -> Tensor:
     """``mel (1, T, F)`` to the mean of its latents and back."""
     latents = vae.encode(mel[:, None].to(vae.dtype)).latent_dist.mode()  # (1, C, T/f, F/f)
     return vae.decode(latents).sample[:, 0].to(mel.dtype)
-
-
-def vocode(vocoder: SpeechT5HifiGan, mel: Tensor) -> Tensor:
-    """``mel (1, T, F)`` to a waveform (1, T * hop, or a few samples more)."""
-    return vocoder(mel).reshape(1, -1)
 
 
 def vae_window(mel: MelConfig, factor: int) -> tuple[int, int]:

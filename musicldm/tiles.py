@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
+from vocoder import mel_config
+from vocoder import vocode as vocode_whole
+from vocoder.match import match_passes
+
 LONGEST_WHOLE = 4096  # mel frames, 41 s: what is longer is decoded in pieces
 LATENT_FRAMES = 64  # of a piece
 MEL_FRAMES = 1024  # of a tile of the vocoder
@@ -103,14 +107,14 @@ def convolve(pieces: Pieces, conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor
 
 
 def vocode(vocoder: SpeechT5HifiGan, mel: Tensor, mel_frames: int = MEL_FRAMES) -> Tensor:
-    """What ``vocoder(mel)`` gives for ``mel (B, T, F)``, (B, L), in overlapping tiles of ``mel_frames``."""
+    """What `vocoder.vocode` gives for ``mel (B, T, F)``, (B, L), in overlapping tiles of ``mel_frames``."""
     n_frames, overlap, hop = mel.shape[1], reach(vocoder), samples_of_a_frame(vocoder)
     tiles = []
     for start in range(0, n_frames, mel_frames):
         first, end = max(0, start - overlap), min(n_frames, start + mel_frames + overlap)
         # the last tile goes on to its end: kernels of odd excess over their rate make a few samples more
         last = None if start + mel_frames >= n_frames else (start + mel_frames - first) * hop
-        tiles.append(vocoder(mel[:, first:end])[:, (start - first) * hop : last])
+        tiles.append(vocode_whole(vocoder, mel[:, first:end])[:, (start - first) * hop : last])
     return torch.cat(tiles, dim=1)
 
 
@@ -127,4 +131,5 @@ def reach(vocoder: SpeechT5HifiGan) -> int:
     block = max(sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations) for kernel, dilations in blocks)
     for rate, kernel in zip(reversed(config.upsample_rates), reversed(config.upsample_kernel_sizes), strict=True):
         samples = -(-(samples + block + kernel) // rate)
-    return samples + vocoder.conv_pre.kernel_size[0] // 2
+    matched = -(-match_passes(vocoder) * mel_config(vocoder).n_fft // samples_of_a_frame(vocoder))
+    return samples + vocoder.conv_pre.kernel_size[0] // 2 + matched

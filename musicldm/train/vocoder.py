@@ -31,9 +31,10 @@ from musicldm.train.common import (
     refuse_checkpointing,
 )
 from musicldm.train.progress import EXAMPLES, Log, announce
-from vocoder import log_mel_spectrogram, make_generator, mel_config
+from vocoder import log_mel_spectrogram, make_generator, match_mel, mel_config
 from vocoder.hifigan import fold_weight_norm
 from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss
+from vocoder.match import match_passes
 
 
 def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
@@ -44,7 +45,7 @@ def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
         ValueError: the generator there was trained on other spectrograms.
     """
     if not config.init:
-        return make_generator(
+        generator = make_generator(
             config.mel,
             config.channels,
             tuple(config.upsample_rates),
@@ -52,6 +53,8 @@ def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
             tuple(config.resblock_kernel_sizes),
             (tuple(config.resblock_dilations),) * len(config.resblock_kernel_sizes),
         )
+        generator.config.match_passes = config.match_passes
+        return generator
     generator = SpeechT5HifiGan.from_pretrained(initial_folder(config, "vocoder")).float()
     if mel_config(generator) != config.mel:
         raise ValueError(f"{config.init} was trained on {mel_config(generator)}, the configuration says {config.mel}")
@@ -139,7 +142,10 @@ def examples(
     made = {}
     for index in range(min(EXAMPLES, len(dataset))):
         real = dataset[Item(0, index)][None].to(device)
-        made[f"clip-{index}"] = generate(generator, generator_input(real, config), real.shape[1])[0].cpu().numpy()
+        spectrogram = generator_input(real, config)
+        waveform = generate(generator, spectrogram, real.shape[1])
+        waveform = match_mel(waveform, spectrogram, config.mel, match_passes(generator))
+        made[f"clip-{index}"] = waveform[0].cpu().numpy()
     generator.train()
     return made, config.mel.sample_rate
 

@@ -1,0 +1,69 @@
+"""A vocoder's waveform is matched to its spectrogram."""
+
+import pytest
+import torch
+from conftest import MEL
+
+from musicldm.tiles import vocode as vocode_in_tiles
+from vocoder import log_mel_spectrogram, make_generator, match_mel, vocode
+
+
+@pytest.fixture(scope="module")
+def tone_and_noise():
+    """A tone (B, L) that begins after half of the time, and the same in a noise 30 dB below it."""
+    time = torch.arange(8000) / MEL.sample_rate
+    tone = 0.5 * torch.sin(2 * torch.pi * 440 * time) * (time > 0.5)
+    noise = torch.randn(8000, generator=torch.Generator().manual_seed(0))
+    return tone[None], (tone + 0.015 * noise)[None]
+
+
+def error(waveform, log_mel):
+    return float((log_mel_spectrogram(waveform, MEL)[:, : log_mel.shape[1]] - log_mel).abs().mean())
+
+
+def test_noise_goes_where_the_spectrogram_has_none(tone_and_noise):
+    tone, noisy = tone_and_noise
+    wanted = log_mel_spectrogram(tone, MEL)
+    matched = [match_mel(noisy, wanted, MEL, passes) for passes in (0, 1, 2)]
+    assert torch.equal(matched[0], noisy)
+    errors = [error(waveform, wanted) for waveform in matched]
+    assert errors[2] < errors[1] < 0.5 * errors[0]
+    before, after = ((waveform - tone)[:, 200:3800].std() for waveform in (noisy, matched[2]))
+    assert after < 0.1 * before  # silence is silent again
+    assert float((matched[2] - tone)[:, 4200:].std()) < float((noisy - tone)[:, 4200:].std())
+
+
+def test_a_waveform_that_agrees_is_left_as_it_is(tone_and_noise):
+    _, noisy = tone_and_noise
+    matched = match_mel(noisy, log_mel_spectrogram(noisy, MEL), MEL, 3)
+    torch.testing.assert_close(matched, noisy, atol=1e-5, rtol=0)
+
+
+def test_gains_and_samples_are_bounded(tone_and_noise):
+    tone, _ = tone_and_noise
+    louder = match_mel(tone, log_mel_spectrogram(tone, MEL) + 20.0, MEL)
+    assert louder.abs().max() == 1.0
+    whisper = match_mel(tone, torch.full_like(log_mel_spectrogram(tone, MEL), -30.0), MEL)
+    assert 0.5e-2 < float(whisper[:, 4800:7200].abs().max() / tone[:, 4800:7200].abs().max()) < 2e-2  # 40 dB
+
+
+@torch.no_grad()
+def test_a_generator_is_matched_as_its_config_says():
+    torch.manual_seed(0)
+    generator, mel = make_generator(MEL, 16, (5, 4, 4), (9, 8, 8)).eval(), torch.randn(2, 40, 16) - 3
+    plain = generator(mel)
+    assert torch.equal(vocode(generator, mel), plain)  # published vocoders say nothing
+    generator.config.match_passes = 2
+    assert error(vocode(generator, mel), mel) < 0.8 * error(plain, mel)
+    assert vocode(generator, mel).shape == plain.shape
+    torch.testing.assert_close(vocode(generator, mel)[:1], vocode(generator, mel[:1]), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("frames", "tile"), [(50, 10), (64, 64), (131, 30)])
+@pytest.mark.parametrize("kernels", [(9, 8, 8), (16, 8, 8)])
+def test_matched_tiles_are_the_matched_whole(frames, tile, kernels):
+    torch.manual_seed(frames)
+    generator, mel = make_generator(MEL, 16, (5, 4, 4), kernels).eval(), torch.randn(2, frames, 16) - 3
+    generator.config.match_passes = 2
+    torch.testing.assert_close(vocode_in_tiles(generator, mel, tile), vocode(generator, mel), atol=1e-4, rtol=1e-3)
