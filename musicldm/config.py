@@ -272,6 +272,9 @@ class DiffusionConfig(TrainConfig):
     vae: str = ""  # folder with the trained VAE
     clap: str = ""  # folder with the trained CLAP: text_encoder, tokenizer and feature_extractor
     vocoder: str = ""  # folder with the trained vocoder
+    cache: str = (
+        ""  # where what is computed of the clips once is kept; one that is full may serve several runs; OUT/cache
+    )
     channels: tuple[int, ...] = (128, 256, 384, 640)
     head_channels: int = 32  # width of one attention head
     attention_from_level: int = 1  # levels below it have convolutions only
@@ -295,6 +298,7 @@ class DiffusionConfig(TrainConfig):
     mixup_mode: str = "synchronous"  # or paper: pairs as the authors of MusicLDM make them
     mixup_per_clip: int = 1  # mixtures made ahead with each clip
     mixup_fresh: bool = False  # whether every epoch gets new ones
+    mixup_seed: int | None = None  # of the mixtures; the run's seed if not given
     mixup_stretch: float = 0.04  # by how much of its speed a partner may change (synchronous)
     mixup_same_key: bool = False  # whether partners must be in a compatible key (synchronous)
     mixup_tracker: str = "madmom"  # or librosa, beat_this: what finds the beats of recordings not yet analysed

@@ -17,10 +17,10 @@ from transformers import SpeechT5HifiGan
 from augment.mixup import block_loudness
 from musicldm.clap import embed_audio
 from musicldm.config import DiffusionConfig, load_config
-from musicldm.data.analysis import ANALYSIS_FILE
+from musicldm.data.analysis import ANALYSIS_FILE, FROM_SCORE, analyse_collection
 from musicldm.data.clips import Item
-from musicldm.data.prepare import write_index
-from musicldm.data.shards import ShardWriter
+from musicldm.data.prepare_index import IndexWriter
+from musicldm.data.shards import INDEX_FILE, ShardWriter
 from musicldm.train import mixtures, run
 from vocoder import make_generator
 
@@ -102,7 +102,8 @@ def test_every_kind_trains_and_repeats(collection, parts, plain_weights, tmp_pat
     again = train(collection, parts, tmp_path / "b", f"mixup={kind}", "mixup_fresh=true")
     assert not differ(once, again)
     assert differ(once, plain_weights)
-    folder = tmp_path / "a" / "cache" / "mixtures-1"  # six steps of eight go beyond two epochs of twenty
+    folder = tmp_path / "a" / "cache" / f"mixup-{kind}" / "mixtures-1"
+    # six steps of eight go beyond two epochs of twenty
     assert not differ_arrays(folder, folder.with_name("mixtures-2"), "made")
     assert differ_arrays(folder, folder.with_name("mixtures-2"), "moments")
     made = np.load(folder / "made.npy")
@@ -114,8 +115,7 @@ def test_every_kind_trains_and_repeats(collection, parts, plain_weights, tmp_pat
 def test_shards_train_like_the_folder_that_they_hold(collection, parts, tmp_path):
     """The same recordings and analysis, as `musicldm prepare` leaves them, give the same weights."""
     shards, analysed = tmp_path / "shards", (collection / ANALYSIS_FILE).read_text().splitlines()
-    rows = []
-    with ShardWriter(shards / "shards", 50_000) as writer:
+    with ShardWriter(shards / "shards", 50_000) as writer, IndexWriter(shards / INDEX_FILE) as index:
         for line, known in zip(analysed, (collection / "metadata.jsonl").read_text().splitlines(), strict=True):
             row = json.loads(line) | json.loads(known)
             samples, rate = soundfile.read(collection / row["file_name"], dtype="int16")
@@ -124,8 +124,7 @@ def test_shards_train_like_the_folder_that_they_hold(collection, parts, tmp_path
             shard, key = writer.next_name(len(flac.getvalue()))
             writer.write(key, {"flac": flac.getvalue()})
             row |= {"shard": shard, "member": f"{key}.flac", "texts": [row["text"]], "loudness_lufs": None}
-            rows.append(row | {"block_loudness_lufs": json.loads(line)["loudness_lufs"]})
-    write_index(shards / "index.parquet", rows)
+            index.write(row | {"block_loudness_lufs": json.loads(line)["loudness_lufs"]})
     assert len(list((shards / "shards").glob("*.tar"))) > 1
     for kind in ("none", "latent"):
         expected = train(collection, parts, tmp_path / f"{kind}-folder", f"mixup={kind}", "steps=3")
@@ -135,7 +134,7 @@ def test_shards_train_like_the_folder_that_they_hold(collection, parts, tmp_path
 def test_the_condition_of_a_latent_mixture_is_what_it_sounds_like(collection, parts, tiny_parts, tmp_path):
     """The stored target is drawn once; decoded, vocoded and heard by CLAP it gives the stored condition."""
     train(collection, parts, tmp_path / "run", "mixup=latent", "steps=1")
-    folder = tmp_path / "run" / "cache" / "mixtures-0"
+    folder = tmp_path / "run" / "cache" / "mixup-latent" / "mixtures-0"
     latents, log_variance = torch.from_numpy(np.load(folder / "moments.npy")).float().chunk(2, dim=1)
     assert (log_variance == mixtures.CERTAIN).all()
     vocoder = SpeechT5HifiGan.from_pretrained(next(part for part in parts if "vocoder=" in part).split("=")[1])
@@ -230,3 +229,26 @@ def test_fresh_mixtures_need_one_process(collection, parts, tmp_path):
 def test_wrong_settings_are_refused(override, message):
     with pytest.raises(ValueError, match=message):
         load_config(DiffusionConfig, CONFIG, [override])
+
+
+def test_runs_share_a_cache_and_mixtures_of_a_seed_of_their_own(collection, parts, tmp_path):
+    """Another seed trains on the same mixtures, which it does not make again, in another order."""
+    shared = [f"cache={tmp_path / 'kept'}", "mixup=audio", "mixup_seed=7", "steps=2"]
+    first = train(collection, parts, tmp_path / "a", *shared, "seed=0")
+    stamps = [path.stat().st_mtime_ns for path in sorted((tmp_path / "kept").rglob("*.npy"))]
+    second = train(collection, parts, tmp_path / "b", *shared, "seed=1")
+    assert stamps == [path.stat().st_mtime_ns for path in sorted((tmp_path / "kept").rglob("*.npy"))]
+    assert len(stamps) == 7
+    assert not (tmp_path / "b" / "cache").exists()
+    assert differ(first, second)
+    assert not differ(train(collection, parts, tmp_path / "own", *shared[1:], "seed=0"), first)
+
+
+def test_beats_of_the_score_are_never_tracked_again(collection, tmp_path):
+    folder = tmp_path / "scores"
+    shutil.copytree(collection, folder)
+    rows = [json.loads(line) for line in (folder / ANALYSIS_FILE).read_text().splitlines()]
+    known = [row | {"tracker": FROM_SCORE, "tempo_bpm": 77.0} for row in rows]
+    (folder / ANALYSIS_FILE).write_text("".join(json.dumps(row) + "\n" for row in known))
+    for tracker in ("madmom", "librosa"):
+        assert {one.recording.tempo_bpm for one in analyse_collection(folder, tracker)} == {77.0}

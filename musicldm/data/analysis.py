@@ -9,7 +9,7 @@ Each line is a JSON object:
     digest          SHA-256 of the decoded samples, first 16 hexadecimal digits: equal for exact duplicates
     group           piece_id of the metadata, else the file's name; versions of one piece share it
     duration_s      seconds
-    tracker         which beat tracker
+    tracker         which beat tracker; "score" for beats known from what was played, which are always current
     beats_s         seconds from the start, ascending
     downbeats_s     a subset of them
     beats_per_bar   0 if unknown
@@ -38,6 +38,7 @@ from musicldm.data.clips import metadata_rows
 from musicldm.data.shards import INDEX_FILE, index_rows
 
 ANALYSIS_FILE = "analysis.jsonl"
+FROM_SCORE = "score"  # in place of a tracker
 
 
 class Analysed(NamedTuple):
@@ -131,7 +132,11 @@ def _end_last_line(file: Path) -> None:
 
 
 def _is_current(row: dict | None, folder: Path, tracker: str) -> bool:
-    return row is not None and row["tracker"] == tracker and row["bytes"] == (folder / row["file_name"]).stat().st_size
+    return (
+        row is not None
+        and row["tracker"] in (tracker, FROM_SCORE)
+        and row["bytes"] == (folder / row["file_name"]).stat().st_size
+    )
 
 
 def as_analysed(path: Path, row: dict) -> Analysed:

@@ -26,6 +26,7 @@ STATE_FILE = "state.pt"
 CONFIG_FILE = "training.yaml"
 # What a resumed run may change, because no weight depends on it.
 HARMLESS = {
+    "cache",
     "device",
     "export",
     "gradient_checkpointing",

@@ -221,6 +221,7 @@ def make_rounds(
         )
     analysis = unmeasured(data) if config.mixup == "plain" else analyse_collection(data, config.mixup_tracker)
     mel = config.mel
+    seed = config.seed if config.mixup_seed is None else config.mixup_seed
     dataset = BeatSynchronousMixup(
         clips,
         analysis,
@@ -228,13 +229,13 @@ def make_rounds(
         mel.clip_samples,
         config.mixup,
         config.mixup_mode,
-        config.seed,
+        seed,
         config.mixup_per_clip,
         config.mixup_stretch,
         config.mixup_same_key,
     )
     settings = {name: getattr(config, name) for name in vars(config) if name.startswith("mixup")} | {
-        "seed": config.seed,
+        "seed": seed,
         "pairing": [recording.name + recording.group for recording in dataset.pairing.recordings],
         "beats": [float(np.sum(recording.beats_s)) for recording in dataset.pairing.recordings],
     }
