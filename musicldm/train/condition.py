@@ -19,11 +19,46 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch.nn import functional
 
+from musicldm.clap import embed_text
 from musicldm.config import DiffusionConfig
-from musicldm.train.cache import Cache
+from musicldm.train.cache import Cache, Conditioner, fingerprint, load_conditioner
+from musicldm.train.common import initial_folder
 
 SHRINKAGE = 1e-3  # of the mean variance of a direction: those far below it are noise of the towers, and stay faint
 MOST_ROWS = 20_000  # of either kind, spread evenly over the collection: enough for a covariance of some hundred numbers
+
+
+@torch.no_grad()
+def empty_embedding(conditioner: Conditioner) -> Tensor:
+    """What stands for no condition: the embedding (D,) of the empty text."""
+    return embed_text(conditioner.clap, conditioner.tokenizer, [""])[0]
+
+
+def former_clap(config: DiffusionConfig, conditioner: Conditioner) -> Conditioner | None:
+    """The CLAP that the UNet of ``config.init`` was trained with, if it is another than ``conditioner``'s."""
+    if not (config.init and config.clap and initial_folder(config, "text_encoder").name == "text_encoder"):
+        return None
+    former = load_conditioner(initial_folder(config))
+    same = fingerprint([], config.mel, former.clap) == fingerprint([], config.mel, conditioner.clap)
+    return None if same else former
+
+
+def prepare_condition(
+    unet: UNet2DConditionModel, conditioner: Conditioner, cache: Cache, indices: list[int], config: DiffusionConfig
+) -> None:
+    """Ready a UNet that has not been conditioned by ``conditioner`` before for the conditions of clips ``indices``.
+
+    Raises:
+        ValueError: an adapter is to be trained with another CLAP than its model's.
+    """
+    former = former_clap(config, conditioner)
+    if former and config.lora.rank:
+        raise ValueError(f"an adapter of {config.init} goes with its own CLAP; leave out clap={config.clap}")
+    if former:
+        forget_condition(unet, empty_embedding(former))
+    if (former or not config.init) and config.whiten_condition:
+        empty = empty_embedding(conditioner).cpu().numpy()
+        fit_condition(unet, *condition_moments(cache, indices, empty, config), config.seed)
 
 
 def condition_moments(

@@ -21,14 +21,13 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import SpeechT5HifiGan
 
-from musicldm.clap import embed_text
 from musicldm.cli.common import slug
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
 from musicldm.data.clips import Item, batch_items, item_rng, load_clips, split_clips
 from musicldm.lora import add_adapter, save_adapter
 from musicldm.pipeline import MusicLDMPipeline
 from musicldm.publish import NOVELTY_INDEX, read_card
-from musicldm.train.cache import Cache, Conditioner, build_cache, fingerprint, latent_shape, load_conditioner
+from musicldm.train.cache import Cache, Conditioner, build_cache, latent_shape, load_conditioner
 from musicldm.train.checkpoints import CONFIG_FILE, Average, State, final_folder, load_state, start
 from musicldm.train.common import (
     after_batch,
@@ -40,7 +39,7 @@ from musicldm.train.common import (
     optimise,
     step_size,
 )
-from musicldm.train.condition import condition_moments, fit_condition, forget_condition
+from musicldm.train.condition import empty_embedding, prepare_condition
 from musicldm.train.mixtures import MixtureRounds, make_rounds
 from musicldm.train.objectives import make_scheduler, question, text_share, trained_prediction, weighted_losses
 from musicldm.train.progress import EXAMPLES, Log, announce
@@ -141,39 +140,6 @@ def load_parts(config: DiffusionConfig) -> Parts:
         raise ValueError(f"the VAE was trained on {of_vae}, the configuration says {config.mel}")
     vae = AutoencoderKL.from_pretrained(folders["vae"]).float()
     return Parts(vae, vocoder, load_conditioner(folders["clap"]))
-
-
-@torch.no_grad()
-def empty_embedding(conditioner: Conditioner) -> Tensor:
-    """What stands for no condition: the embedding (D,) of the empty text."""
-    return embed_text(conditioner.clap, conditioner.tokenizer, [""])[0]
-
-
-def former_clap(config: DiffusionConfig, conditioner: Conditioner) -> Conditioner | None:
-    """The CLAP that the UNet of ``config.init`` was trained with, if it is another than ``conditioner``'s."""
-    if not (config.init and config.clap and initial_folder(config, "text_encoder").name == "text_encoder"):
-        return None
-    former = load_conditioner(initial_folder(config))
-    same = fingerprint([], config.mel, former.clap) == fingerprint([], config.mel, conditioner.clap)
-    return None if same else former
-
-
-def prepare_condition(
-    unet: UNet2DConditionModel, conditioner: Conditioner, cache: Cache, indices: list[int], config: DiffusionConfig
-) -> None:
-    """Ready a UNet that has not been conditioned by ``conditioner`` before for the conditions of clips ``indices``.
-
-    Raises:
-        ValueError: an adapter is to be trained with another CLAP than its model's.
-    """
-    former = former_clap(config, conditioner)
-    if former and config.lora.rank:
-        raise ValueError(f"an adapter of {config.init} goes with its own CLAP; leave out clap={config.clap}")
-    if former:
-        forget_condition(unet, empty_embedding(former))
-    if (former or not config.init) and config.whiten_condition:
-        empty = empty_embedding(conditioner).cpu().numpy()
-        fit_condition(unet, *condition_moments(cache, indices, empty, config), config.seed)
 
 
 class CachedLatents(torch.utils.data.Dataset):
