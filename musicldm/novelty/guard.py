@@ -130,7 +130,8 @@ def _check(pipeline, mode: str, max_similarity: float | None, arguments: dict) -
         pipeline.load_novelty_index(pipeline.novelty_index)
     if pipeline.copy_guard is None:
         raise ValueError(
-            f"novelty={mode!r} needs an index of the training set; call load_novelty_index(folder) before (on the command line: --index FOLDER)"
+            f"novelty={mode!r} needs an index of the training set; call load_novelty_index(folder) before "
+            "(on the command line: --index FOLDER)"
         )
     if max_similarity is not None and not -1 <= max_similarity <= 1:
         raise ValueError(f"max_similarity is a cosine from -1 to 1, got {max_similarity}")
