@@ -37,10 +37,16 @@ def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
     if path is not None and not Path(path).is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
     try:
-        changes = ([] if path is None else [OmegaConf.load(path)]) + [OmegaConf.from_dotlist(list(overrides))]
+        changes = ([] if path is None else [OmegaConf.load(path)]) + [OmegaConf.from_dotlist(_as_words(overrides))]
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *changes))
     except OmegaConfBaseException as error:
         raise ValueError(f"{'the overrides' if path is None else path}: {str(error).splitlines()[0]}") from error
+
+
+def _as_words(overrides: Sequence[str]) -> list[str]:
+    """``overrides`` in which no, off, yes and on stay words; YAML takes them for truth values, whatever the field is."""
+    pairs = (override.partition("=") for override in overrides)
+    return [f"{key}='{value}'" if value in ("no", "off", "yes", "on") else f"{key}={value}" for key, _, value in pairs]
 
 
 def find_config(name: str | Path, stage: str) -> Path:

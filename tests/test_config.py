@@ -69,3 +69,8 @@ def test_saved_configurations_come_back_equal(tmp_path):
     assert differences(config, load_config(VAEConfig, tmp_path / "c.yaml", ["mel.clip_s=1"])) == [
         "mel.clip_s: 5.12 -> 1.0"
     ]
+
+
+def test_no_is_a_word_where_a_word_is_wanted():
+    config = load_config(STAGES["diffusion"], None, ["mixed_precision=no", "gradient_checkpointing=yes", "compile=no"])
+    assert (config.mixed_precision, config.gradient_checkpointing, config.compile) == ("no", True, False)
