@@ -44,7 +44,7 @@ def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
 
 
 def _as_words(overrides: Sequence[str]) -> list[str]:
-    """``overrides`` in which no, off, yes and on stay words; YAML takes them for truth values, whatever the field is."""
+    """``overrides`` in which no, off, yes and on stay words; YAML takes them for truth values, whatever the field."""
     pairs = (override.partition("=") for override in overrides)
     return [f"{key}='{value}'" if value in ("no", "off", "yes", "on") else f"{key}={value}" for key, _, value in pairs]
 

@@ -235,7 +235,8 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
                 whatever a sampler adds: it then does not depend on the rest of the batch or on the device.
             return_best: how many candidates of each prompt to return, all by default.
             novelty: "report" compares each waveform with the training set (`load_novelty_index`); "avoid" also
-                draws again what comes too near, up to four times; "least_similar" does too, but never raises CopyError.
+                draws again what comes too near, steered away from what was rejected, up to four times; "least_similar"
+                does too, but never raises CopyError.
             max_similarity: cosine similarity above which a clip of the training set is too near; by default what one
                 clip in a hundred of other music exceeds. A passage that agrees too well is too near by itself.
 
