@@ -155,6 +155,7 @@ class VAEConfig(TrainConfig):
     layers_per_level: int = 2
     norm_groups: int = 32
     latent_channels: int = 8
+    freeze_encoder: bool = False  # train the decoder of init alone: latents stay what they are
     kl_weight: float = 1.5e-5  # times nats for each latent value (published: 1 beside an error summed over 65,536)
     adversarial_from: int = 50_001  # step from which the patch discriminator takes part
     adversarial_weight: float = 0.5
@@ -163,6 +164,8 @@ class VAEConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "segment_s", "layers_per_level", "latent_channels", "norm_groups")
+        if self.freeze_encoder and not self.init:
+            raise ValueError("freeze_encoder needs a trained encoder: say which with init=MODEL")
         if bad := [width for width in self.channels if width % self.norm_groups]:
             raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups}), got {bad[0]}")
         if self.mel.n_mels % self.factor:

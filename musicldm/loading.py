@@ -23,6 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
+from vocoder import install_matching
+
 PARTS = {
     "vae": AutoencoderKL,
     "text_encoder": ClapModel,
@@ -157,6 +159,8 @@ def load_part(folder: Path, name: str, cls: type, dtype: torch.dtype, variant: s
         raise ValueError(
             f"{path} has no weights for {len(missing)} tensors of its {cls.__name__}, such as {missing[0]}: {REPAIR}"
         )
+    if cls is SpeechT5HifiGan:
+        install_matching(module)
     return torch.nn.Module.to(module, dtype).eval()  # diffusers' own `to` warns of a list that is empty here
 
 

@@ -30,7 +30,7 @@ from musicldm.lora import LoraMixin
 from musicldm.optimize import optimize
 from musicldm.outputs import MusicLDMPipelineOutput
 from musicldm.publish import NOVELTY_INDEX, PublishMixin, read_card
-from vocoder import vocode
+from vocoder import install_matching
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
 
@@ -79,6 +79,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
             vocoder=vocoder,
         )
         attention.install(unet)
+        install_matching(vocoder)
         self.vae_scale_factor = scale_factor(vae)
         if unet.config.in_channels != vae.config.latent_channels:
             channels = f"{unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
@@ -383,7 +384,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Log-mel spectrograms (B, T, F) of ``latents (B, C, T/f, F/f)``; long ones in pieces."""
-        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        latents = 1 / self.vae.config.scaling_factor * latents.to(self.vae.dtype)  # rounded as by diffusers
         is_long = latents.shape[2] * self.vae_scale_factor > tiles.LONGEST_WHOLE
         if is_long and self.vae.device.type != "meta":  # with sequential offload each layer's weights come when called
             return tiles.decode(_on_its_device(self.vae), latents).squeeze(1)
@@ -391,7 +392,9 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
 
     def vocode(self, mel: Tensor) -> Tensor:
         """Waveforms (B, L) of ``mel (B, T, F)``; long ones in tiles."""
-        return tiles.vocode(self.vocoder, mel) if mel.shape[1] > tiles.LONGEST_WHOLE else vocode(self.vocoder, mel)
+        if mel.shape[1] > tiles.LONGEST_WHOLE:
+            return tiles.vocode(self.vocoder, mel)
+        return self.vocoder(mel).reshape(len(mel), -1)
 
     def rank(self, audios: Tensor, condition: Tensor, return_best: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (P * n, L) sorted within each prompt, best first, and their scores (P, n).

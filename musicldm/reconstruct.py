@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
-from vocoder import MelConfig, log_mel_spectrogram, mel_config, vocode
+from vocoder import MelConfig, log_mel_spectrogram, mel_config
 
 # Frames on either side of a window that are computed and dropped, so that windows join without seams. The generator
 # hears fewer than these; the autoencoder attends to its whole window, which is as long as in training.
@@ -65,9 +65,7 @@ def reconstruct(waveform: np.ndarray, vae: AutoencoderKL | None, vocoder: Speech
         n_whole = len(waveform) // mel.hop_length  # frames of the recording, not of the padding
         vae_error = (through_vae - frames)[:, :n_whole].abs().float().mean().item()
         frames = through_vae
-    made = in_windows(
-        lambda window: vocode(vocoder, window), frames, VOCODER_WINDOW, VOCODER_CONTEXT, hop=mel.hop_length
-    )
+    made = in_windows(vocoder, frames, VOCODER_WINDOW, VOCODER_CONTEXT, hop=mel.hop_length)
     made = made[:, : samples.shape[1]].float()  # (1, L)
     error = (log_mel_spectrogram(made, mel) - original).abs().mean().item()
     return Reconstruction(made[0].cpu().numpy(), error, vae_error)

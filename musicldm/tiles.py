@@ -19,7 +19,6 @@ from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from vocoder import mel_config
-from vocoder import vocode as vocode_whole
 from vocoder.match import match_passes
 
 LONGEST_WHOLE = 4096  # mel frames, 41 s: what is longer is decoded in pieces
@@ -107,14 +106,15 @@ def convolve(pieces: Pieces, conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor
 
 
 def vocode(vocoder: SpeechT5HifiGan, mel: Tensor, mel_frames: int = MEL_FRAMES) -> Tensor:
-    """What `vocoder.vocode` gives for ``mel (B, T, F)``, (B, L), in overlapping tiles of ``mel_frames``."""
+    """What ``vocoder`` gives for ``mel (B, T, F)``, (B, L), in overlapping tiles of ``mel_frames``."""
     n_frames, overlap, hop = mel.shape[1], reach(vocoder), samples_of_a_frame(vocoder)
     tiles = []
     for start in range(0, n_frames, mel_frames):
         first, end = max(0, start - overlap), min(n_frames, start + mel_frames + overlap)
         # the last tile goes on to its end: kernels of odd excess over their rate make a few samples more
         last = None if start + mel_frames >= n_frames else (start + mel_frames - first) * hop
-        tiles.append(vocode_whole(vocoder, mel[:, first:end])[:, (start - first) * hop : last])
+        tile = vocoder(mel[:, first:end]).reshape(len(mel), -1)
+        tiles.append(tile[:, (start - first) * hop : last])
     return torch.cat(tiles, dim=1)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from musicldm.reconstruct import VOCODER_CONTEXT, in_windows, reconstruct, vae_window, vocode
+from musicldm.reconstruct import VOCODER_CONTEXT, in_windows, reconstruct, vae_window
 from vocoder import MelConfig, log_mel_spectrogram, make_generator, mel_config
 
 
@@ -81,9 +81,9 @@ def test_vocoder_in_windows_equals_the_whole():
     vocoder = make_generator(mel, 32, (5, 4, 2, 2, 2), (16, 16, 8, 4, 4)).eval()
     frames = torch.randn(1, 300, mel.n_mels)
     with torch.no_grad():
-        whole = vocode(vocoder, frames)[:, : 300 * mel.hop_length]
-        parts = in_windows(lambda window: vocode(vocoder, window), frames, 256, VOCODER_CONTEXT, mel.hop_length)
-        apart = in_windows(lambda window: vocode(vocoder, window), frames, 256, 1, mel.hop_length)
+        whole = vocoder(frames)[:, : 300 * mel.hop_length]
+        parts = in_windows(vocoder, frames, 256, VOCODER_CONTEXT, mel.hop_length)
+        apart = in_windows(vocoder, frames, 256, 1, mel.hop_length)
     assert parts.shape == whole.shape
     assert (parts - whole).abs().max() < 1e-5
     assert (apart - whole).abs().max() > 1e-3  # too little context does show

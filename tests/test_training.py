@@ -254,6 +254,18 @@ def test_a_run_at_a_constant_rate_may_end_later_until_its_cooldown_begins(collec
         run(*vae, out, resume=True, overrides=[*common_part, "steps=30", "cooldown_steps=8"])
 
 
+def test_a_decoder_trains_on_with_its_encoder_held_still(trained, collection, tmp_path):
+    """Also against the discriminator; latents stay what they were, to the bit."""
+    start = trained["vae"] / "final"
+    overrides = [f"init={start}", "freeze_encoder=true", "adversarial_from=2", "steps=6", "weight_decay=0.1"]
+    final = run("vae", CONFIGS / "vae.yaml", collection, tmp_path / "run", overrides=overrides)
+    before, after = (AutoencoderKL.from_pretrained(folder).state_dict() for folder in (start, final))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith(("encoder.", "quant_conv."))}
+    with pytest.raises(ValueError, match="init=MODEL"):
+        run("vae", CONFIGS / "vae.yaml", collection, tmp_path / "other", overrides=["freeze_encoder=true"])
+
+
 def test_learning_rate_rises_and_falls():
     config = VAEConfig(steps=1100, warmup_steps=100, learning_rate=1.0, schedule="cosine")
     assert common.learning_rate(config, 0) == 0

@@ -23,18 +23,28 @@ from vocoder.mel import MelConfig, log_mel_spectrogram, mel_filters
 LEAST_GAIN, MOST_GAIN = math.log(0.01), math.log(10)  # -40 and 20 dB in each pass
 
 
-def vocode(generator: SpeechT5HifiGan, log_mel: Tensor) -> Tensor:
-    """Waveforms (B, L) of ``log_mel (B, T, F)``: what ``generator`` makes, matched as often as its config says.
+def install_matching(generator: SpeechT5HifiGan) -> SpeechT5HifiGan:
+    """``generator``, which from now on gives waveforms matched as often as its config says, however it is called.
 
     ``match_passes`` of the config; published vocoders have none, and are left as they are.
     """
-    waveform = generator(log_mel).reshape(len(log_mel), -1)
+    if match_output not in generator._forward_hooks.values():
+        generator.register_forward_hook(match_output, with_kwargs=True)
+    return generator
+
+
+def match_output(generator: SpeechT5HifiGan, args: tuple, kwargs: dict, waveform: Tensor) -> Tensor:
+    """A hook: ``waveform (B, L)`` or (L,) matched to the log-mel (B, T, F) or (T, F) that ``generator`` was given."""
     passes = match_passes(generator)
-    return match_mel(waveform, log_mel, mel_config(generator), passes) if passes else waveform
+    if not passes:
+        return waveform
+    log_mel = args[0] if args else kwargs["spectrogram"]
+    log_mel = log_mel.reshape(-1, *log_mel.shape[-2:])
+    return match_mel(torch.atleast_2d(waveform), log_mel, mel_config(generator), passes).reshape(waveform.shape)
 
 
 def match_passes(generator: SpeechT5HifiGan) -> int:
-    """How often `vocode` matches what ``generator`` makes."""
+    """How often what ``generator`` makes is to be matched."""
     return getattr(generator.config, "match_passes", 0)
 
 

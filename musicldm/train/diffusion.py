@@ -43,7 +43,7 @@ from musicldm.train.condition import empty_embedding, prepare_condition
 from musicldm.train.mixtures import MixtureRounds, make_rounds
 from musicldm.train.objectives import make_scheduler, question, text_share, trained_prediction, weighted_losses
 from musicldm.train.progress import EXAMPLES, Log, announce
-from vocoder import mel_config
+from vocoder import install_matching, mel_config
 
 VALIDATION_STEPS = 25  # of the sampler, for examples
 
@@ -132,7 +132,7 @@ def load_parts(config: DiffusionConfig) -> Parts:
         folders[name] = Path(named) if named else initial_folder(config, name)
         if not folders[name].is_dir():
             raise FileNotFoundError(f"no trained {name} at {named}: train it first (musicldm train {name})")
-    vocoder = SpeechT5HifiGan.from_pretrained(folders["vocoder"]).float()
+    vocoder = install_matching(SpeechT5HifiGan.from_pretrained(folders["vocoder"]).float())
     if mel_config(vocoder) != config.mel:
         raise ValueError(f"the vocoder was trained on {mel_config(vocoder)}, the configuration says {config.mel}")
     recorded = folders["vae"] / CONFIG_FILE

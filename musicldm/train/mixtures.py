@@ -32,7 +32,7 @@ from musicldm.data.analysis import analyse_collection, unmeasured
 from musicldm.data.clips import Clip, Item, item_rng
 from musicldm.data.mixup import BeatSynchronousMixup, Mixture
 from musicldm.train.cache import BATCH, Conditioner, KeptArrays, fingerprint, latent_shape
-from vocoder import MelConfig, log_mel_spectrogram, vocode
+from vocoder import MelConfig, log_mel_spectrogram
 
 CERTAIN = -30.0  # log variance of a latent that is the target itself: the lowest that the VAE knows
 
@@ -70,9 +70,10 @@ def hear_latents(
 ) -> tuple[Tensor, Tensor]:
     """Log-mel (B, T, F) and waveform (B, n_samples) of unscaled ``latents (B, C, T/f, F/f)``."""
     log_mel = vae.decode(latents).sample.squeeze(1)
+    waveform = vocoder(log_mel).reshape(len(latents), -1)
     if as_authors:
-        return log_mel, author_length(vocoder(log_mel).reshape(len(latents), -1), n_samples)
-    waveform = vocode(vocoder, log_mel)[:, :n_samples]
+        return log_mel, author_length(waveform, n_samples)
+    waveform = waveform[:, :n_samples]
     return log_mel, functional.pad(waveform, (0, n_samples - waveform.shape[1]))
 
 

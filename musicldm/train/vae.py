@@ -119,6 +119,11 @@ class _Autoencode(nn.Module):
         return self.vae.decode(latents).sample, posterior
 
 
+def encoding_parts(vae: AutoencoderKL) -> list[nn.Module]:
+    """What latents depend on."""
+    return [part for part in (vae.encoder, vae.quant_conv) if part is not None]
+
+
 def compiled_parts(vae: AutoencoderKL) -> list[nn.Module]:
     """What ``compile=true`` compiles: all but the last layer, whose gradient is wanted alone, to weigh the losses."""
     return [vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks]
@@ -175,6 +180,9 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
     """Train an autoencoder on ``data``; returns ``OUT/final``, which `AutoencoderKL.from_pretrained` loads."""
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s), config.share)
     plain = _Autoencode(initial_vae(config))
+    if config.freeze_encoder:
+        for part in encoding_parts(plain.vae):
+            part.requires_grad_(False)
     discriminator = PatchDiscriminator(config.discriminator_channels)
     accelerator = make_accelerator(config, out)
     plain = fastest_layout(plain, accelerator)
