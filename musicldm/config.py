@@ -210,6 +210,7 @@ class CLAPConfig(TrainConfig):
     """Contrastive language-audio pretraining (published: HTSAT-base and RoBERTa-base, 512-dimensional)."""
 
     caption_views: int = 1  # captions of each clip that are contrasted at a time, with the audio and with one another
+    contrary_captions: bool = False  # wrong captions too that differ in tempo or drums alone (musicldm.data.contrary)
     vocabulary: int = 50_265  # byte-level BPE pieces, at most
     embedding_size: int = 512
     text_width: int = 768

@@ -280,6 +280,18 @@ def test_loss_of_several_views_is_the_mean_over_their_pairs():
         views_loss(views[:1], 7.0)
 
 
+def test_wrong_captions_are_more_to_choose_from():
+    """One that sounds like the right one costs log 2 where nothing else is near; those of another view cost nothing."""
+    audio, text = torch.eye(4, 8)[None].expand(2, 4, 8)
+    assert contrastive_loss(audio, text, 50.0) < 1e-6
+    wrong = text[:1].clone()
+    loss = contrastive_loss(audio, text, 50.0, wrong_text=wrong)
+    assert loss == pytest.approx(math.log(2) / 4 / 2, rel=1e-4)  # one clip of four, in one of two directions
+    assert torch.isclose(views_loss(torch.stack([audio, text]), 50.0, [None, wrong]), loss)
+    assert torch.isclose(contrastive_loss(audio, text, 50.0, wrong_audio=wrong), loss)
+    assert contrastive_loss(audio, text, 50.0, wrong_text=torch.empty(0, 8)) < 1e-6
+
+
 def test_tokenizer_survives_saving(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     texts = [*CAPTIONS[:4], "", "Ζούλα 音楽 \N{MUSICAL SYMBOL G CLEF}", "  spaces  kept "]

@@ -77,3 +77,28 @@ def test_regression_loss_compares_each_modality_with_itself():
     opposite = views.clone()
     opposite[0] = -views[0]
     assert regression_loss(views, opposite) == pytest.approx(1.0)  # half of the audio's 2, none of the captions'
+
+
+def test_contrary_captions_teach_what_other_clips_do_not(collection, tmp_path):
+    """All clips are slow, so that only captions which call them fast show what the word means."""
+    rows = [json.loads(line) for line in (collection / "metadata.jsonl").read_text().splitlines()]
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    for row in rows:
+        (slow / row["file_name"]).symlink_to(collection / row["file_name"])
+        row["texts"] = [f"slow {text}" for text in row["texts"]]
+    (slow / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    nearer = {}
+    for name in ("false", "true"):
+        overrides = [*SHORT, "steps=40", "caption_views=2", f"contrary_captions={name}"]
+        clap, tokenizer, feature_extractor = load_conditioner(
+            run("clap", "tiny", slow, tmp_path / name, overrides=overrides)
+        )
+        waveforms = torch.stack([torch.from_numpy(soundfile.read(slow / f"{i}.wav")[0]).float() for i in (0, 1)])
+        with torch.no_grad():
+            heard = embed_audio(clap.eval(), feature_extractor, waveforms, RATE)
+            right, wrong = (
+                embed_text(clap, tokenizer, [f"{word} low tone", f"{word} high tone"]) for word in ("slow", "fast")
+            )
+        nearer[name] = float((heard * (right - wrong)).sum(dim=1).mean())
+    assert nearer["true"] > 0.05 > nearer["false"]

@@ -130,7 +130,7 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
         texture=perhaps(0.3, _pick(rng, texture)),
         register=perhaps(0.4, register),
         line=attributes["one_line"] and rng.random() < 0.35,
-        no_drums=melodic and not attributes["percussion"] and rng.random() < 0.12,
+        no_drums=melodic and not attributes["percussion"] and rng.random() < 0.3,
         drums_only=not melodic,
     )
 

@@ -32,6 +32,7 @@ from musicldm.clap import (
 )
 from musicldm.config import CLAPConfig
 from musicldm.data.clips import Clip, Item, item_rng, load_clips, read_clip, split_clips
+from musicldm.data.contrary import contradict
 from musicldm.train.cache import load_conditioner
 from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import (
@@ -51,9 +52,10 @@ MAX_LOGIT_SCALE = 4.6052  # log 100, as in CLIP: beyond it single pairs dominate
 
 
 class CaptionedClips(torch.utils.data.Dataset):
-    """``dataset[Item]`` is (waveform (L,), captions): the whole clip, and ``caption_views`` of its captions.
+    """``dataset[Item]`` is (waveform (L,), captions, wrong ones): a whole clip, and ``caption_views`` of its captions.
 
     They are drawn at random, different ones where the clip has as many; without ``random_caption`` it is the first.
+    With ``contrary_captions`` there is a wrong one for each, empty where nothing can be contradicted; else none.
     """
 
     def __init__(self, clips: list[Clip], config: CLAPConfig, *, random_caption: bool = True):
@@ -62,13 +64,16 @@ class CaptionedClips(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, item: Item) -> tuple[Tensor, tuple[str, ...]]:
+    def __getitem__(self, item: Item) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
         clip, mel = self.clips[item.index], self.config.mel
-        texts = clip.texts[:1]
+        texts, wrong = clip.texts[:1], ()
         if self.random_caption:
             order = item_rng(self.config.seed, item, "caption").permutation(len(clip.texts))
             texts = tuple(clip.texts[order[k % len(order)]] for k in range(self.config.caption_views))
-        return torch.from_numpy(read_clip(clip, mel.sample_rate, mel.clip_samples)), texts
+            if self.config.contrary_captions:
+                rng = item_rng(self.config.seed, item, "contrary")
+                wrong = tuple(contradict(text, rng) or "" for text in texts)
+        return torch.from_numpy(read_clip(clip, mel.sample_rate, mel.clip_samples)), texts, wrong
 
 
 class Towers(nn.Module):
@@ -78,12 +83,21 @@ class Towers(nn.Module):
         super().__init__()
         self.clap, self.tokenizer = clap, tokenizer
 
-    def forward(self, log_mel: Tensor, captions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Embeddings (1 + V, B, D) of the audio and of ``captions``, V for each of B clips; scale of similarities."""
+    def forward(
+        self, log_mel: Tensor, captions: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (1 + V + W, B, D) of the audio, of ``captions`` (V for each of B clips) and of W ``wrong`` ones.
+
+        Those of empty wrong captions are zero. Also returns the scale of similarities.
+        """
         scale = self.clap.logit_scale_a.clamp(max=MAX_LOGIT_SCALE).exp()
         audio = embed_log_mel(self.clap, log_mel)
-        text = embed_text(self.clap, self.tokenizer, [caption for view in captions for caption in view])
-        return torch.cat([audio, text.to(audio.dtype)]).view(1 + len(captions), *audio.shape), scale
+        texts = [caption for view in (*captions, *wrong) for caption in view]
+        text = embed_text(self.clap, self.tokenizer, texts).to(audio.dtype)
+        said = torch.tensor([bool(caption) for view in wrong for caption in view], device=audio.device)
+        first_wrong = len(texts) - len(said)
+        text = torch.cat([text[:first_wrong], text[first_wrong:] * said[:, None]])
+        return torch.cat([audio, text]).view(1 + len(captions) + len(wrong), *audio.shape), scale
 
 
 def initial_towers(config: CLAPConfig, captions: list[str]) -> tuple[Towers, ClapFeatureExtractor]:
@@ -176,26 +190,29 @@ class Teacher:
 
 def train_step(
     state: State,
-    batch: tuple[Tensor, Sequence[Sequence[str]]],
+    batch: tuple[Tensor, Sequence[Sequence[str]], Sequence[Sequence[str]]],
     feature_extractor: ClapFeatureExtractor,
     config: CLAPConfig,
     accelerator: Accelerator,
     teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
-    """One batch, waveforms (B, L) and V captions of each (V, B), for both towers; the others of all processes are the
-    negatives. With a ``teacher`` its embeddings are what is learned."""
+    """One batch, waveforms (B, L), V captions of each (V, B) and wrong ones, for both towers; the others of all
+    processes are the negatives. With a ``teacher`` its embeddings are what is learned."""
     seed_batch(config, state)
-    waveform, captions = batch
+    waveform, captions, wrong = batch
     waveform, towers = waveform.to(accelerator.device), accelerator.unwrap_model(state.parts["towers"])
     places = torch.Generator().manual_seed(torch.initial_seed()) if config.fusion else None
     log_mel = log_mel_of(towers, waveform, config, feature_extractor, places)
     with accelerator.autocast():
-        views, scale = state.parts["towers"](log_mel, captions)
+        views, scale = state.parts["towers"](log_mel, captions, wrong)
         wanted = teacher(waveform, captions) if teacher else None
     if teacher:
         loss = regression_loss(views.float(), wanted) + 0 * scale  # which keeps its place among the gradients
     else:
-        loss = views_loss(gather(views.float(), accelerator), scale)
+        views = gather(views.float(), accelerator)
+        views, wrong = views[: 1 + len(captions)], views[1 + len(captions) :]
+        wrong = [None, *(some[some.any(dim=-1)] for some in wrong)] if len(wrong) else ()
+        loss = views_loss(views, scale, wrong)
     norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
     return {"loss": loss.detach(), "scale": scale.detach(), **norm}
 
@@ -224,9 +241,9 @@ def validate(
     audios, texts, losses, constants = [], [], [], []
     for first in range(0, n, config.batch_size):
         pairs = [dataset[Item(0, index)] for index in range(first, min(n, first + config.batch_size))]
-        waveform = torch.stack([waveform for waveform, _ in pairs]).to(device)
+        waveform = torch.stack([waveform for waveform, _, _ in pairs]).to(device)
         log_mel = log_mel_of(towers, waveform, config, feature_extractor)
-        (audio, text), scale = towers(log_mel, [[caption for _, (caption,) in pairs]])
+        (audio, text), scale = towers(log_mel, [[caption for _, (caption,), _ in pairs]])
         losses.append(float(contrastive_loss(audio, text, scale)) * len(pairs))
         constants.append(float(torch.tensor(len(pairs)).log()) * len(pairs))
         audios.append(audio)
@@ -269,7 +286,7 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
     dataset = CaptionedClips(train_clips, config)
 
     def trial() -> Tensor:
-        waveform, captions = dataset[Item(0, 0)]
+        waveform, captions, _ = dataset[Item(0, 0)]
         log_mel = log_mel_of(plain, waveform[None].to(accelerator.device), config, feature_extractor)
         views, scale = plain(log_mel, [[caption] for caption in captions])
         return views_loss(views.float(), scale)
