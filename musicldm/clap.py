@@ -14,7 +14,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -257,27 +257,16 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
     return result
 
 
-def contrastive_loss(
-    audio: Tensor,
-    text: Tensor,
-    scale: Tensor | float,
-    wrong_audio: Tensor | None = None,
-    wrong_text: Tensor | None = None,
-) -> Tensor:
+def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
     """Symmetric cross-entropy over unit-norm pairs ``audio (B, D)``, ``text (B, D)``; row i belongs to row i.
 
-    ``scale`` multiplies the cosine similarities (an inverse temperature, not its logarithm). ``wrong_audio`` and
-    ``wrong_text`` (K, D) are more to choose from, that belongs to no row.
+    ``scale`` multiplies the cosine similarities (an inverse temperature, not its logarithm).
     """
     if audio.shape != text.shape or audio.ndim != 2:
         raise ValueError(f"audio and text must both be (B, D), got {tuple(audio.shape)} and {tuple(text.shape)}")
-    labels = torch.arange(len(audio), device=audio.device)
-
-    def choose(given: Tensor, right: Tensor, wrong: Tensor | None) -> Tensor:
-        choices = right if wrong is None else torch.cat([right, wrong])
-        return functional.cross_entropy(scale * given @ choices.T, labels)  # of (B, B + K)
-
-    return (choose(audio, text, wrong_text) + choose(text, audio, wrong_audio)) / 2
+    logits = scale * audio @ text.T  # (B, B)
+    labels = torch.arange(len(logits), device=logits.device)
+    return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
 
 
 def regression_loss(views: Tensor, wanted: Tensor) -> Tensor:
@@ -289,18 +278,27 @@ def regression_loss(views: Tensor, wanted: Tensor) -> Tensor:
     return (distance[0].mean() + distance[1:].mean()) / 2
 
 
-def views_loss(views: Tensor, scale: Tensor | float, wrong: Sequence[Tensor | None] = ()) -> Tensor:
+def views_loss(views: Tensor, scale: Tensor | float) -> Tensor:
     """Mean of `contrastive_loss` over all pairs of ``views (V, B, D)`` of the same B clips: audio, caption, caption...
 
-    ``wrong`` has for each view more to choose from, (K, D), or None.
     Tian et al. (2020), Contrastive multiview coding, section 3.3. https://arxiv.org/abs/1906.05849
     """
-    if len(views) < 2:
+    pairs = list(itertools.combinations(views, 2))
+    if not pairs:
         raise ValueError(f"views must be (V, B, D) with two views or more, got {tuple(views.shape)}")
-    wrong = wrong or [None] * len(views)
-    pairs = itertools.combinations(range(len(views)), 2)
-    losses = [contrastive_loss(views[i], views[j], scale, wrong[i], wrong[j]) for i, j in pairs]
-    return torch.stack(losses).mean()
+    return torch.stack([contrastive_loss(one, other, scale) for one, other in pairs]).mean()
+
+
+def contrary_loss(views: Tensor, wrong: Tensor, scale: Tensor | float) -> Tensor:
+    """How surely captions are told from contrary ones: mean of -log p(right) in a choice between the two.
+
+    Given any other of ``views (1 + V, B, D)``, the audio and V captions of each clip; ``wrong (V, B, D)`` are the
+    contrary captions, zero where there is none. Among many clips' captions the one wrong word would hardly count.
+    """
+    captions, there = views[1:], wrong.any(dim=-1)  # (V, B)
+    gaps = torch.einsum("ubd,vbd->uvb", views, captions - wrong)  # cosines of the right, less those of the wrong
+    asked = ~torch.eye(len(views), dtype=torch.bool, device=views.device)[:, 1:, None] & there  # (1 + V, V, B)
+    return functional.softplus(-scale * gaps[asked]).sum() / asked.sum().clamp(min=1)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> RobertaTokenizer:

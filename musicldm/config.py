@@ -160,10 +160,14 @@ class VAEConfig(TrainConfig):
     adversarial_from: int = 50_001  # step from which the patch discriminator takes part
     adversarial_weight: float = 0.5
     discriminator_channels: int = 64
+    discriminator_lead: int = 0  # steps by which it begins to learn before it takes part
+    discriminator_rate: float = 1.0  # its learning rate, over that of the autoencoder
 
     def __post_init__(self):
         super().__post_init__()
-        _positive(self, "segment_s", "layers_per_level", "latent_channels", "norm_groups")
+        _positive(self, "segment_s", "layers_per_level", "latent_channels", "norm_groups", "discriminator_rate")
+        if self.discriminator_lead < 0:
+            raise ValueError(f"discriminator_lead must not be negative, got {self.discriminator_lead}")
         if self.freeze_encoder and not self.init:
             raise ValueError("freeze_encoder needs a trained encoder: say which with init=MODEL")
         if bad := [width for width in self.channels if width % self.norm_groups]:
@@ -210,7 +214,7 @@ class CLAPConfig(TrainConfig):
     """Contrastive language-audio pretraining (published: HTSAT-base and RoBERTa-base, 512-dimensional)."""
 
     caption_views: int = 1  # captions of each clip that are contrasted at a time, with the audio and with one another
-    contrary_captions: bool = False  # wrong captions too that differ in tempo or drums alone (musicldm.data.contrary)
+    contrary_weight: float = 0.0  # of telling captions from such as differ in tempo or drums (musicldm.data.contrary)
     vocabulary: int = 50_265  # byte-level BPE pieces, at most
     embedding_size: int = 512
     text_width: int = 768
@@ -236,6 +240,8 @@ class CLAPConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "caption_views")
+        if self.contrary_weight < 0:
+            raise ValueError(f"contrary_weight must not be negative, got {self.contrary_weight}")
         if self.fusion and not self.mel.clip_s > self.audio_s:
             raise ValueError(
                 f"fusion is for clips longer than audio_s ({self.audio_s} s), but they are {self.mel.clip_s} s: "

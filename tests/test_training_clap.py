@@ -89,8 +89,8 @@ def test_contrary_captions_teach_what_other_clips_do_not(collection, tmp_path):
         row["texts"] = [f"slow {text}" for text in row["texts"]]
     (slow / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     nearer = {}
-    for name in ("false", "true"):
-        overrides = [*SHORT, "steps=40", "caption_views=2", f"contrary_captions={name}"]
+    for name in ("0", "1"):
+        overrides = [*SHORT, "steps=40", "caption_views=2", f"contrary_weight={name}"]
         clap, tokenizer, feature_extractor = load_conditioner(
             run("clap", "tiny", slow, tmp_path / name, overrides=overrides)
         )
@@ -101,4 +101,4 @@ def test_contrary_captions_teach_what_other_clips_do_not(collection, tmp_path):
                 embed_text(clap, tokenizer, [f"{word} low tone", f"{word} high tone"]) for word in ("slow", "fast")
             )
         nearer[name] = float((heard * (right - wrong)).sum(dim=1).mean())
-    assert nearer["true"] > 0.05 > nearer["false"]
+    assert nearer["1"] > 0.05 > nearer["0"]

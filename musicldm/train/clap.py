@@ -21,6 +21,7 @@ from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, Clap
 
 from musicldm.clap import (
     clap_feature_extractor,
+    contrary_loss,
     contrastive_loss,
     embed_log_mel,
     embed_text,
@@ -55,7 +56,7 @@ class CaptionedClips(torch.utils.data.Dataset):
     """``dataset[Item]`` is (waveform (L,), captions, wrong ones): a whole clip, and ``caption_views`` of its captions.
 
     They are drawn at random, different ones where the clip has as many; without ``random_caption`` it is the first.
-    With ``contrary_captions`` there is a wrong one for each, empty where nothing can be contradicted; else none.
+    With a ``contrary_weight`` there is a wrong one for each, empty where nothing can be contradicted; else none.
     """
 
     def __init__(self, clips: list[Clip], config: CLAPConfig, *, random_caption: bool = True):
@@ -70,7 +71,7 @@ class CaptionedClips(torch.utils.data.Dataset):
         if self.random_caption:
             order = item_rng(self.config.seed, item, "caption").permutation(len(clip.texts))
             texts = tuple(clip.texts[order[k % len(order)]] for k in range(self.config.caption_views))
-            if self.config.contrary_captions:
+            if self.config.contrary_weight:
                 rng = item_rng(self.config.seed, item, "contrary")
                 wrong = tuple(contradict(text, rng) or "" for text in texts)
         return torch.from_numpy(read_clip(clip, mel.sample_rate, mel.clip_samples)), texts, wrong
@@ -206,15 +207,18 @@ def train_step(
     with accelerator.autocast():
         views, scale = state.parts["towers"](log_mel, captions, wrong)
         wanted = teacher(waveform, captions) if teacher else None
+    shown = {"scale": scale.detach()}
     if teacher:
         loss = regression_loss(views.float(), wanted) + 0 * scale  # which keeps its place among the gradients
     else:
-        views = gather(views.float(), accelerator)
-        views, wrong = views[: 1 + len(captions)], views[1 + len(captions) :]
-        wrong = [None, *(some[some.any(dim=-1)] for some in wrong)] if len(wrong) else ()
-        loss = views_loss(views, scale, wrong)
+        views, contrary = views.float().split([1 + len(captions), len(wrong)])
+        loss = views_loss(gather(views, accelerator), scale)
+        if len(wrong):
+            told = contrary_loss(views, contrary, scale.detach())
+            loss = loss + config.contrary_weight * told
+            shown["contrary"] = told.detach()
     norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
-    return {"loss": loss.detach(), "scale": scale.detach(), **norm}
+    return {"loss": loss.detach(), **shown, **norm}
 
 
 def gather(views: Tensor, accelerator: Accelerator) -> Tensor:

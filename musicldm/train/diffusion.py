@@ -41,7 +41,7 @@ from musicldm.train.common import (
 )
 from musicldm.train.condition import empty_embedding, prepare_condition
 from musicldm.train.mixtures import MixtureRounds, make_rounds
-from musicldm.train.objectives import make_scheduler, question, text_share, trained_prediction, weighted_losses
+from musicldm.train.objectives import make_scheduler, question, text_share, trained_settings, weighted_losses
 from musicldm.train.progress import EXAMPLES, Log, announce
 from vocoder import install_matching, mel_config
 
@@ -91,7 +91,7 @@ def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: i
     """The UNet to train: that of ``config.init``, or a fresh one.
 
     Raises:
-        ValueError: the one of ``init`` is for other latents or embeddings, or was trained to predict something else.
+        ValueError: the one of ``init`` is for other latents or embeddings, or was trained on other noise.
     """
     if not config.init:
         return make_unet(config, latent_channels, latent_frames, embedding_size)
@@ -102,20 +102,22 @@ def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: i
             f"{config.init} works on {sizes[0]} latent channels and embeddings of {sizes[1]}, the VAE and CLAP given "
             f"make {latent_channels} and {embedding_size}: take all from one model"
         )
-    scheduler = initial_folder(config, "scheduler")
-    if scheduler.name == "scheduler":
-        predicts = trained_prediction(scheduler)
-        if predicts != config.prediction:
-            raise ValueError(f"{config.init} was trained for prediction={predicts}, not {config.prediction}")
+    for name, trained in initial_settings(config).items():
+        if trained != (asked := getattr(config, name)):
+            raise ValueError(f"{config.init} was trained for {name}={trained}, not {asked}: set it so")
     return unet
 
 
-def of_initial(config: DiffusionConfig) -> DiffusionConfig:
-    """The configuration with what the model ``init`` says of itself: its prediction and its vocoder's spectrograms."""
-    vocoder = SpeechT5HifiGan.from_pretrained(config.vocoder or initial_folder(config, "vocoder"))
+def initial_settings(config: DiffusionConfig) -> dict:
+    """What the model ``init`` says of the noise that it was trained on; nothing of a UNet alone."""
     scheduler = initial_folder(config, "scheduler")
-    prediction = trained_prediction(scheduler) if scheduler.name == "scheduler" else config.prediction
-    return replace(config, prediction=prediction, mel=mel_config(vocoder))
+    return trained_settings(scheduler) if scheduler.name == "scheduler" else {}
+
+
+def of_initial(config: DiffusionConfig) -> DiffusionConfig:
+    """The configuration with what the model ``init`` says of itself: its noise and its vocoder's spectrograms."""
+    vocoder = SpeechT5HifiGan.from_pretrained(config.vocoder or initial_folder(config, "vocoder"))
+    return replace(config, **initial_settings(config), mel=mel_config(vocoder))
 
 
 def load_parts(config: DiffusionConfig) -> Parts:

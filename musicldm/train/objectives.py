@@ -36,12 +36,17 @@ def make_scheduler(config: DiffusionConfig) -> DDIMScheduler | FlowMatchEulerDis
     )
 
 
-def trained_prediction(folder: Path) -> str:
-    """What the model predicts whose scheduler lies in ``folder``."""
+def trained_settings(folder: Path) -> dict[str, str | int | float]:
+    """Fields of `DiffusionConfig` in which the model was trained whose scheduler lies in ``folder``."""
     saved = DDIMScheduler.load_config(folder)
+    settings = {"train_timesteps": saved["num_train_timesteps"]}
     if saved["_class_name"].startswith("FlowMatch"):
-        return "flow"
-    return saved.get("prediction_type", "epsilon")
+        return {"prediction": "flow"} | settings
+    return (
+        {"prediction": saved.get("prediction_type", "epsilon")}
+        | settings
+        | {name: saved[name] for name in ("beta_start", "beta_end")}
+    )
 
 
 def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, alpha_bar: Tensor) -> Tensor:

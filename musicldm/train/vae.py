@@ -151,7 +151,7 @@ def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: A
         balance = (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
         loss = loss + config.adversarial_weight * balance * losses["generator"]
     losses |= optimise(accelerator, state.parts["vae_optimizer"], loss, vae, config, state)
-    if adversarial:
+    if state.step >= config.adversarial_from - config.discriminator_lead:
         with accelerator.autocast():
             real, fake = discriminator(torch.cat([mel, reconstruction.detach()])).chunk(2)
             losses["discriminator"] = 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
@@ -189,8 +189,10 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
     start(config, out, resume, accelerator)
     if config.gradient_checkpointing:
         plain.vae.enable_gradient_checkpointing()
+    judging = make_optimizer(discriminator, config)
+    judging.param_groups[0]["scale"] = config.discriminator_rate
     vae, vae_optimizer, discriminator, discriminator_optimizer = accelerator.prepare(
-        plain, make_optimizer(plain, config), discriminator, make_optimizer(discriminator, config)
+        plain, make_optimizer(plain, config), discriminator, judging
     )
     state = State(
         {
