@@ -195,7 +195,7 @@ def test_there_are_many_phrasings_of_the_same_facts():
 
 
 def test_the_bare_keyword_list_is_one_style():
-    texts = write_captions(PIANO_WALTZ, np.random.default_rng(0), 600)
+    texts = write_captions(PIANO_WALTZ, np.random.default_rng(0), 2000)
     assert {"piano", "waltz", "slow", "70 BPM", "A minor"} in [set(text.split(", ")) for text in texts]
 
 
