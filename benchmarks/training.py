@@ -160,7 +160,7 @@ def clap_step(way: str, config, accelerator: Accelerator) -> Step:
     def train_step(batch):
         return clap.train_step(state, batch, front_end, config, accelerator)
 
-    rows = [(waveform, (caption,)) for waveform, caption in zip(waveforms, captions, strict=True)]
+    rows = [(waveform, (caption,), ()) for waveform, caption in zip(waveforms, captions, strict=True)]
     return loop(InMemory(rows), config, accelerator, state, [wrapped], train_step)
 
 

@@ -205,14 +205,14 @@ def train_step(
     places = torch.Generator().manual_seed(torch.initial_seed()) if config.fusion else None
     log_mel = log_mel_of(towers, waveform, config, feature_extractor, places)
     with accelerator.autocast():
-        views, scale = state.parts["towers"](log_mel, captions, wrong)
+        views, scale = state.parts["towers"](log_mel, captions, () if teacher else wrong)
         wanted = teacher(waveform, captions) if teacher else None
     shown = {"scale": scale.detach()}
     if teacher:
         loss = regression_loss(views.float(), wanted) + 0 * scale  # which keeps its place among the gradients
     else:
-        views, contrary = views.float().split([1 + len(captions), len(wrong)])
-        loss = views_loss(gather(views, accelerator), scale)
+        views, contrary = gather(views.float(), accelerator).split([1 + len(captions), len(wrong)])
+        loss = views_loss(views, scale)
         if len(wrong):
             told = contrary_loss(views, contrary, scale.detach())
             loss = loss + config.contrary_weight * told
