@@ -25,6 +25,8 @@ SPEED = re.compile("|".join(sorted(LEVELS, key=len, reverse=True)), re.IGNORECAS
         ("A tune for organ. There are no drums.", "A tune for organ. There are drums."),
         ("solo piano in A minor", None),
         ("drums", None),
+        ("organ at 0 BPM", None),
+        ("organ at 1200 BPM", None),
         ("", None),
     ],
 )

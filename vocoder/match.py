@@ -54,7 +54,8 @@ def match_mel(waveform: Tensor, log_mel: Tensor, config: MelConfig, passes: int 
     A pass changes them by -40 to 20 dB. Samples are float32 and stay within [-1, 1]. Frames beyond T are taken to be
     like the last. A sample depends on ``passes * n_fft`` samples to either side.
     """
-    waveform, log_mel = waveform.float(), log_mel.float()
+    waveform = waveform.float()
+    log_mel = log_mel.to(waveform)  # with offload it may lie elsewhere
     n_frames = 1 + waveform.shape[1] // config.hop_length
     beyond = log_mel[:, -1:].expand(-1, max(0, n_frames - log_mel.shape[1]), -1)
     wanted = torch.cat([log_mel, beyond], dim=1)[:, :n_frames]

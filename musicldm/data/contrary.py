@@ -20,7 +20,7 @@ SLOWEST, FASTEST = 45.0, 200.0  # BPM
 LEAST_RATIO = 1.2  # of a stated tempo and a contrary one
 _LEVELS = {word: level for level, (_, words) in enumerate(TEMPO) for word in words}
 _WORD = re.compile(rf"\b(an? )?({'|'.join(sorted(_LEVELS, key=len, reverse=True))})\b", re.IGNORECASE)
-_NUMBER = re.compile(r"(\d+)(?= (?:BPM|beats per minute))")
+_NUMBER = re.compile(r"\b([1-9]\d{1,2})(?= (?:BPM|beats per minute))")
 _DRUMS = (  # what is said, and its contrary
     (re.compile(r"\b(?:without|with no) drums\b"), "with drums"),
     (re.compile(r"\bno drums\b"), "drums"),

@@ -45,7 +45,7 @@ def trained_settings(folder: Path) -> dict[str, str | int | float]:
     return (
         {"prediction": saved.get("prediction_type", "epsilon")}
         | settings
-        | {name: saved[name] for name in ("beta_start", "beta_end")}
+        | {name: saved[name] for name in ("beta_start", "beta_end") if name in saved}
     )
 
 
