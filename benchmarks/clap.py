@@ -12,8 +12,13 @@ import argparse
 import re
 from pathlib import Path
 
+import librosa
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.phrases import FAMILIES, PIECES
 from benchmarks.results import keep
@@ -29,27 +34,14 @@ STATED = re.compile(r"(\d+) (?:BPM|beats per minute)")
 
 def classify(train: np.ndarray, labels: np.ndarray, *tests: np.ndarray) -> list[np.ndarray]:
     """Probabilities (N, K) of the sorted labels for the rows of each of ``tests``, by logistic regression."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(train, labels)
     return [fitted.predict_proba(test) for test in tests]
 
 
 def regress(train: np.ndarray, values: np.ndarray, *tests: np.ndarray) -> list[np.ndarray]:
     """Values (N,) for the rows of each of ``tests``, by ridge regression."""
-    from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     fitted = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 12))).fit(train, values)
     return [fitted.predict(test) for test in tests]
-
-
-def explained(values: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of the variance of ``values`` that is explained (R^2)."""
-    return 1 - float(np.square(values - predicted).mean() / values.var())
 
 
 class Material:
@@ -85,7 +77,7 @@ def probe(material: Material, tempo: np.ndarray, phrases: dict[str, np.ndarray])
 
     train, values, test, truth = material.parts(np.isfinite(tempo), np.log2(tempo))
     predicted, slow, fast = regress(train, values, test, *(phrases[f"{bpm} BPM"] for bpm in TEMPI))
-    result["tempo_explained"] = explained(truth, predicted)
+    result["tempo_explained"] = float(r2_score(truth, predicted))
     result["tempo_of_phrases"] = {bpm: float(2 ** x.mean()) for bpm, x in zip(TEMPI, (slow, fast), strict=True)}
     result["tempo_auc_of_phrases"] = area_under_curve(
         np.arange(len(slow) + len(fast)) >= len(slow), np.concatenate([slow, fast])
@@ -95,8 +87,6 @@ def probe(material: Material, tempo: np.ndarray, phrases: dict[str, np.ndarray])
 
 @torch.no_grad()
 def main() -> None:
-    import librosa
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mini", help="a model, or the final folder of CLAP's training")
     parser.add_argument("--data", type=Path, required=True, help="a folder that `musicldm render` wrote")
