@@ -2,10 +2,10 @@
 
     python -m benchmarks.adapting --recordings FOLDER --out benchmarks/results/adapting.json
 
-Three concepts of about two minutes each and an adapter of all of them, from the recordings in FOLDER (that of the
-shared reference audio), with the configurations `mini` and `lora`. For each: what is played before and after, by equal
-seeds and the defaults of ``generate``, as CLAP sees it and as the log-mel statistics do, which nothing was trained on.
-``--only`` does one part; parts are kept in the file beside those that it has.
+Three concepts and three adapters of about two minutes each, from the recordings in FOLDER (that of the shared reference
+audio), with the configurations `mini` and `lora`; an adapter learns its recordings under a caption. For each: what is
+played before and after, by equal seeds and the defaults of ``generate``, as CLAP sees it and as the log-mel statistics
+do, which nothing was trained on. ``--only`` does one part; parts are kept in the file beside those that it has.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ UNRELATED = (
     "a choir with strings",
     "synth pad and bass, 90 BPM",
 )
+ADAPTER = "adapter, "
+PARTS = (*CONCEPTS, *(ADAPTER + name for name in CONCEPTS))
 FIRST_SEED = 1000
 
 
@@ -186,22 +188,21 @@ def learn_concept(name: str, arguments: argparse.Namespace, work: Path, before: 
     }
 
 
-def learn_adapter(arguments: argparse.Namespace, work: Path, before: dict[str, Heard]) -> dict:
-    """Train an adapter on the recordings of all concepts, under their captions, and measure it."""
-    captions = {file: caption for files, caption in CONCEPTS.values() for file in files}
-    folder = collect(arguments.recordings, tuple(captions), work / "lora", captions)
+def learn_adapter(name: str, arguments: argparse.Namespace, work: Path, before: dict[str, Heard]) -> dict:
+    """Train an adapter on the recordings of one kind under their caption, and measure it."""
+    files, caption = CONCEPTS[name]
+    folder = collect(arguments.recordings, files, work / f"lora-{name}", dict.fromkeys(files, caption))
     since, processor = time.monotonic(), time.process_time()
     overrides = [f"init={arguments.model}", *precision(), "trackers=[]", "validation_prompts=[waltz]"]
-    final = run("diffusion", "lora", folder, work / "run-lora", overrides=[*overrides, *arguments.overrides])
+    final = run("diffusion", "lora", folder, work / f"run-lora-{name}", overrides=[*overrides, *arguments.overrides])
     took = {"clock_s": time.monotonic() - since, "processor_s": time.process_time() - processor}
     player, n = Player(arguments.model, lora=final), arguments.clips
     reference = player.recordings(folder)
-    asked = [list(dict.fromkeys(captions.values()))[i % len(CONCEPTS)] for i in range(n)]
-    described = player.play(asked, 0.0)
-    after, unrelated = player.play(asked), player.play(prompts(n))
+    described, after = player.play([caption] * n, 0.0), player.play([caption] * n)
+    unrelated = player.play(prompts(n))
     sets = {"before": described, "after": after, "reference_itself": reference}
     return {
-        "recordings": list(captions),
+        "recordings": files,
         "clips": len(reference.clap),
         "training": took,
         "played": {set_name: nearness(heard, reference) for set_name, heard in sets.items()},
@@ -224,7 +225,7 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, required=True)
     parser.add_argument("--model", default=DEFAULTS["model"])
     parser.add_argument("--clips", type=int, default=6, help="played for each set")
-    parser.add_argument("--only", nargs="+", choices=(*CONCEPTS, "lora"), help="of the parts; all by default")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="of the parts; all by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*", help="changes to the configurations, such as steps=2")
@@ -237,9 +238,9 @@ def main() -> None:
     settings |= {name: DEFAULTS[name] for name in ("scheduler", "steps", "guidance")}
     settings["revision"] = model_revision(find_folder(arguments.model, MusicLDMPipeline.download))
     with tempfile.TemporaryDirectory() as work:
-        for part in arguments.only or (*CONCEPTS, "lora"):
-            learn = learn_adapter if part == "lora" else lambda *rest, name=part: learn_concept(name, *rest)
-            result = {"settings": settings, **learn(arguments, Path(work), before)}
+        for part in arguments.only or PARTS:
+            learn = learn_adapter if part.startswith(ADAPTER) else learn_concept
+            result = {"settings": settings, **learn(part.removeprefix(ADAPTER), arguments, Path(work), before)}
             rows = result["played"]
             print(part, *(f"{name} {row['clap_similarity']:.3f}" for name, row in rows.items()), sep="\n  ", flush=True)
             if arguments.out:

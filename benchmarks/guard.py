@@ -1,4 +1,4 @@
-"""Does the copy guard help where a model copies? Denoisers that know 20 clips and nothing else.
+"""Does the copy guard help where a model copies? Denoisers that know 20 clips and little else.
 
     python -m benchmarks.guard FOLDER --work DIR --out benchmarks/results/guard.json
 
@@ -6,7 +6,8 @@ FOLDER is an audio folder with ``piece_id`` in its metadata (``benchmarks.mini_d
 training on 20 clips leads to in the end, the minimum of the loss, is known: the mean of the 20 clips' latents, weighted
 by how likely the noisy latents and the condition come from each. In the place of the UNet of `mini` it copies
 (``memory``); with weights judged in each second by itself it behaves as convolutions do that overfit, and
-pieces such copies together (``mosaic``). Autoencoder, CLAP, vocoder, sampler and guard are those of a user.
+pieces such copies together (``mosaic``). With ``--train-steps`` there is a third, what a user's own training on 20
+clips makes of the UNet of `mini` (``fine-tuned``). Autoencoder, CLAP, vocoder, sampler and guard are those of a user.
 
 Ho et al. (2020), https://arxiv.org/abs/2006.11239; Kamb and Ganguli (2025), An analytic theory of creativity in
 convolutional diffusion models, https://arxiv.org/abs/2412.20292 (the local score machine).
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +41,12 @@ from musicldm.novelty import CopyError
 from musicldm.novelty.build import build_index
 from musicldm.novelty.index import NoveltyIndex
 from musicldm.pipeline import MusicLDMPipeline
+from musicldm.schedulers import make_scheduler
+from musicldm.train import run
+from musicldm.train.checkpoints import CONFIG_FILE
 from vocoder import mel_config
 
-LEARNED, OTHERS = 20, 80  # clips
+LEARNED, OTHERS, VALIDATION = 20, 80, 8  # clips
 CONDITION = 20.0  # log-likelihood of a clip per cosine similarity of its caption to the prompt
 MODELS = {"memory": None, "mosaic": 1.0}  # seconds that are judged together
 SAMPLER_STEPS = 20
@@ -55,7 +60,8 @@ def collect(source: Path, rows: list[dict], folder: Path, clip_s: float) -> Path
         waveform, rate = read_audio(source / row["file_name"])
         (folder / row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
         write_audio(folder / row["file_name"], waveform[: round(clip_s * rate)], rate)
-        kept = {name: row[name] for name in ("file_name", "text", "piece_id", "title", "licence") if row.get(name)}
+        names = ("file_name", "text", "piece_id", "title", "licence", "split")
+        kept = {name: row[name] for name in names if row.get(name)}
         lines.append(json.dumps(kept) + "\n")
     write_whole(folder / "metadata.jsonl", "".join(lines).encode())
     return folder
@@ -112,14 +118,31 @@ def ideal_pipeline(model: str, learned: list[dict], collection: Path, window_s: 
     return pipeline
 
 
+def fine_tuned_pipeline(model: str, folder: Path, out: Path, steps: int, settings: list[str]) -> MusicLDMPipeline:
+    """``model`` after ``musicldm train diffusion init=model`` on the clips of ``folder``, each with its caption."""
+    if not (out / "final").is_dir():
+        length = [f"steps={steps}", f"cooldown_steps={steps // 4}", f"validate_every={steps}"]
+        own = [f"init={model}", "text_condition=1.0", "trackers=[]", *length, *settings]
+        run("diffusion", "mini", folder, out, resume=(out / CONFIG_FILE).exists(), overrides=own)
+    pipeline = MusicLDMPipeline.from_pretrained(out / "final")
+    pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def options_of(clip_s: float, seed: int) -> dict:
+    return {"audio_length_in_s": clip_s, "num_inference_steps": SAMPLER_STEPS, "guidance_scale": 1.0, "seed": seed}
+
+
 def make(pipeline: MusicLDMPipeline, prompts: list[str], clip_s: float, seed: int, mode: str, strength: float) -> tuple:
-    """One waveform for each prompt, guarded as ``mode`` says: what was found of each; and the audio."""
+    """One waveform for each prompt, guarded as ``mode`` says: what was found of each; the audio; processor time."""
     guard.STRENGTH, refused = strength, ()
-    options = {"audio_length_in_s": clip_s, "num_inference_steps": SAMPLER_STEPS, "guidance_scale": 1.0, "seed": seed}
+    options, began = options_of(clip_s, seed), time.process_time()
     try:
         output = pipeline(prompts, novelty=mode, **options)
     except CopyError as error:
         output, refused = error.output, error.refused
+    seconds = time.process_time() - began
     audios = torch.from_numpy(output.audios)
     heard = embed_audio(pipeline.text_encoder, pipeline.feature_extractor, audios, pipeline.sampling_rate)
     similarity = (heard * pipeline.embed_texts(prompts)).sum(dim=1).tolist()
@@ -128,26 +151,33 @@ def make(pipeline: MusicLDMPipeline, prompts: list[str], clip_s: float, seed: in
         item = {name: found[name] for name in ("verdict", "similarity", "too_close", "draws")}
         item |= {name: found["passage"][name] for name in ("recording", "score")}
         items.append(item | {"prompt": prompts[i], "clap": similarity[i], "refused": i in refused})
-    return items, output.audios
+    return items, output.audios, seconds
 
 
 def compare(pipeline: MusicLDMPipeline, prompts: list[str], clip_s: float, seeds: int, folder: Path) -> dict:
     """All modes for the same prompts and seeds; what was made with the first seed is kept in ``folder``."""
     modes = {"report": ("report", 0.0)} | {f"avoid, strength {s:g}": ("avoid", s) for s in STRENGTHS}
-    told = {}
+    told, seconds = {}, {}
     for name, (mode, strength) in modes.items():
         made = folder / f"{name}.json"
         if not made.is_file():
-            items = []
+            items, spent = [], 0.0
             for seed in range(seeds):
-                some, audios = make(pipeline, prompts, clip_s, 1000 * seed, mode, strength)
-                items += some
+                some, audios, processor_s = make(pipeline, prompts, clip_s, 1000 * seed, mode, strength)
+                items, spent = items + some, spent + processor_s
                 for i, waveform in enumerate(audios if seed == 0 else ()):
                     (folder / name).mkdir(parents=True, exist_ok=True)
                     write_audio(folder / name / f"{i:02d}.wav", waveform, pipeline.sampling_rate)
-            write_whole(made, json.dumps(items).encode())
-        told[name] = json.loads(made.read_text())
-    return {name: summary(items, told["report"]) for name, items in told.items()}
+            write_whole(made, json.dumps({"items": items, "processor_s": spent}).encode())
+        kept = json.loads(made.read_text())
+        told[name], seconds[name] = kept["items"], kept["processor_s"] / len(kept["items"])
+    began = time.process_time()
+    pipeline(prompts, **options_of(clip_s, 0))
+    unguarded = (time.process_time() - began) / len(prompts)
+    return {
+        name: summary(items, told["report"]) | {"processor_s_of_unguarded": seconds[name] / unguarded}
+        for name, items in told.items()
+    }
 
 
 def summary(items: list[dict], before: list[dict]) -> dict:
@@ -183,8 +213,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=LEARNED, help="captions of the 20 that music is made for")
     parser.add_argument("--seeds", type=int, default=1, help="draws for each caption")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pieces")
+    parser.add_argument("--train-steps", type=int, default=0, help="of training the model on the 20; 0: do not")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of that training")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     rows = draw_pieces(options.folder, options.seed)
     rows = list({row["text"]: row for row in rows}.values())  # one clip of each caption
     learned, others = rows[:LEARNED], rows[LEARNED : LEARNED + OTHERS]
@@ -207,8 +239,16 @@ def main() -> None:
         "results": {},
     }
     prompts = [row["text"] for row in learned[: options.prompts]]
-    for name, window_s in MODELS.items():
-        pipeline = ideal_pipeline(options.model, learned, work / "collection", window_s)
+    for name in [*MODELS, *(["fine-tuned"] if options.train_steps else [])]:
+        if name in MODELS:
+            pipeline = ideal_pipeline(options.model, learned, work / "collection", MODELS[name])
+        else:
+            to_learn = [row | {"split": "train"} for row in learned]
+            to_learn += [row | {"split": "validation"} for row in others[:VALIDATION]]
+            folder = collect(options.folder, to_learn, work / "learned", options.clip_s)
+            pipeline = fine_tuned_pipeline(
+                options.model, folder, work / "trained", options.train_steps, options.settings
+            )
         pipeline.load_novelty_index(work / "index")
         folder = work / "music" / name
         report["results"][name] = compare(pipeline, prompts, options.clip_s, options.seeds, folder)

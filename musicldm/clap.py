@@ -59,14 +59,25 @@ def clap_feature_extractor(
     )
 
 
-def embed_text(clap: ClapModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+def embed_text(clap: ClapModel, tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> Tensor:
     """Unit-norm embeddings (B, D) of ``texts``, padded to the longest of them.
 
-    A text longer than the model has positions is cut, with a warning.
+    A text longer than the model has positions is cut, with a warning. Without a tokenizer only the empty text has one.
+
+    Raises:
+        ValueError: if there is no text, or no tokenizer for one.
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"texts must be a list of at least one string, got {texts!r}")
     config = clap.config.text_config
+    if tokenizer is None:
+        if texts != [""]:
+            raise ValueError(
+                f"there is no tokenizer for {texts}; pass prompt_embeds (unit vectors of CLAP), or set "
+                "pipeline.tokenizer to the one that its CLAP was trained with"
+            )
+        ids = torch.tensor([[config.bos_token_id, config.eos_token_id]], device=clap.device)  # all there is to no text
+        return _pooled(clap.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids)))
     n_positions = config.max_position_embeddings - config.pad_token_id - 1  # RoBERTa numbers positions from pad + 1
     lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
     for text, length in zip(texts, lengths, strict=True):

@@ -251,9 +251,8 @@ class CLAPConfig(TrainConfig):
             raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
         if len(self.audio_depths) != len(self.audio_heads):
             raise ValueError(f"audio_depths {self.audio_depths} and audio_heads {self.audio_heads} differ in length")
-        smallest = self.audio_image // (
-            self.audio_patch * 2 ** (len(self.audio_depths) - 1)
-        )  # patches, halved by each stage
+        # patches, halved by each stage
+        smallest = self.audio_image // (self.audio_patch * 2 ** (len(self.audio_depths) - 1))
         if smallest < 8:
             raise ValueError(
                 f"the last of {len(self.audio_depths)} stages would see {smallest} x {smallest} patches, less than its "
@@ -288,9 +287,7 @@ class DiffusionConfig(TrainConfig):
     vae: str = ""  # folder with the trained VAE
     clap: str = ""  # folder with the trained CLAP: text_encoder, tokenizer and feature_extractor
     vocoder: str = ""  # folder with the trained vocoder
-    cache: str = (
-        ""  # where what is computed of the clips once is kept; one that is full may serve several runs; OUT/cache
-    )
+    cache: str = ""  # folder for what is computed once of each clip, which several runs may share; else OUT/cache
     channels: tuple[int, ...] = (128, 256, 384, 640)
     head_channels: int = 32  # width of one attention head
     attention_from_level: int = 1  # levels below it have convolutions only

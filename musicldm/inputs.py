@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
 from numbers import Integral, Real
 
 import psutil
@@ -150,22 +149,32 @@ def scale_factor(vae: AutoencoderKL) -> int:
 def decoding_memory(vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...]) -> int:
     """About how many bytes decoding latents of that shape takes, beside the weights."""
     config, n_items, n_frames = vocoder.config, latent_shape[0], latent_shape[2] * scale_factor(vae)
-    widths = vae.config.block_out_channels
-    vae_width = max(widths[:2]) * config.model_in_dim
+    vae_width = max(vae.config.block_out_channels[:2]) * config.model_in_dim
     vocoder_width = max(
         config.upsample_initial_channel / 2 ** (i + 1) * math.prod(config.upsample_rates[: i + 1])
         for i in range(len(config.upsample_rates))
     )
-    if n_frames <= tiles.LONGEST_WHOLE:
-        values = n_frames * max(VAE_TENSORS * vae_width, VOCODER_TENSORS * vocoder_width)
-    else:
-        # before and after a level's first block, which takes what the coarser level's channels were
-        levels = [(narrow + wide) / 4**i for i, (narrow, wide) in enumerate(pairwise(widths))]
-        held = max([*levels, ATTENTION_TENSORS * widths[-1] / 4 ** (len(widths) - 1)]) * config.model_in_dim
-        piece = VAE_TENSORS * vae_width * min(n_frames, tiles.LATENT_FRAMES * scale_factor(vae))
-        tile = VOCODER_TENSORS * vocoder_width * min(n_frames, tiles.MEL_FRAMES + 2 * tiles.reach(vocoder))
-        values = max(n_frames * held + piece, tile)
-    return int(n_items * values * vae.dtype.itemsize)
+    held, of_vae, of_vocoder = 0.0, n_frames, n_frames  # frames that are worked on at a time
+    if n_frames > tiles.LONGEST_WHOLE:
+        held = n_frames * config.model_in_dim * _held_in_pieces(vae)
+        of_vae = min(n_frames, tiles.LATENT_FRAMES * scale_factor(vae))
+        of_vocoder = min(n_frames, tiles.MEL_FRAMES + 2 * tiles.reach(vocoder))
+    size = vae.dtype.itemsize
+    vae_bytes = held + VAE_TENSORS * vae_width * of_vae * size
+    return int(n_items * max(vae_bytes, VOCODER_TENSORS * vocoder_width * of_vocoder * size))
+
+
+def _held_in_pieces(vae: AutoencoderKL) -> float:
+    """The most bytes for each value of the log-mel that `tiles.decode` holds: a block's input and its first layer."""
+    wide, scale = vae.config.block_out_channels[-1], 4.0 ** (1 - len(vae.config.block_out_channels))
+    before = wide * scale * vae.decoder.conv_in.weight.dtype.itemsize
+    most = ATTENTION_TENSORS * before
+    for level in vae.decoder.up_blocks:
+        for block in level.resnets:
+            after = scale * block.out_channels * block.conv1.weight.dtype.itemsize
+            most, before = max(most, before + after), after
+        scale *= 4
+    return most
 
 
 def check_memory(

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -79,11 +79,11 @@ def find_folder(name_or_path: str | os.PathLike, download: Callable[[str], str])
         return Path(download(name))
     except HUB_ERRORS as error:
         raise OSError(
-            f"{name!r} is no bundled model and no folder, and the hub gave no such model: {_one_line(error)} ({known})"
+            f"{name!r} is no bundled model and no folder, and the hub gave no such model: {one_line(error)} ({known})"
         ) from error
 
 
-def read_index(folder: Path, given: Container[str] = ()) -> dict[str, tuple[str, str]]:
+def read_index(folder: Path, given: Collection[str] = ()) -> dict[str, tuple[str, str]]:
     """``{part: (library, class name)}`` to be read from a model folder: what it has, less the parts already ``given``.
 
     Raises:
@@ -102,12 +102,17 @@ def read_index(folder: Path, given: Container[str] = ()) -> dict[str, tuple[str,
             raise ValueError(f"{path} must name library and class of {name!r}, got {index[name]!r}: {REPAIR}")
         if index[name][0] is not None:
             parts[name] = tuple(index[name])
-    if missing := [name for name in PARTS if name not in (*parts, *OPTIONAL_PARTS) and name not in given]:
+    if missing := missing_parts((*parts, *given)):
         raise ValueError(
             f"{folder} holds a {index.get('_class_name', 'model of no class')} without {', '.join(missing)}; "
             "give a MusicLDM folder, or hand the missing parts over as keyword arguments"
         )
     return parts
+
+
+def missing_parts(found: Iterable[str]) -> list[str]:
+    """Names of the parts beside those ``found`` without which there is no music."""
+    return [name for name in PARTS if name not in (*found, *OPTIONAL_PARTS)]
 
 
 def read_json(path: Path) -> dict:
@@ -154,7 +159,7 @@ def load_part(folder: Path, name: str, cls: type, dtype: torch.dtype, variant: s
             changes["variant"] = variant
         module, report = cls.from_pretrained(path, output_loading_info=True, **changes)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as {cls.__name__} ({_one_line(error)}): {REPAIR}") from error
+        raise ValueError(f"{path} cannot be read as {cls.__name__} ({one_line(error)}): {REPAIR}") from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{path} has no weights for {len(missing)} tensors of its {cls.__name__}, such as {missing[0]}: {REPAIR}"
@@ -171,7 +176,8 @@ def _with_vocabulary(part):
     return part
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What ``error`` says, without line breaks."""
     return " ".join(str(error).split())
 
 
@@ -218,21 +224,37 @@ def original_parts(
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike | None = None,
 ) -> dict:
     """All parts of a pipeline from the authors' checkpoint; see `MusicLDMPipeline.from_original`."""
-    from musicldm.checkpoints import load_original, original_feature_extractor
-
-    found = load_original(path_or_state_dict, config, vocoder_config, clap_config, use_ema)
-    if missing := [name for name in ("unet", "vae", "vocoder", "scheduler") if name not in found]:
+    found = found_parts(path_or_state_dict, config, vocoder_config, clap_config, use_ema, tokenizer)
+    if missing := missing_parts(found):
         raise ValueError(
             f"the checkpoint holds {', '.join(found) or 'no part'}, but music also needs {', '.join(missing)}; "
             "give the full checkpoint, or build a pipeline from the parts that load_original finds in several files"
         )
+    return dict.fromkeys(OPTIONAL_PARTS) | found
+
+
+def found_parts(
+    path_or_state_dict,
+    config=None,
+    vocoder_config=None,
+    clap_config=None,
+    use_ema: bool = True,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike | None = None,
+) -> dict:
+    """Those parts of a pipeline that a checkpoint in its authors' layout holds; with CLAP also what feeds it.
+
+    The tokenizer is None where there is none; arguments and errors as of `MusicLDMPipeline.from_original`.
+    """
+    from musicldm.checkpoints import load_original, original_feature_extractor
+
+    found = load_original(path_or_state_dict, config, vocoder_config, clap_config, use_ema)
     clap = found.pop("clap", None)
     if clap is None:
-        return found | dict.fromkeys(OPTIONAL_PARTS)
+        return found
     return found | {
         "text_encoder": clap,
         "tokenizer": find_tokenizer(tokenizer, clap.config.text_config.vocab_size),
-        "feature_extractor": original_feature_extractor(clap_config),
+        "feature_extractor": original_feature_extractor(clap_config, clap.config.audio_config.enable_fusion),
     }
 
 
@@ -254,7 +276,7 @@ def find_tokenizer(
         try:
             tokenizer = find_tokenizer(ROBERTA, vocab_size)
         except OSError as error:
-            warnings.warn(f"the pipeline will take no prompts, only prompt_embeds: {error}", stacklevel=4)
+            warnings.warn(f"the pipeline will take no prompts, only prompt_embeds: {error}", stacklevel=5)
             return None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         folder = Path(tokenizer)
@@ -263,13 +285,13 @@ def find_tokenizer(
                 folder = snapshot_download(os.fspath(tokenizer), allow_patterns=["*.json", "*.txt"])
             except HUB_ERRORS as error:
                 raise OSError(
-                    f"the tokenizer {tokenizer!s} is no folder, and the hub gave none ({_one_line(error)}); "
+                    f"the tokenizer {tokenizer!s} is no folder, and the hub gave none ({one_line(error)}); "
                     "give a folder with one"
                 ) from error
         try:
             tokenizer = _with_vocabulary(AutoTokenizer.from_pretrained(folder))
         except (OSError, ValueError) as error:
-            raise OSError(f"{folder} holds no tokenizer that can be read: {_one_line(error)}") from error
+            raise OSError(f"{folder} holds no tokenizer that can be read: {one_line(error)}") from error
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} pieces, CLAP's text tower knows {vocab_size}; "

@@ -29,7 +29,7 @@ from musicldm.loading import OPTIONAL_PARTS, PARTS, find_folder, load_parts, ori
 from musicldm.lora import LoraMixin
 from musicldm.optimize import optimize
 from musicldm.outputs import MusicLDMPipelineOutput
-from musicldm.publish import NOVELTY_INDEX, PublishMixin, read_card
+from musicldm.publish import PublishMixin
 from vocoder import install_matching
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
@@ -55,7 +55,6 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
     _optional_components: ClassVar[list[str]] = list(OPTIONAL_PARTS)
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
     _interrupt = False
-    copy_guard = None  # set by load_novelty_index
     step_graphs = None  # set by optimize on CUDA
 
     def __init__(
@@ -123,8 +122,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
         folder = find_folder(pretrained_model_name_or_path, download)
         pipeline = cls(**load_parts(folder, given, dtype, legacy_heads, variant, use_safetensors))
         pipeline.register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
-        pipeline.card = read_card(folder)
-        pipeline.novelty_index = folder / NOVELTY_INDEX if (folder / NOVELTY_INDEX).is_dir() else None
+        pipeline.came_from(folder, {name: kwargs[name] for name in ("token", "local_files_only") if name in kwargs})
         return pipeline
 
     @classmethod
@@ -155,19 +153,6 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
             super().enable_sequential_cpu_offload(*args, **kwargs)
         finally:
             del self._exclude_from_cpu_offload
-
-    def load_novelty_index(self, folder: str | os.PathLike) -> None:
-        """Have ``novelty=...`` compare with the index in ``folder``, which `musicldm novelty index` wrote.
-
-        A model that carries the index of its training set (``novelty_index/``) needs no call.
-
-        Raises:
-            OSError: if there is none.
-            ValueError: if it is damaged, or was made with another CLAP than the pipeline's.
-        """
-        from musicldm.novelty.guard import CopyGuard
-
-        self.copy_guard = CopyGuard(folder, self.text_encoder, self.feature_extractor)
 
     def optimize(self, bfloat16: bool | None = None) -> "MusicLDMPipeline":
         """`musicldm.optimize.optimize`: this pipeline, made faster on its device."""
@@ -243,9 +228,11 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
 
         Raises:
             ValueError: naming the argument that cannot be used, and what can.
+            OSError: if the index of a model from the hub cannot be fetched.
             CopyError: (a ValueError) if all draws for some prompt came too near to the training set.
         """
         if novelty is not None:
+            self.find_novelty_index()
             from musicldm.novelty.guard import guarded
 
             arguments = {name: value for name, value in locals().items() if name not in ("self", "guarded")}
@@ -363,18 +350,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
                 f"the pipeline has no text_encoder for {texts}; pass prompt_embeds and negative_prompt_embeds, "
                 "or only prompt_embeds and guidance_scale=1"
             )
-        if self.tokenizer is not None:
-            return embed_text(_on_its_device(self.text_encoder), self.tokenizer, texts)
-        if texts != [""]:
-            raise ValueError(
-                f"the pipeline has no tokenizer for {texts}; pass prompt_embeds (unit vectors of CLAP), or set "
-                "pipeline.tokenizer to the one that its CLAP was trained with"
-            )
-        config = self.text_encoder.config.text_config
-        clap = _on_its_device(self.text_encoder)
-        ids = torch.tensor([[config.bos_token_id, config.eos_token_id]], device=clap.device)  # all there is to no text
-        features = clap.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids))
-        return getattr(features, "pooler_output", features)  # transformers 4 returns the tensor itself
+        return embed_text(_on_its_device(self.text_encoder), self.tokenizer, texts)
 
     def denoise(self, latents: Tensor, embedding: Tensor, timesteps: Tensor, guidance_scale: float = 1.0, **options):
         """`musicldm.sampling.denoise` with the pipeline's UNet and scheduler: any window of latents, any steps."""

@@ -4,13 +4,13 @@
     log-mel (B, T, F)  -> HiFi-GAN, tile by tile ->  waveform (B, L)
 
 The VAE's group norms see the whole clip: each layer goes through all pieces, with a column of the neighbours for its
-convolution, and the next norm takes its statistics from all of them. Two layers' values are held, and one piece of what
-is in between. The middle attention needs all positions at once, at the latents' size. The vocoder sees a few frames to
-either side only, so that its tiles overlap by as many.
+convolution, and the next norm takes its statistics from all of them. The values of two layers are held, and pieces of
+what is in between. The middle attention needs all positions at once, at the latents' size. The vocoder sees a few
+frames to either side only, so that its tiles overlap by as many.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from diffusers import AutoencoderKL
@@ -39,13 +39,13 @@ def decode(vae: AutoencoderKL, latents: Tensor, latent_frames: int = LATENT_FRAM
         if attention is not None:
             pieces = cut(attention(torch.cat(pieces, dim=2)), latent_frames)
         pieces = residual(pieces, block)
+    upsampler = None
     for level in decoder.up_blocks:
         for block in level.resnets:
-            pieces = residual(pieces, block)
-        for upsampler in level.upsamplers or ():
-            pieces = convolve(pieces, upsampler.conv, double, factor=2)
+            pieces, upsampler = residual(pieces, block, upsampler), None
+        upsampler = level.upsamplers[0] if level.upsamplers else None
     last = normalize(pieces, decoder.conv_norm_out, decoder.conv_act)
-    return torch.cat(convolve(pieces, decoder.conv_out, last), dim=2)
+    return torch.cat(list(convolve(emptying(pieces), decoder.conv_out, last)), dim=2)
 
 
 def cut(whole: Tensor, frames: int) -> Pieces:
@@ -53,56 +53,67 @@ def cut(whole: Tensor, frames: int) -> Pieces:
     return [piece.clone() for piece in whole.split(frames, dim=2)]
 
 
+def emptying(pieces: Pieces) -> Iterator[Tensor]:
+    """The pieces from the first on, each removed from the list as it is taken."""
+    while pieces:
+        yield pieces.pop(0)
+
+
 def double(x: Tensor) -> Tensor:
     """Every value four times, two by two."""
     return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def residual(pieces: Pieces, block: nn.Module) -> Pieces:
-    """A `ResnetBlock2D` without a time embedding, in the dtype of its weights; empties ``pieces``."""
-    for i in range(len(pieces)):
-        pieces[i] = pieces[i].to(block.conv1.weight.dtype)
-    hidden = convolve(list(pieces), block.conv1, normalize(pieces, block.norm1, block.nonlinearity))
-    hidden = convolve(hidden, block.conv2, normalize(hidden, block.norm2, block.nonlinearity))
-    for i in range(len(hidden)):
-        x = pieces.pop(0)
-        hidden[i] += x if block.conv_shortcut is None else block.conv_shortcut(x)
-        hidden[i] /= block.output_scale_factor
-    return hidden
+def residual(pieces: Pieces, block: nn.Module, upsampler: nn.Module | None = None) -> Pieces:
+    """A `ResnetBlock2D` without a time embedding, in the dtype of its weights, of ``pieces``, upsampled if asked.
+
+    What the upsampler gives is the widest there is, and is computed again for each of three passes instead of held.
+    """
+
+    def entries() -> Iterator[Tensor]:
+        whole = pieces if upsampler is None else convolve(iter(pieces), upsampler.conv, double, factor=2)
+        return (piece.to(block.conv1.weight.dtype) for piece in whole)
+
+    hidden = list(convolve(entries(), block.conv1, normalize(entries(), block.norm1, block.nonlinearity)))
+    changes = convolve(emptying(hidden), block.conv2, normalize(hidden, block.norm2, block.nonlinearity))
+    results = []
+    for x, change in zip(entries(), changes, strict=True):
+        change += x if block.conv_shortcut is None else block.conv_shortcut(x)
+        results.append(change.div_(block.output_scale_factor))
+    return results
 
 
-def normalize(pieces: Pieces, norm: nn.GroupNorm, activation: nn.Module) -> Callable[[Tensor], Tensor]:
+def normalize(pieces: Iterable[Tensor], norm: nn.GroupNorm, activation: nn.Module) -> Callable[[Tensor], Tensor]:
     """Group norm with the statistics of all ``pieces``, then the activation, as a function of any part of them."""
-    n_items, n_channels = pieces[0].shape[:2]
-    sums = torch.zeros(2, n_items, norm.num_groups, dtype=torch.float64, device=pieces[0].device)
-    count = 0
+    sums, count = torch.zeros(()), 0
     for piece in pieces:
         values = piece.unflatten(1, (norm.num_groups, -1)).flatten(2).double()  # (B, groups, ...)
-        sums += torch.stack([values.sum(dim=2), values.square().sum(dim=2)])
+        sums = sums.to(values) + torch.stack([values.sum(dim=2), values.square().sum(dim=2)])
         count += values.shape[2]
     mean, mean_square = sums / count
     deviation = (mean_square - mean.square()).clamp(min=0).add(norm.eps).sqrt()
-    mean, deviation = (x.repeat_interleave(n_channels // norm.num_groups, dim=1) for x in (mean, deviation))
+    mean, deviation = (x.repeat_interleave(norm.num_channels // norm.num_groups, dim=1) for x in (mean, deviation))
     scale = norm.weight / deviation
     shift = norm.bias - mean * scale
-    scale, shift = (x.to(pieces[0].dtype)[..., None, None] for x in (scale, shift))  # (B, C, 1, 1)
+    scale, shift = (x.to(norm.weight.dtype)[..., None, None] for x in (scale, shift))  # (B, C, 1, 1)
     return lambda x: activation(x * scale + shift)
 
 
-def convolve(pieces: Pieces, conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor], factor: int = 1) -> Pieces:
-    """A 3 x 3 convolution of ``prepare`` of the whole, which makes ``factor`` columns of each; empties ``pieces``."""
-    results, before = [], None
-    while pieces:
-        piece = pieces.pop(0)
-        after = pieces[0][:, :, :1] if pieces else None
+def convolve(
+    pieces: Iterator[Tensor], conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor], factor: int = 1
+) -> Iterator[Tensor]:
+    """A 3 x 3 convolution of ``prepare`` of the whole, which makes ``factor`` columns of each, piece by piece."""
+    before, piece = None, next(pieces)
+    while piece is not None:
+        following = next(pieces, None)
+        after = None if following is None else following[:, :, :1]
         x = prepare(torch.cat([part for part in (before, piece, after) if part is not None], dim=2))
         # one prepared column of each neighbour; zeros where there is none, as at the ends of the whole
         first = 0 if before is None else factor - 1
         last = x.shape[2] - (0 if after is None else factor - 1)
         x = functional.pad(x[:, :, first:last], (1, 1, int(before is None), int(after is None)))
-        before = piece[:, :, -1:].clone()
-        results.append(functional.conv2d(x, conv.weight, conv.bias))
-    return results
+        before, piece = piece[:, :, -1:].clone(), following
+        yield functional.conv2d(x, conv.weight, conv.bias)
 
 
 def vocode(vocoder: SpeechT5HifiGan, mel: Tensor, mel_frames: int = MEL_FRAMES) -> Tensor:

@@ -18,11 +18,13 @@ from originals import (
     config_of,
     fresh,
     full_checkpoint,
+    to_original,
 )
 from torch import nn
+from transformers import ClapConfig, ClapModel
 
-from musicldm.checkpoints import load_original, original_feature_extractor
-from musicldm.checkpoints.names import averaged_name
+from musicldm.checkpoints import load_original, original_feature_extractor, sizes
+from musicldm.checkpoints.names import averaged_name, clap_names
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +216,34 @@ def test_feature_extractor_of_the_configuration():
     assert (extractor.sampling_rate, extractor.nb_max_samples, extractor.hop_length) == (8000, 16_000, 80)
     assert (extractor.frequency_min, extractor.frequency_max, extractor.feature_size) == (50, 4000, 16)
     assert original_feature_extractor().sampling_rate == 48_000
+
+
+@pytest.fixture(scope="module")
+def fused():
+    """A CLAP with feature fusion, and its file."""
+    clap = ClapModel(ClapConfig(**sizes.clap_config(CLAP_CONFIG | {"enable_fusion": True})))
+    for parameter in clap.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    return clap, to_original(clap, clap_names(clap.config.audio_config.depths), "module.")
+
+
+def test_feature_fusion_is_known_by_the_weights(fused):
+    """LAION's model JSON does not tell; where a configuration does, the weights must agree."""
+    clap, state = fused
+    unsaid = {key: value for key, value in CLAP_CONFIG.items() if key != "enable_fusion"}
+    for config in (unsaid, unsaid | {"enable_fusion": True, "fusion_type": "aff_2d"}):
+        (found,) = load_original(state, None, clap_config=config).values()
+        assert found.config.audio_config.enable_fusion
+        assert_equal_weights(found, clap)
+    assert original_feature_extractor(unsaid, fused=True).truncation == "fusion"
+    assert original_feature_extractor(unsaid).truncation == "rand_trunc"
+    with pytest.raises(ValueError, match=r"fusion_model.local_att.0.weight, .* that the config has no place for"):
+        load_original(state, None, clap_config=CLAP_CONFIG)
+    plain = {key: value for key, value in state.items() if "mel_conv2d" not in key and "fusion_model" not in key}
+    with pytest.raises(ValueError, match=r"lacks .*patch_embed.fusion_model.local_att.0.weight"):
+        load_original(plain, None, clap_config=unsaid | {"enable_fusion": True})
+    with pytest.raises(ValueError, match=r"clap.fusion_type = 'iaff_2d' is not supported, only 'aff_2d'"):
+        load_original(state, None, clap_config=unsaid | {"fusion_type": "iaff_2d"})
 
 
 def test_weights_of_something_else():

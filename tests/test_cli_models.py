@@ -11,6 +11,7 @@ import soundfile
 import torch
 import yaml
 from golden import shared_golden
+from transformers import ClapModel
 
 from musicldm import MusicLDMPipeline
 from musicldm.audio import read_audio, write_audio
@@ -190,6 +191,22 @@ def test_convert_says_that_a_tokenizer_is_missing(checkpoint, tmp_path, capsys):
     assert out.startswith(str(tmp_path / "model"))
     assert err.startswith("musicldm: warning: without a tokenizer")
     assert err.count("\n") == 1
+
+
+def test_convert_a_part_alone(checkpoint, tmp_path, capsys):
+    """LAION's CLAP, say: a folder of what the file has."""
+    folder, modules = checkpoint
+    state = torch.load(folder / "musicldm.ckpt")["state_dict"]
+    clap = {k.removeprefix(originals.CLAP): v for k, v in state.items() if k.startswith(originals.CLAP)}
+    torch.save({"state_dict": clap}, tmp_path / "clap.pt")
+    call = ["convert", tmp_path / "clap.pt", "--clap-config", folder / "clap.json", "--out", tmp_path / "clap"]
+    assert main([str(argument) for argument in call]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'clap'} (text_encoder, feature_extractor)\n"
+    assert "clap.pt has no vae, unet, scheduler, vocoder; what it has is no model by itself" in err
+    assert "without a tokenizer" in err
+    originals.assert_equal_weights(ClapModel.from_pretrained(tmp_path / "clap" / "text_encoder"), modules["clap"])
+    assert {path.name for path in (tmp_path / "clap").iterdir()} == {"text_encoder", "feature_extractor"}
 
 
 def test_convert_refuses(checkpoint, tiny_folder, tmp_path, capsys):

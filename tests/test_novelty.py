@@ -126,7 +126,7 @@ def test_building_goes_on_where_it_stopped(data, embedder, tmp_path, monkeypatch
     class Stops(ClapEmbedder):
         def __call__(self, waveforms, sample_rate):
             calls.append(len(waveforms))
-            if sum(calls) > 15 and limited:
+            if sum(calls) > 45 and limited:
                 raise KeyboardInterrupt
             return super().__call__(waveforms, sample_rate)
 
@@ -138,9 +138,8 @@ def test_building_goes_on_where_it_stopped(data, embedder, tmp_path, monkeypatch
     calls.clear()
     limited = False
     again = build_index(data, tmp_path / "index", stops, progress=False)
-    assert sum(calls) == PIECES - 10  # the first ten were kept
-    one, other = (made.search(embedder_rows(made), 3) for made in (again, index))
-    assert np.allclose(one[0], other[0])
+    assert sum(calls) == (PIECES - 10) * (1 + 3) + PIECES * 7  # the first ten, each with 3 windows, were kept
+    assert same_index(again, index)
     with pytest.raises(FileExistsError, match="--out"):
         build_index(data, tmp_path / "index", embedder)
     (tmp_path / "mine.partial").mkdir()
@@ -172,6 +171,11 @@ def same_index(one, other):
     assert np.array_equal(one.piece_of, other.piece_of)
     assert np.array_equal(one.frames, other.frames)
     np.testing.assert_allclose(embedder_rows(one), embedder_rows(other), atol=1e-6)
+    assert np.array_equal(one.clip_of_window, other.clip_of_window)
+    assert np.array_equal(one.window_start_s, other.window_start_s)
+    np.testing.assert_allclose(
+        *(each.windows.reconstruct_n(0, each.windows.ntotal) for each in (one, other)), atol=1e-3
+    )
     rates = [{k: v for k, v in each.about["base_rate"].items() if k != "similarities"} for each in (one, other)]
     return rates[0] == pytest.approx(rates[1], abs=1e-4)
 
@@ -204,13 +208,20 @@ def embedder_rows(index):
     return index.faiss.reconstruct_n(0, len(index))
 
 
-@pytest.mark.parametrize("name", ["clips.faiss", "frames.npy", "recordings.jsonl", "index.json"])
+FILES = ["clips.faiss", "frames.npy", "recordings.jsonl", "index.json", "windows.faiss", "windows.npz"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_damaged_indexes_are_refused(index, tmp_path, name):
     copy = shutil.copytree(index.folder, tmp_path / "index")
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="damaged"):
         NoveltyIndex(copy)
+    if name != "index.json":
+        (copy / name).unlink()
+        with pytest.raises(ValueError, match="missing"):
+            NoveltyIndex(copy)
     (copy / "index.json").unlink()
     with pytest.raises(FileNotFoundError, match="no novelty index"):
         NoveltyIndex(copy)

@@ -87,6 +87,19 @@ def test_without_a_new_draw_there_is_an_error_that_names_the_clip(guarded):
     assert made.novelty[0]["verdict"] != "copy"
 
 
+def test_a_window_of_the_training_set_is_too_close(guarded, monkeypatch):
+    guard = guarded.copy_guard
+    made = guarded(PROMPT, seed=COPIED_SEED + 1, **OPTIONS)
+    assert not guard.judge(made.audios[0], made.sampling_rate)["too_close"]
+    monkeypatch.setitem(guard.index.about["base_rate"], "window_similarity_99", -0.99)
+    found = guard.judge(made.audios[0], made.sampling_rate)
+    assert (found["verdict"], found["too_close"], found["window"]["threshold"]) == ("close", True, -0.99)
+    # a limit of one's own is on clips
+    assert not guard.judge(made.audios[0], made.sampling_rate, max_similarity=1.0)["too_close"]
+    with pytest.raises(CopyError, match=rf"{PROMPT}': .*\.wav .*that of 2 s \d\.\d+, at most -0\.990"):
+        guarded(PROMPT, seed=COPIED_SEED + 1, novelty="avoid", **OPTIONS)
+
+
 def test_what_cannot_be_guarded_is_refused(tiny_parts, guarded, index_folder):
     with pytest.raises(ValueError, match="load_novelty_index"):
         make_pipeline(tiny_parts)(PROMPT, novelty="report", **OPTIONS)

@@ -1,6 +1,7 @@
 """Models that are given away: the card, the index of the training set, and what a hub would get."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,10 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 from test_novelty import melody
 
-from musicldm import MusicLDMPipeline
+from musicldm import MusicLDMPipeline, publish
 from musicldm.clap import clap_feature_extractor
 from musicldm.cli import main
-from musicldm.publish import CARD, NOVELTY_INDEX
+from musicldm.publish import CARD, MEASURES, NOVELTY_INDEX, with_section
 from musicldm.train import run
 
 TINY = [
@@ -85,6 +86,126 @@ def test_a_trained_model_has_a_card_that_a_hub_can_read(trained):
     assert f"| loss | {validation['loss']:.4g} |" in card.text
     assert str(trained.parent.parent) not in card.text  # nothing of this machine
     assert "| vae | `AutoencoderKL` |" in card.text
+
+
+def test_the_card_tells_what_the_index_holds(trained, tmp_path):
+    card = (trained / CARD).read_text(encoding="utf-8")
+    about = json.loads((trained / NOVELTY_INDEX / "index.json").read_text())
+    assert f"holds {about['clips']} clips of 6 recordings" in card
+    assert about["embedder"] in card
+    for name, meaning in MEASURES.items():
+        if f"{name}_99" in about["base_rate"]:
+            values = [about["base_rate"][f"{name}_{percent}"] for percent in (50, 95, 99)]
+            assert f"| {meaning} | " + " | ".join(f"{value:.3f}" for value in values) + " |" in card
+    assert card.index("## Numbers") < card.index("## Novelty") < card.index("## Licence")
+    pipeline = MusicLDMPipeline.from_pretrained(trained)
+    pipeline.card, pipeline.novelty_index = None, None
+    pipeline.load_novelty_index(trained / NOVELTY_INDEX)  # an index from elsewhere
+    pipeline.save_pretrained(tmp_path)
+    assert f"holds {about['clips']} clips" in (tmp_path / CARD).read_text(encoding="utf-8")
+
+
+def test_a_section_is_replaced_or_added_before_the_licence():
+    card = "# A\n\n## Numbers\n\n1\n\n## Licence\n\nCC0\n"
+    once = with_section(card, "Evaluation", "a \\1\n\n| b |\n")
+    assert once == "# A\n\n## Numbers\n\n1\n\n## Evaluation\n\na \\1\n\n| b |\n\n## Licence\n\nCC0\n"
+    assert with_section(once, "Evaluation", "a \\1\n\n| b |") == once
+    assert with_section(once, "Evaluation", "c") == once.replace("a \\1\n\n| b |", "c")
+    assert with_section("# A\n", "Evaluation", "c") == "# A\n\n## Evaluation\n\nc\n"
+    assert with_section("# A\n\n## Evaluation\n\nb\n", "Evaluation", "c") == "# A\n\n## Evaluation\n\nc\n"
+
+
+def test_an_evaluation_becomes_part_of_the_card(trained, tmp_path, capsys):
+    model = shutil.copytree(trained, tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a tune\na waltz\n")
+    call = ["evaluate", "--model", model, "--prompts", tmp_path / "prompts.txt", "--index", model / NOVELTY_INDEX]
+    call += ["--seconds", 3, "--steps", 1, "--no-tempo", "--out", tmp_path / "out"]
+    assert main([*map(str, call)]) == 0
+    before = (model / CARD).read_text(encoding="utf-8")
+    metrics = tmp_path / "out" / "metrics.json"
+    write = ["evaluate", "--model", str(model), "--card", str(metrics)]
+    for _ in range(2):  # the second time in the place of the first
+        assert main(write) == 0
+    after = (model / CARD).read_text(encoding="utf-8")
+    assert after.count("## Evaluation") == 1
+    assert "| share of clips with a training clip nearer than 0.90 |" in after
+    assert "| share of clips with a training clip nearer than 0.95 |" in after
+    assert "2 clips of revision" in after
+    assert str(tmp_path) not in after
+    assert after.replace(after[after.index("## Evaluation") : after.index("## Licence")], "") == before
+    assert MusicLDMPipeline.from_pretrained(model).card == after
+
+    made = json.loads(metrics.read_text())
+    capsys.readouterr()
+    for changes, of, message in (
+        ({}, "mini", "is none"),
+        ({"audio": "recordings"}, model, "judges recordings"),
+        ({"adapters": []}, model, "with adapters"),
+        ({"revision": "0" * 12}, model, "is of a model of revision 000000000000"),
+    ):
+        metrics.write_text(json.dumps(made | {"settings": made["settings"] | changes}))
+        assert main(["evaluate", "--model", str(of), "--card", str(metrics)]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def downloaded(trained, tmp_path) -> Path:
+    """The hub's cache after `MusicLDMPipeline.download`: neither card nor index."""
+    repository = tmp_path / "hub" / "models--someone--music"
+    left_out = shutil.ignore_patterns(NOVELTY_INDEX, CARD)
+    snapshot = shutil.copytree(trained, repository / "snapshots" / ("0" * 40), ignore=left_out)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    return snapshot
+
+
+def test_a_model_from_the_hub_fetches_index_and_card_when_asked(trained, downloaded, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo_id, revision, cache_dir, allow_patterns, **options):
+        assert (repo_id, revision, cache_dir, options) == ("someone/music", "0" * 40, tmp_path / "hub", {"token": "t"})
+        asked.extend(allow_patterns)
+        for path in [path for pattern in allow_patterns for path in trained.glob(pattern)]:
+            target = downloaded / path.relative_to(trained)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
+        return str(downloaded)
+
+    monkeypatch.setattr(publish, "snapshot_download", download)
+    pipeline = MusicLDMPipeline.from_pretrained("someone/music", cache_dir=tmp_path / "hub", token="t")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.novelty_index is None
+    call = {"prompt": "a tune", "audio_length_in_s": 3, "num_inference_steps": 2, "seed": 0}
+    pipeline(**call)
+    assert asked == []
+    assert pipeline(**call, novelty="report").novelty[0]["nearest"]
+    pipeline(**call, novelty="report")
+    assert asked == [f"{NOVELTY_INDEX}/*"]
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert asked == [f"{NOVELTY_INDEX}/*", CARD]
+    assert (tmp_path / "saved" / CARD).read_text() == (trained / CARD).read_text()
+    assert (tmp_path / "saved" / NOVELTY_INDEX / "index.json").is_file()
+    again = MusicLDMPipeline.from_pretrained("someone/music", cache_dir=tmp_path / "hub", local_files_only=True)
+    assert again.novelty_index == downloaded / NOVELTY_INDEX  # it stays in the cache
+
+
+def test_an_index_that_the_hub_does_not_give(downloaded, tmp_path, monkeypatch):
+    """Offline, of a repository without one, or refused; what needs no index goes on."""
+    pipeline = MusicLDMPipeline.from_pretrained("someone/music", cache_dir=tmp_path / "hub", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    call = {"prompt": "a tune", "audio_length_in_s": 3, "num_inference_steps": 1, "seed": 0}
+    with pytest.raises(ValueError, match=r"needs an index of the training set; call load_novelty_index\(folder\)"):
+        pipeline(**call, novelty="avoid")
+
+    def refuse(**options):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(publish, "snapshot_download", refuse)
+    with pytest.raises(OSError, match=r"index of someone/music cannot be fetched \(no network\); call load_novelty"):
+        pipeline(**call, novelty="avoid")
+    assert pipeline(**call).novelty is None
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert "Nothing is recorded" in (tmp_path / "saved" / CARD).read_text()
 
 
 def test_the_card_and_the_index_stay_with_the_model(trained, tmp_path):

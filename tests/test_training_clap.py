@@ -10,7 +10,7 @@ import torch
 
 from musicldm.clap import embed_audio, embed_text, regression_loss
 from musicldm.config import CLAPConfig
-from musicldm.train import run
+from musicldm.train import clap, run
 from musicldm.train.cache import load_conditioner
 
 RATE, CLIP_S = 16_000, 1.28
@@ -48,14 +48,29 @@ def embeddings(folder: Path, collection: Path) -> torch.Tensor:
 
 
 def test_fusion_is_trained_and_saved(fused, collection):
-    clap, _, feature_extractor = load_conditioner(fused)
-    assert clap.config.audio_config.enable_fusion
+    towers, _, feature_extractor = load_conditioner(fused)
+    assert towers.config.audio_config.enable_fusion
     assert feature_extractor.truncation == "fusion"
-    changed = {name for name, p in clap.named_parameters() if "fusion_model" in name and "weight" in name}
+    changed = {name for name, p in towers.named_parameters() if "fusion_model" in name and "weight" in name}
     assert changed
     assert embeddings(fused, collection).isfinite().all()
     with pytest.raises(ValueError, match="longer than audio_s"):
         CLAPConfig(fusion=True, audio_s=10.24)
+
+
+def test_a_fused_model_to_start_from_goes_on_hearing_random_places(fused, collection, tmp_path, monkeypatch):
+    """Without saying ``fusion=true`` again: what the weights are decides."""
+    heard = []
+
+    def spy(towers, waveform, config, feature_extractor, generator=None, original=clap.log_mel_of):
+        made = original(towers, waveform, config, feature_extractor, generator)
+        still = original(towers, waveform, config, feature_extractor)
+        heard.append((generator is not None, made.shape[1], bool((made == still).all())))
+        return made
+
+    monkeypatch.setattr(clap, "log_mel_of", spy)
+    run("clap", "tiny", collection, tmp_path / "run", overrides=[*SHORT, f"init={fused}", "audio_s=0.6", "steps=1"])
+    assert (True, 4, False) in heard
 
 
 def test_smaller_towers_learn_the_embeddings_of_a_larger_model(fused, collection, tmp_path):

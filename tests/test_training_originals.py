@@ -14,6 +14,7 @@ from transformers import ClapConfig, ClapModel, SpeechT5HifiGan, SpeechT5HifiGan
 
 from musicldm import MusicLDMPipeline
 from musicldm.checkpoints import sizes
+from musicldm.checkpoints.names import clap_names
 from musicldm.cli import main
 from musicldm.train import run
 from vocoder import mel_config
@@ -86,3 +87,35 @@ def test_every_stage_trains_on_from_the_authors_checkpoint(model, collection, tm
         new, old = type(part).from_pretrained(final / "text_encoder" if stage == "clap" else final), part
     change = [(a - b).abs().max() for a, b in zip(new.parameters(), old.parameters(), strict=True)]
     assert 0 < max(change) < 0.1  # two steps further
+
+
+def test_a_clap_with_feature_fusion_trains_on_and_conditions(model, tiny_folder, collection, tmp_path):
+    """LAION's layout -> `convert` -> the CLAP stage -> a diffusion model that hears it -> music."""
+    torch.manual_seed(0)
+    config = {key: value for key, value in CLAP.items() if key != "enable_fusion"}
+    config["audio_cfg"] = config["audio_cfg"] | {"clip_samples": 4000}  # 0.5 s, so that a clip of 1.28 s is longer
+    clap = ClapModel(ClapConfig(**sizes.clap_config(config, fused=True)))
+    state = originals.to_original(clap, clap_names(clap.config.audio_config.depths), "module.")
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "clap.pt")
+    (tmp_path / "clap.json").write_text(json.dumps(config))
+    call = ["convert", tmp_path / "clap.pt", "--clap-config", tmp_path / "clap.json", "--out", tmp_path / "clap"]
+    assert main([*map(str, call), "--tokenizer", str(tiny_folder / "tokenizer")]) == 0
+
+    mel = asdict(mel_config(MusicLDMPipeline.from_pretrained(model).vocoder))
+    common = [*SHORT, *(f"mel.{name}={value}" for name, value in mel.items()), f"mel.clip_s={CLIP_S}"]
+    on = run("clap", "tiny", collection, tmp_path / "on", overrides=[*common, f"init={tmp_path / 'clap'}"])
+    trained = ClapModel.from_pretrained(on / "text_encoder")
+    before, after = (dict(each.audio_model.named_parameters()) for each in (clap, trained))
+    for name in ("mel_conv2d.weight", "fusion_model.local_att.0.weight"):
+        change = (after[f"audio_encoder.patch_embed.{name}"] - before[f"audio_encoder.patch_embed.{name}"]).abs().max()
+        assert 0 < change < 0.1
+
+    schedule = ["train_timesteps=500", "beta_start=0.001", "beta_end=0.02"]
+    overrides = [*common[:-1], *schedule, f"init={model}", f"clap={on}"]
+    pipeline = MusicLDMPipeline.from_pretrained(
+        run("diffusion", "tiny", collection, tmp_path / "music", overrides=overrides)
+    )
+    assert pipeline.text_encoder.config.audio_config.enable_fusion
+    made = pipeline("tone 3", num_inference_steps=2, audio_length_in_s=1.0, num_waveforms_per_prompt=2)
+    assert made.audios.shape == (2, 8000)
+    assert made.scores.shape == (1, 2)  # ranked by the fused tower, which hears all of the second

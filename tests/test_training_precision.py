@@ -1,5 +1,8 @@
 """Number formats and compilation: what they change in a run, and what they must not."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,14 @@ from accelerate.optimizer import AcceleratedOptimizer
 from processes import diffusion_run
 from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo.backends.registry import lookup_backend
 
 from musicldm.attention import attention_reference, attention_torch
 from musicldm.config import DiffusionConfig
 from musicldm.train import run
 from musicldm.train.checkpoints import load_state, save_state
 from musicldm.train.common import batches
+from musicldm.train.progress import METRICS_FILE
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "vae.yaml"
 TINY = {
@@ -82,30 +87,81 @@ def test_gradients_of_attention_in_bfloat16(length):
         assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
-def test_a_compiled_run_is_an_ordinary_one(tmp_path, monkeypatch):
-    """The same weights under the same names, resumed as well; traced and run by torch, which needs no compiler."""
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """Six captioned noises."""
+    folder = tmp_path_factory.mktemp("collection")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(20_480).cumsum() / (i + 30), 16_000)
+    captions = [f"{i}.wav,{'a dark noise; ' * (i + 1)}slow" for i in range(6)]  # each of another length
+    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *captions]))
+    return folder
+
+
+# How many modules are compiled, and in how many graphs: of each module one for training and one for evaluation, and one
+# more where a size varies, such as the words of a batch or the length of examples.
+STAGES = {"vae": (4, 8), "vocoder": (1, 3), "clap": (2, 5), "diffusion": (1, 3)}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_compiled_run_is_an_ordinary_one(stage, tiny_folder, collection, tmp_path, monkeypatch):
+    """It goes on from an ordinary checkpoint with the same losses to the same weights under the same names, and an
+    ordinary run goes on from its own. Traced whole and run by torch, which needs no compiler."""
     compiled: list[nn.Module] = []
+    graphs = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        nonlocal graphs
+        graphs += 1
+        return lookup_backend("aot_eager")(graph, inputs)
 
     def compile_traced(self, original=nn.Module.compile):
         compiled.append(self)
-        original(self, backend="aot_eager", fullgraph=True)
+        original(self, backend=backend, fullgraph=True)
 
     monkeypatch.setattr(nn.Module, "compile", compile_traced)
-    rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
-    for i in range(4):
-        noise = 0.1 * rng.standard_normal(10_240).cumsum() / (i + 30)
-        soundfile.write(tmp_path / "data" / f"{i}.wav", noise, 16_000)
-    overrides = ["steps=4", "save_every=2", "validate_every=4", "validation_batches=1", "trackers=[]", "batch_size=2"]
-    overrides += ["adversarial_from=1", "mixed_precision=bf16"]
-    for name in ("false", "true"):
-        run("vae", CONFIG, tmp_path / "data", tmp_path / name, overrides=[*overrides, f"compile={name}"])
-    assert len(compiled) == 4  # encoder, and three blocks of the decoder
-    plain, traced = (load_file(next((tmp_path / name / "final").glob("*.safetensors"))) for name in ("false", "true"))
-    assert plain.keys() == traced.keys()
-    for name, value in plain.items():
-        torch.testing.assert_close(traced[name], value, rtol=0.01, atol=0.01)
-    (tmp_path / "true" / "checkpoint-4" / "state.pt").unlink()
-    run("vae", CONFIG, tmp_path / "data", tmp_path / "true", resume=True, overrides=[*overrides, "compile=true"])
-    resumed = load_file(next((tmp_path / "true" / "final").glob("*.safetensors")))
-    assert all(torch.equal(resumed[name], value) for name, value in traced.items())
+    torch.compiler.reset()
+    overrides = [
+        "save_every=4",
+        "keep_checkpoints=3",
+        "validate_every=10",
+        "validation_batches=1",
+        "trackers=[]",
+        "batch_size=2",
+    ]
+    overrides += ["log_every=1"]
+    if stage == "vae":
+        overrides += ["adversarial_from=1", "mixed_precision=bf16"]
+    if stage == "diffusion":
+        mel = {"sample_rate": 8000, "n_fft": 256, "hop_length": 80, "n_mels": 16, "f_max": 4000, "clip_s": 0.32}
+        overrides += [f"init={tiny_folder}", *(f"mel.{name}={value}" for name, value in mel.items())]
+
+    def train(name: str, *changes: str, resume: bool = False) -> tuple[list[dict], dict[str, torch.Tensor]]:
+        """Losses and weights."""
+        out = tmp_path / name
+        run(stage, "tiny", collection, out, resume=resume, overrides=[*overrides, *changes])
+        part = {"clap": "text_encoder", "diffusion": "unet"}.get(stage, "")
+        losses = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
+        return losses, load_file(next((out / "final" / part).glob("*.safetensors")))
+
+    def assert_alike(found: tuple[list[dict], dict], expected: tuple[list[dict], dict]) -> None:
+        for row, other in zip(found[0], expected[0], strict=True):
+            assert row["step"] == other["step"]
+            for name in {"loss", "mel", "l1"} & other.keys():
+                assert row[name] == pytest.approx(other[name], rel=0.01), name
+        assert found[1].keys() == expected[1].keys()
+        for name, value in found[1].items():
+            torch.testing.assert_close(value, expected[1][name], rtol=0.01, atol=0.01)
+
+    plain = train("plain", "steps=10")
+    shutil.copytree(tmp_path / "plain", tmp_path / "compiled")
+    for newer in ("checkpoint-8", "checkpoint-10"):
+        shutil.rmtree(tmp_path / "compiled" / newer, ignore_errors=True)
+    assert not compiled
+    assert_alike(train("compiled", "steps=10", "compile=true", resume=True), plain)
+    n_compiled, most_graphs = STAGES[stage]
+    assert len(compiled) == n_compiled
+    assert 0 < graphs <= most_graphs  # in six steps: not one for each
+    assert_alike(train("compiled", "steps=12", resume=True), train("plain", "steps=12", resume=True))
+    assert len(compiled) == n_compiled

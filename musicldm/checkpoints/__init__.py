@@ -50,6 +50,7 @@ NOT_NEEDED = re.compile(
     r"|cond_stage_model\.model\.((text|audio)_transform\..+|text_branch\.embeddings\.(position|token_type)_ids"
     r"|audio_branch\.((spectrogram_extractor|logmel_extractor|tscam_conv|head)\..+|.+\.attn_mask))"
 )
+FUSION = CLAP + "audio_branch.patch_embed.mel_conv2d.weight"  # only a CLAP with feature fusion has it
 SHOWN = 4  # names in an error message
 
 
@@ -67,6 +68,7 @@ def load_original(
         config: the authors' YAML as path or mapping; like the other two, None means the released sizes.
         vocoder_config: HiFi-GAN's JSON.
         clap_config: LAION's model JSON, optionally with the towers' own sizes under ``htsat`` and ``roberta``.
+            Whether CLAP has feature fusion the weights tell, unless ``enable_fusion`` does.
         use_ema: take the averaged weights of the UNet where the checkpoint has them, as the original does.
 
     Raises:
@@ -124,7 +126,8 @@ def load_original(
             origin,
         )
     if holds(CLAP):
-        clap_options = ClapConfig(**sizes.clap_config(sizes.read_config(clap_config, sizes.RELEASED_CLAP)))
+        clap_sizes = sizes.clap_config(sizes.read_config(clap_config, sizes.RELEASED_CLAP), FUSION in state)
+        clap_options = ClapConfig(**clap_sizes)
         n_positions = clap_options.text_config.max_position_embeddings
         embeddings = CLAP + "text_branch.embeddings."
         state[embeddings + "position_ids"] = torch.arange(n_positions)[None]
@@ -144,9 +147,15 @@ def load_original(
 WAY_OUT = "is this the config that belongs to the checkpoint?"
 
 
-def original_feature_extractor(clap_config: sizes.Config | str | Path | None = None) -> ClapFeatureExtractor:
-    """The front end that a CLAP of this configuration was trained with; None means the released one."""
-    audio = sizes.need(sizes.read_config(clap_config, sizes.RELEASED_CLAP), "audio_cfg")
+def original_feature_extractor(
+    clap_config: sizes.Config | str | Path | None = None, fused: bool = False
+) -> ClapFeatureExtractor:
+    """The front end that a CLAP of this configuration was trained with; None means the released one.
+
+    ``fused``: whether it has feature fusion, where the configuration does not say so.
+    """
+    options = sizes.read_config(clap_config, sizes.RELEASED_CLAP)
+    audio = sizes.need(options, "audio_cfg")
     sample_rate = sizes.need(audio, "sample_rate")
     return clap_feature_extractor(
         sample_rate=sample_rate,
@@ -156,6 +165,7 @@ def original_feature_extractor(clap_config: sizes.Config | str | Path | None = N
         n_mels=sizes.need(audio, "mel_bins"),
         f_min=sizes.need(audio, "fmin"),
         f_max=sizes.need(audio, "fmax"),
+        fusion=options.get("enable_fusion", fused),
     )
 
 

@@ -229,9 +229,14 @@ def vocoder_config(options: Config, config: Config) -> dict[str, Any]:
     }
 
 
-def clap_config(options: Config) -> dict[str, Any]:
-    """Arguments of ``transformers.ClapConfig``."""
-    _refuse(options, "clap", {"enable_fusion": False})
+def clap_config(options: Config, fused: bool = False) -> dict[str, Any]:
+    """Arguments of ``transformers.ClapConfig``.
+
+    ``fused``: whether there is feature fusion, where the options do not say so (LAION's model JSONs never do).
+    """
+    fused = options.get("enable_fusion", fused)
+    if fused:
+        _refuse(options, "clap", {"fusion_type": "aff_2d"})
     audio = need(options, "audio_cfg")
     _refuse(audio, "clap.audio_cfg", {"model_type": "HTSAT"})
     _refuse(options.get("text_cfg", {}), "clap.text_cfg", {"model_type": "roberta"})
@@ -255,6 +260,7 @@ def clap_config(options: Config) -> dict[str, Any]:
             "hidden_size": need(htsat, "embed_dim") * 2 ** (len(need(htsat, "depths")) - 1),
             "depths": need(htsat, "depths"),
             "num_attention_heads": need(htsat, "num_heads"),
+            "enable_fusion": fused,
         },
     }
 

@@ -1,4 +1,7 @@
-"""``musicldm convert``: a checkpoint in its authors' layout, or a model folder, to a model folder."""
+"""``musicldm convert``: a checkpoint in its authors' layout, or a model folder, to a model folder.
+
+A file of some parts only, such as LAION's CLAP, becomes a folder of these, from which they can be trained on.
+"""
 
 from __future__ import annotations
 
@@ -49,32 +52,41 @@ def run(args: argparse.Namespace) -> None:
     with output_folder(args.out.absolute().parent) as parent:
         import torch
 
+        from musicldm.loading import OPTIONAL_PARTS, found_parts, missing_parts
         from musicldm.pipeline import MusicLDMPipeline
 
         load_quietly()
         if from_folder:
-            pipeline = MusicLDMPipeline.from_pretrained(args.checkpoint)
+            whole = MusicLDMPipeline.from_pretrained(args.checkpoint)
+            parts, missing = whole.components, []
         else:
-            pipeline = MusicLDMPipeline.from_original(
-                args.checkpoint,
-                args.config,
-                args.vocoder_config,
-                args.clap_config,
-                use_ema=not args.raw_weights,
-                tokenizer=args.tokenizer,
-            )
-        pipeline.to(getattr(torch, args.dtype))
+            parts = found_parts(args.checkpoint, *configs, use_ema=not args.raw_weights, tokenizer=args.tokenizer)
+            missing = missing_parts(parts)
+            whole = None if missing else MusicLDMPipeline(**dict.fromkeys(OPTIONAL_PARTS) | parts)
+        parts = {name: part for name, part in parts.items() if part is not None}
+        for part in parts.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(getattr(torch, args.dtype))
         scratch = parent / f".{args.out.name}.part"
         try:
-            pipeline.save_pretrained(scratch)
+            if whole is not None:
+                whole.save_pretrained(scratch)
+            else:
+                for name, part in parts.items():
+                    part.save_pretrained(scratch / name)
             scratch.replace(args.out)  # an empty folder of that name may be there
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    if pipeline.tokenizer is None:
+    if missing:
+        print(
+            f"musicldm: warning: {args.checkpoint.name} has no {', '.join(missing)}; "
+            "what it has is no model by itself, but can be trained on with init=FOLDER",
+            file=sys.stderr,
+        )
+    if "tokenizer" not in parts and (whole is not None or "text_encoder" in parts):
         print(
             "musicldm: warning: without a tokenizer the model takes no prompts, only embeddings; "
             "give --tokenizer roberta-base for the released model",
             file=sys.stderr,
         )
-    parts = [name for name, part in pipeline.components.items() if part is not None]
-    report(args.json, {"folder": str(args.out), "parts": parts}, f"{args.out} ({', '.join(parts)})")
+    report(args.json, {"folder": str(args.out), "parts": list(parts)}, f"{args.out} ({', '.join(parts)})")

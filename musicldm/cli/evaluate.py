@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps what other evaluations need again")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for audio and report; a stopped run continues")
     parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="what differs in two metrics.json")
+    parser.add_argument("--card", type=Path, metavar="JSON", help="put this metrics.json into the card of --model")
     parser.add_argument("--most", type=positive(int), metavar="N", help="use only the first N prompts and recordings")
     parser.add_argument("--seed", type=int, default=0, help="of the first clip; clip i has seed + i")
     parser.add_argument("--seconds", type=positive(float), help="of each clip (default: as the model was trained)")
@@ -33,9 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write metrics.json, report.html and report.md, or print a comparison."""
+    """Write metrics.json, report.html and report.md, or print a comparison, or write a model's card."""
     if args.compare:
         print_comparison(args)
+        return
+    if args.card:
+        write_card(args)
         return
     if args.out is None or (args.prompts is None) == (args.audio is None):
         raise ValueError("give --out and either --prompts or --audio; or two files with --compare")
@@ -47,13 +51,7 @@ def print_comparison(args: argparse.Namespace) -> None:
     """One line for each measure that both evaluations have."""
     from musicldm.evaluate.summary import compare
 
-    sides = []
-    for path in args.compare:
-        try:
-            sides.append(json.loads(path.read_text(encoding="utf-8")))
-            sides[-1]["metrics"], sides[-1]["single"], sides[-1]["prompts"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no metrics.json of `musicldm evaluate` ({error!r})") from error
+    sides = [read_metrics(path) for path in args.compare]
     for name, row in compare(*sides).items():
         word = "LARGER THAN CHANCE" if row["larger_than_chance"] else "within chance"
         text = (
@@ -61,6 +59,41 @@ def print_comparison(args: argparse.Namespace) -> None:
             f"({row['low']:+.4g} to {row['high']:+.4g}), p = {row['probability']:.3g}: {word}"
         )
         report(args.json, {"measure": name, **row}, text)
+
+
+def write_card(args: argparse.Namespace) -> None:
+    """The measures of ``--card`` as the section "Evaluation" of README.md in the model's folder."""
+    from musicldm.evaluate.report import card_text
+    from musicldm.info import model_revision
+    from musicldm.publish import CARD, front_matter, read_card, with_section
+
+    folder, made = Path(args.model), read_metrics(args.card)
+    if not folder.is_dir():
+        raise ValueError(f"--card writes into the folder of a model of yours; --model {args.model} is none")
+    settings = made["settings"]
+    if settings["audio"] is not None or "adapters" in settings:
+        what = "recordings" if settings["audio"] is not None else "a model with adapters"
+        raise ValueError(f"{args.card} judges {what}, not what the model {folder} makes by itself")
+    if settings["revision"] != (revision := model_revision(folder)):
+        raise ValueError(f"{args.card} is of a model of revision {settings['revision']}, {folder} has {revision}")
+    card = read_card(folder) or f"{front_matter()}\n# MusicLDM\n"
+    (folder / CARD).write_text(with_section(card, "Evaluation", card_text(made)), encoding="utf-8")
+    report(args.json, {"card": str(folder / CARD)}, str(folder / CARD))
+
+
+def read_metrics(path: Path) -> dict:
+    """A metrics.json that `musicldm evaluate` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is something else.
+    """
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        made["metrics"], made["single"], made["prompts"], made["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no metrics.json of `musicldm evaluate` ({error!r})") from error
+    return made
 
 
 def evaluate(args: argparse.Namespace) -> None:

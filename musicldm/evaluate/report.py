@@ -48,8 +48,22 @@ def value_text(metric: dict) -> tuple[str, str]:
 
 def markdown(report: dict) -> str:
     """``report.md``."""
-    lines = [f"# {report['title']}", "", report["about"], ""]
-    lines += ["| Measure | Value | 95 % interval | Better |", "| --- | ---: | ---: | --- |"]
+    return f"# {report['title']}\n\n{report['about']}\n\n{_table(report)}"
+
+
+def card_text(report: dict) -> str:
+    """An evaluation as a section of its model's card; names no folder of the machine that it was made on."""
+    made = report["settings"]
+    about = (
+        f"{len(report['clips'])} clips of revision {made['revision']}, by `musicldm evaluate`: seed {made['seed']}, "
+        f"{made['steps']} steps of {made['scheduler']}, guidance {made['guidance']:g}."
+    )
+    return f"{about}\n\n{_table(report)}"
+
+
+def _table(report: dict) -> str:
+    """The measures in Markdown, and what to know of them."""
+    lines = ["| Measure | Value | 95 % interval | Better |", "| --- | ---: | ---: | --- |"]
     for metric in report["metrics"].values():
         value, interval = value_text(metric)
         lines.append(f"| {metric['meaning']} | {value} | {interval} | {_better(metric)} |")

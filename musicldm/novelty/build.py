@@ -1,6 +1,6 @@
 """Building the index of a training set: batched, taken up again where it stopped, on one machine or a Ray cluster.
 
-audio folder, or shards of `musicldm prepare` -> clips -> parts of 256 clips -> INDEX
+audio folder, or shards of `musicldm prepare` -> clips, their windows of 2 s -> parts of 256 clips -> INDEX
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from musicldm.data.clips import Clip, load_clips, metadata_rows, read_clip
 from musicldm.data.shards import INDEX_FILE, index_rows, recording_bytes
 from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.measurements import SILENCE
-from musicldm.novelty.alignment import FRAMES_PER_S, WINDOWS_S, pitch_frames
-from musicldm.novelty.index import SECOND_CHECK, NoveltyIndex, finish, partial, write_index
+from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, WINDOWS_S, pitch_frames
+from musicldm.novelty.index import SECOND_CHECK, NoveltyIndex, Windows, finish, partial, write_index
+from musicldm.novelty.windows import HOP_S, WINDOW_S, cut_windows, embed_windows, query_windows
 
 CLIPS_A_PART = 256  # kept on disk as they are made
 TOLD = ("title", "composer", "licence", "source", "score")  # of metadata.jsonl
@@ -45,6 +46,7 @@ def build_index(
     progress: bool = True,
     split: str | None = None,
     ray: str | None = None,
+    windows: bool = True,
 ) -> NoveltyIndex:
     """Embed every recording below ``data`` into the index ``out``, a folder.
 
@@ -57,6 +59,7 @@ def build_index(
         split: only the recordings of this one, train or validation.
         ray: address of a Ray cluster (``auto`` for one that runs here), every machine of which sees ``data`` under one
             path; the result is that of one machine.
+        windows: whether windows of 2 s get embeddings too, which takes CLAP up to five times as long for all of it.
 
     Raises:
         FileNotFoundError: if there are no recordings.
@@ -72,7 +75,7 @@ def build_index(
         raise FileNotFoundError(f"no recording of {data} is of the split {split}; leave out --split")
     told = tell_recordings(data)
     work = partial(out)
-    _begin(work, data, clips, embedder)
+    _begin(work, data, clips, embedder, windows)
     parts = {
         work / f"part-{first:08d}.npz": clips[first : first + CLIPS_A_PART]
         for first in range(0, len(clips), CLIPS_A_PART)
@@ -80,18 +83,13 @@ def build_index(
     missing = {path: some for path, some in parts.items() if not path.is_file()}
     bar = tqdm(total=len(parts), initial=len(parts) - len(missing), desc="embed", unit="part")
     bar.disable = bar.disable or not progress
-    for path, arrays in _embed_parts(missing, EmbedPart(embedder, batch_size), ray):
+    for path, arrays in _embed_parts(missing, EmbedPart(embedder, batch_size, windows), ray):
         content = io.BytesIO()
         np.savez(content, **arrays)
         write_whole(path, content.getvalue())
         bar.update()
     bar.close()
-    embeddings, frames, kept = [], [], []
-    for path, some in parts.items():
-        with np.load(path) as made:
-            embeddings.append(made["embeddings"])
-            frames += np.split(made["frames"], np.cumsum(made["lengths"])[:-1]) if len(made["lengths"]) else []
-            kept += [some[i] for i in made["kept"]]
+    kept, embeddings, frames, found = _gather(parts, windows)
     if not kept:
         raise ValueError(f"all {len(clips)} clips of {data} are silent; there is nothing to index")
     table = _table(kept, told)
@@ -101,10 +99,11 @@ def build_index(
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
     about = {"embedder": embedder.name, "clip_s": embedder.clip_s, "clips": len(kept)}
-    about |= {"recordings": len(table["recordings"]), "data": str(data.resolve())}
-    every = np.concatenate(embeddings)
-    write_index(ready, every, frames, table, about | {"base_rate": {}})
-    finish(ready, about | {"base_rate": measure_base_rate(NoveltyIndex(ready), every, base_clips, progress)})
+    about |= {"windows": 0 if found is None else len(found.clip), "recordings": len(table["recordings"])}
+    about |= {"data": str(data.resolve())}
+    write_index(ready, embeddings, frames, table, about | {"base_rate": {}}, found)
+    base_rate = measure_base_rate(NoveltyIndex(ready), embeddings, kept, embedder, base_clips, progress)
+    finish(ready, about | {"base_rate": base_rate})
     ready.rename(out)
     shutil.rmtree(work)
     return NoveltyIndex(out)
@@ -129,60 +128,121 @@ def tell_recordings(data: Path) -> dict[Path, Told]:
     return told
 
 
-def measure_base_rate(index: NoveltyIndex, embeddings: np.ndarray, count: int, progress: bool = True) -> dict:
-    """How near clips of the collection come to clips of other pieces: quantiles of similarity and alignment score."""
+def measure_base_rate(
+    index: NoveltyIndex,
+    embeddings: np.ndarray,
+    clips: list[Clip],
+    embedder: ClapEmbedder,
+    count: int,
+    progress: bool = True,
+) -> dict:
+    """How near ``count`` clips of the collection come to other pieces: quantiles of what a check compares.
+
+    A further clip exceeds the quantile of 99 % with a probability of 1 % (i / (n + 1), the mean share below the i-th of
+    n), given 99 clips or more; of fewer it is the largest.
+    """
     drawn = np.random.default_rng(0).permutation(len(index))[:count]
-    similarities, scores = [], []
+    rows = []  # similarity, score and similarity of windows of each clip; NaN where it is too short for the last two
     for clip in tqdm(drawn, desc="base rate", unit="clip", disable=None if progress else True):
-        found, clips = index.search(embeddings[clip][None], 2 * SECOND_CHECK)
-        foreign = (clips[0] >= 0) & (index.piece_of[clips[0]] != index.piece_of[clip])
+        found, clips_near = index.search(embeddings[clip][None], 2 * SECOND_CHECK)
+        foreign = (clips_near[0] >= 0) & (index.piece_of[clips_near[0]] != index.piece_of[clip])
         if not foreign.any():
             continue
-        similarities.append(float(found[0][foreign][0]))
+        score = near = np.nan
         if index.n_frames[clip] >= WINDOWS_S[0] * FRAMES_PER_S:
-            scores.append(index.align(index.clip_frames(int(clip)), clips[0][foreign][:SECOND_CHECK]).score)
-    if not scores:
+            score = index.align(index.clip_frames(int(clip)), clips_near[0][foreign][:SECOND_CHECK]).score
+            if index.windows is not None:
+                near = _windows_elsewhere(index, int(index.piece_of[clip]), clips[clip], embedder)
+        rows.append((float(found[0][foreign][0]), score, near))
+    values = np.array(rows).reshape(-1, 3)
+    if np.isnan(values[:, 1]).all():
         raise ValueError(
             f"none of {len(drawn)} clips drawn is {WINDOWS_S[0]:g} s long and has a clip of another piece near it; "
             "a base rate needs longer recordings, or more pieces"
         )
-    result = {"clips": len(similarities), "similarities": np.sort(np.round(similarities, 4)).tolist()}
-    for name, values in (("similarity", similarities), ("score", scores)):
-        for percent in (50, 95, 99):
-            result[f"{name}_{percent}"] = float(np.quantile(values, percent / 100))
+    result = {"clips": len(rows), "similarities": np.sort(np.round(values[:, 0], 4)).tolist()}
+    for name, column in zip(("similarity", "score", "window_similarity"), values.T, strict=True):
+        for percent in (50, 95, 99) if np.isfinite(column).any() else ():
+            result[f"{name}_{percent}"] = float(np.nanquantile(column, percent / 100, method="weibull"))
     return result
+
+
+def _windows_elsewhere(index: NoveltyIndex, piece: int, clip: Clip, embedder: ClapEmbedder) -> float:
+    """Similarity of the windows of ``clip``, cut as those of a query, to the nearest of other pieces; NaN if none."""
+    rate = embedder.feature_extractor.sampling_rate
+    windows = query_windows(_hear(clip, embedder), rate, embedder)[1]
+    similarities, numbers = index.search_windows(embed_windows(windows, rate, embedder), 2 * SECOND_CHECK)
+    foreign = (numbers >= 0) & (index.piece_of[index.clip_of_window[numbers]] != piece)
+    return float(similarities[foreign].max()) if foreign.any() else np.nan
+
+
+def _hear(clip: Clip, embedder: ClapEmbedder) -> np.ndarray:
+    """Waveform (L,) of ``clip`` at the rate of ``embedder``, at most as long as it hears."""
+    rate = embedder.feature_extractor.sampling_rate
+    waveform = read_clip(clip, rate, round(embedder.clip_s * rate))
+    return waveform[: max(1, round(clip.duration_s * rate))]
 
 
 class EmbedPart:
     """``part(clips)``: embeddings and semitone bands of those that sound, as arrays; for one machine or many."""
 
-    def __init__(self, embedder: ClapEmbedder, batch_size: int):
-        self.embedder, self.batch_size = embedder, batch_size
+    def __init__(self, embedder: ClapEmbedder, batch_size: int, windows: bool):
+        self.embedder, self.batch_size, self.windows = embedder, batch_size, windows
 
     def __call__(self, clips: list[Clip]) -> dict[str, np.ndarray]:
-        """``embeddings (K, D)``, ``frames`` one after the other, their ``lengths (K,)``, and which are ``kept``."""
-        rate, clip_s = self.embedder.feature_extractor.sampling_rate, self.embedder.clip_s
-        vectors, frames, kept = [], [], []
+        """``embeddings (K, D)``, ``frames`` one after the other, their ``lengths (K,)``, and which are ``kept``; with
+        windows ``window_embeddings (W, D)`` float16, ``window_clip (W,)`` counted from 0 to K - 1, ``window_start_s``.
+        """
+        rate, size = self.embedder.feature_extractor.sampling_rate, self.embedder.size
+        kept, frames = [], []
+        vectors, heard = [np.zeros((0, size), np.float32)], [np.zeros((0, size), np.float16)]
+        window_clip, window_start_s = [], []
         for first in range(0, len(clips), self.batch_size):
-            waveforms = {}
-            for i in range(first, min(first + self.batch_size, len(clips))):
-                waveform = read_clip(clips[i], rate, round(clip_s * rate))
-                waveform = waveform[: max(1, round(clips[i].duration_s * rate))]
-                if np.abs(waveform).max() >= SILENCE:
-                    waveforms[i] = waveform
-            for length in sorted({len(waveform) for waveform in waveforms.values()}):
-                alike = [i for i in waveforms if len(waveforms[i]) == length]
-                vectors.append(self.embedder(torch.from_numpy(np.stack([waveforms[i] for i in alike])), rate))
-                frames += [pitch_frames(waveforms[i], rate) for i in alike]
-                kept += alike
-        order = np.argsort(kept)
-        frames = [frames[i] for i in order]
-        return {
-            "embeddings": np.concatenate(vectors)[order] if kept else np.zeros((0, self.embedder.size), np.float32),
-            "frames": np.concatenate(frames) if kept else np.zeros((0, 1), np.uint8),
+            waveforms = {i: _hear(clips[i], self.embedder) for i in range(len(clips))[first : first + self.batch_size]}
+            waveforms = {i: waveform for i, waveform in waveforms.items() if np.abs(waveform).max() >= SILENCE}
+            rows = np.zeros((len(waveforms), size), np.float32)
+            lengths = np.array([len(waveform) for waveform in waveforms.values()])
+            for length in np.unique(lengths):
+                alike = np.stack([waveform for waveform in waveforms.values() if len(waveform) == length])
+                rows[lengths == length] = self.embedder(torch.from_numpy(alike), rate)
+            windows = []
+            for i, waveform in waveforms.items():
+                starts_s, some = cut_windows(waveform, rate, HOP_S) if self.windows else ([], [])
+                windows += some
+                window_clip += [len(kept)] * len(some)
+                window_start_s += [clips[i].start_s + start_s for start_s in starts_s]
+                frames.append(pitch_frames(waveform, rate))
+                kept.append(i)
+            vectors.append(rows)
+            heard.append(embed_windows(windows, rate, self.embedder, self.batch_size).astype(np.float16))
+        arrays = {
+            "embeddings": np.concatenate(vectors),
+            "frames": np.concatenate(frames) if kept else np.zeros((0, BANDS), np.uint8),
             "lengths": np.array([len(each) for each in frames], np.int64),
-            "kept": np.array(kept, np.int64)[order] if kept else np.zeros(0, np.int64),
+            "kept": np.array(kept, np.int64),
         }
+        if self.windows:
+            arrays["window_embeddings"] = np.concatenate(heard)
+            arrays["window_clip"] = np.array(window_clip, np.int32)
+            arrays["window_start_s"] = np.array(window_start_s, np.float32)
+        return arrays
+
+
+def _gather(
+    parts: dict[Path, list[Clip]], windows: bool
+) -> tuple[list[Clip], np.ndarray, list[np.ndarray], Windows | None]:
+    """The clips that sound, their embeddings (N, D), their semitone bands and, if there are any, their windows."""
+    kept, embeddings, frames, found = [], [], [], []
+    for path, some in parts.items():
+        with np.load(path) as made:
+            if windows:
+                clip = made["window_clip"] + np.int32(len(kept))
+                found.append(Windows(made["window_embeddings"], clip, made["window_start_s"]))
+            embeddings.append(made["embeddings"])
+            frames += np.split(made["frames"], np.cumsum(made["lengths"])[:-1]) if len(made["lengths"]) else []
+            kept += [some[i] for i in made["kept"]]
+    together = Windows(*map(np.concatenate, zip(*found, strict=True))) if windows else None
+    return kept, np.concatenate(embeddings), frames, together if windows and len(together.clip) else None
 
 
 def _embed_parts(parts: dict[Path, list[Clip]], embed: EmbedPart, ray: str | None) -> Iterator[tuple[Path, dict]]:
@@ -199,10 +259,11 @@ def _embed_parts(parts: dict[Path, list[Clip]], embed: EmbedPart, ray: str | Non
         yield paths[i], arrays
 
 
-def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder) -> None:
+def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder, windows: bool) -> None:
     """Make the working folder; parts that an earlier run left of another collection or embedding are removed."""
     listing = [[str(clip.path), clip.start_s, recording_bytes(clip.path)] for clip in clips]
-    plan = hashlib.sha256(json.dumps([embedder.name, str(data), CLIPS_A_PART, listing]).encode()).hexdigest()
+    plan = [embedder.name, str(data), CLIPS_A_PART, [WINDOW_S, HOP_S] if windows else None, listing]
+    plan = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
     note = work / "plan.json"
     if work.is_dir() and any(work.iterdir()):
         if not note.is_file():

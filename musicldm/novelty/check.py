@@ -1,6 +1,7 @@
-"""The check of a recording against an index: nearest clips, the passage that agrees best, and a verdict.
+"""The check of a recording against an index: nearest clips and window, the passage that agrees best, and a verdict.
 
 waveform (L,) -> clips -> embeddings -> nearest 2000 -> alignment -> copy | close | new
+              -> windows of 2 s -> embeddings -> nearest          -> close | new
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.measurements import SILENCE
 from musicldm.novelty.alignment import FRAMES_PER_S, WINDOWS_S, Match, pitch_frames
 from musicldm.novelty.index import SECOND_CHECK, Neighbour, NoveltyIndex
+from musicldm.novelty.windows import WINDOW_S, embed_windows, query_windows
 
 
 class Verdict(NamedTuple):
@@ -24,6 +26,7 @@ class Verdict(NamedTuple):
     similarity: float  # to the nearest clip, cosine
     nearest: list[tuple[Neighbour, float]]  # with the second of the query where each was found
     match: Match  # its candidate is a clip's number
+    window: tuple[Neighbour, float] | None  # the nearest of 2 s, as in ``nearest``; None in an index without windows
 
 
 def check(waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder: ClapEmbedder, count: int = 5):
@@ -58,17 +61,44 @@ def check(waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder:
             match = found._replace(query_start_s=found.query_start_s + start / sample_rate)
     nearest = sorted(best.values(), key=lambda item: -item[0].similarity)[:count]
     similarity = nearest[0][0].similarity
-    verdict = "new"
-    if match.score > index.score_threshold:
-        verdict = "copy"
-    elif similarity > index.similarity_threshold or match.score > index.about["base_rate"]["score_95"]:
-        verdict = "close"
-    return Verdict(verdict, similarity, nearest, match)
+    window = None if index.windows is None else nearest_window(waveform, sample_rate, index, embedder)
+    near = -1.0 if window is None else window[0].similarity
+    return Verdict(judge(similarity, match.score, near, index.about["base_rate"]), similarity, nearest, match, window)
+
+
+def nearest_window(
+    waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder: ClapEmbedder
+) -> tuple[Neighbour, float] | None:
+    """The window of the index nearest to one of ``waveform (L,)``, and the second of that one; None if none sounds."""
+    starts_s, windows = query_windows(waveform, sample_rate, embedder)
+    if not windows:
+        return None
+    rate = embedder.feature_extractor.sampling_rate
+    similarities, numbers = index.search_windows(embed_windows(windows, rate, embedder))
+    best = int(similarities[:, 0].argmax())
+    return index.window(int(numbers[best, 0]), float(similarities[best, 0])), starts_s[best]
+
+
+def judge(similarity: float, score: float, window_similarity: float, base_rate: dict) -> str:
+    """copy, close or new, by how near ``base_rate`` says that other music comes.
+
+    Only a passage makes a copy: what CLAP hears alike, in a clip or a window, may be the same instruments alone.
+    """
+    if score > base_rate["score_99"]:
+        return "copy"
+    near = similarity > base_rate["similarity_99"] or score > base_rate["score_95"]
+    return "close" if near or window_similarity > base_rate.get("window_similarity_99", 1.0) else "new"
 
 
 def record(path: str | Path, found: Verdict, index: NoveltyIndex) -> dict:
     """A verdict as JSON."""
     match, about = found.match, index.neighbour(found.match.candidate, 0.0)
+    window = None
+    if found.window is not None:
+        near, query_start_s = found.window
+        window = {"recording": near.recording["file"], "start_s": near.start_s, "query_start_s": query_start_s}
+        window |= {"duration_s": WINDOW_S, "similarity": near.similarity, "title": near.recording.get("title")}
+        window |= {"threshold": index.window_threshold}
     return {
         "file": str(path),
         "verdict": found.verdict,
@@ -85,7 +115,12 @@ def record(path: str | Path, found: Verdict, index: NoveltyIndex) -> dict:
         ],
         "passage": {"recording": about.recording["file"], **match._asdict(), "title": about.recording.get("title")}
         | {"threshold": index.score_threshold},
-        "base_rate": {"similarity_99": index.similarity_threshold, "score_99": index.score_threshold},
+        "window": window,
+        "base_rate": {
+            "similarity_99": index.similarity_threshold,
+            "score_99": index.score_threshold,
+            "window_similarity_99": index.about["base_rate"].get("window_similarity_99"),
+        },
     }
 
 

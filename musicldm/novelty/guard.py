@@ -60,7 +60,8 @@ class CopyGuard:
 
     def judge(self, waveform: np.ndarray, sample_rate: int, max_similarity: float | None = None) -> dict:
         """What `musicldm.novelty.check` finds of ``waveform (L,)``, and ``too_close``: a copied passage, or more
-        similar to some clip than ``max_similarity``, by default the similarity that 1 % of other music exceeds.
+        similar to some clip than ``max_similarity``. By default that is the similarity that 1 % of other music exceeds,
+        and a window of 2 s may not be nearer than in 1 % either.
         """
         most = self.index.similarity_threshold if max_similarity is None else max_similarity
         if np.abs(waveform).max(initial=0) < SILENCE:
@@ -68,7 +69,10 @@ class CopyGuard:
         found = check(waveform, sample_rate, self.index, self.embedder)
         about = record("", found, self.index)
         del about["file"]
-        return about | {"max_similarity": most, "too_close": found.verdict == "copy" or found.similarity > most}
+        too_close = found.verdict == "copy" or found.similarity > most
+        if max_similarity is None and found.window is not None:
+            too_close |= found.window[0].similarity > self.index.window_threshold
+        return about | {"max_similarity": most, "too_close": too_close}
 
 
 def guarded(pipeline, mode: str, max_similarity: float | None, arguments: dict):
@@ -199,11 +203,17 @@ def _refusal(names: list[str], drawn: list[list[Drawn]]) -> str:
     parts = []
     for name, candidates in zip(names, drawn, strict=True):
         found = min((one for one in candidates if one.found["too_close"]), key=_closeness).found
-        near = found["passage"] if found["verdict"] == "copy" else found["nearest"][0]
+        near, window = found["nearest"][0], None
+        if found["verdict"] == "copy":
+            near = found["passage"]
+        elif found["similarity"] <= found["max_similarity"]:
+            near = window = found["window"]
         recording = f"{near['recording']} ({near['title']})" if near.get("title") else near["recording"]
         why = f"similarity {found['similarity']:.3f}, at most {found['max_similarity']:.3f}"
         if found["verdict"] == "copy":
             why += f"; passage score {near['score']:.2f}, at most {near['threshold']:.2f}"
+        if window is not None:
+            why += f"; that of 2 s {window['similarity']:.3f}, at most {window['threshold']:.3f}"
         parts.append(f"{name}: {recording} at {near['start_s']:.1f} s ({why})")
     return (
         f"after {len(drawn[0])} draws too few are new; the least near of the others, {'; '.join(parts)}. "

@@ -2,6 +2,7 @@
 
     folder of recordings -> clips -> CLAP embeddings -> FAISS index    INDEX/clips.faiss
                                   -> semitone bands (uint8)            INDEX/frames.npy
+                         -> windows of 2 s, unless left out            INDEX/windows.faiss
 
 Johnson, Douze and Jegou (2019), Billion-scale similarity search with GPUs. https://arxiv.org/abs/1702.08734
 """
@@ -18,16 +19,17 @@ import numpy as np
 from musicldm.audio import write_whole
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, Match, best_match
 
-VERSION = 2  # thresholds of version 1 belong to another score
+VERSION = 3  # version 2 knows no windows, thresholds of version 1 belong to another score
 FILES = ("clips.faiss", "clips.npz", "frames.npy", "recordings.jsonl")
-EXACT_UP_TO = 20_000  # clips; more are searched in cells
+WINDOW_FILES = ("windows.faiss", "windows.npz")  # there unless windows were left out
+EXACT_UP_TO = 20_000  # vectors; more are searched in cells
 CELLS_VISITED = 0.1  # share of the cells that a search looks into
 SECOND_CHECK = 2000  # nearest clips whose frames are compared: all of a small collection, whatever CLAP makes of it
 REBUILD = "build it again with `musicldm novelty index`"
 
 
 class Neighbour(NamedTuple):
-    """A clip of the training set near to a query."""
+    """A clip of the training set near to a query, or a window of it."""
 
     clip: int
     similarity: float  # cosine of the embeddings
@@ -35,16 +37,29 @@ class Neighbour(NamedTuple):
     start_s: float
 
 
-def make_faiss(embeddings: np.ndarray):
-    """A FAISS index of unit-norm ``embeddings (N, D)``: exact for small collections, else cells of 16-bit vectors."""
+class Windows(NamedTuple):
+    """The windows of a training set."""
+
+    embeddings: np.ndarray  # (W, D) float16, unit vectors
+    clip: np.ndarray  # (W,) int32, of which each is
+    start_s: np.ndarray  # (W,) float32, in the recording
+
+
+def make_faiss(embeddings: np.ndarray, small: bool = False):
+    """A FAISS index of unit-norm ``embeddings (N, D)``: exact for small collections, else cells of 16-bit vectors.
+
+    With ``small``, cells of 8-bit vectors, and squared distances instead of products: what rounding takes from the
+    similarity of two equal vectors is then its square only.
+    """
     import faiss
 
     count, width = embeddings.shape
+    metric, codes = (faiss.METRIC_L2, "SQ8") if small else (faiss.METRIC_INNER_PRODUCT, "SQfp16")
     if count <= EXACT_UP_TO:
-        index = faiss.IndexFlatIP(width)
+        index = faiss.IndexFlat(width, metric)
     else:
         cells = round(2 * np.sqrt(count))
-        index = faiss.index_factory(width, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(width, f"IVF{cells},{codes}", metric)
         index.cp.niter, index.cp.seed = 8, 0
         drawn = np.random.default_rng(0).permutation(count)[: 40 * cells]
         index.train(np.ascontiguousarray(embeddings[np.sort(drawn)], np.float32))
@@ -78,7 +93,7 @@ class NoveltyIndex:
             raise ValueError(f"{about} is damaged ({error}); {REBUILD}") from error
         if version != VERSION:
             raise ValueError(f"{self.folder} is an index of version {version}, this is version {VERSION}; {REBUILD}")
-        for name in FILES:
+        for name in dict.fromkeys((*FILES, *files)):
             path = self.folder / name
             if not path.is_file() or _digest(path) != files.get(name):
                 raise ValueError(f"{path} is missing or damaged (its checksum differs); {REBUILD}")
@@ -91,6 +106,11 @@ class NoveltyIndex:
         self.frames = np.load(self.folder / "frames.npy", mmap_mode="r")  # (all frames, P)
         lines = (self.folder / "recordings.jsonl").read_text(encoding="utf-8").splitlines()
         self.recordings = [json.loads(line) for line in lines]
+        self.windows = None  # FAISS, of windows of 2 s
+        if set(WINDOW_FILES) <= set(files):
+            self.windows = faiss.read_index(str(self.folder / "windows.faiss"))
+            table = np.load(self.folder / "windows.npz")
+            self.clip_of_window, self.window_start_s = table["clip"], table["start_s"]
 
     def __len__(self) -> int:
         return len(self.start_s)
@@ -110,6 +130,11 @@ class NoveltyIndex:
         """The same for the alignment's score."""
         return self.about["base_rate"]["score_99"]
 
+    @property
+    def window_threshold(self) -> float:
+        """The same for the similarity of the nearest window of 2 s; 1, which none exceeds, without a base rate."""
+        return self.about["base_rate"].get("window_similarity_99", 1.0)
+
     def check_embedder(self, name: str) -> None:
         """ValueError unless embeddings called ``name`` can be compared with the index."""
         if name != self.embedder:
@@ -124,13 +149,19 @@ class NoveltyIndex:
         Raises:
             ValueError: if D is not the index's, or a row is not finite.
         """
-        embeddings = np.ascontiguousarray(embeddings, np.float32)
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.faiss.d:
-            raise ValueError(f"the index holds vectors of {self.faiss.d} dimensions, got {embeddings.shape}")
-        if not np.isfinite(embeddings).all():
-            raise ValueError("the query's embedding holds NaN or infinity")
-        similarities, clips = self.faiss.search(embeddings, min(count, len(self)))
+        similarities, clips = self.faiss.search(_checked(embeddings, self.faiss.d), min(count, len(self)))
         return similarities.clip(-1, 1), clips
+
+    def search_windows(self, embeddings: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine similarities and numbers (N, count) of windows, nearest first, of ``embeddings (N, D)`` of windows.
+
+        Raises:
+            ValueError: if the index holds no windows, D is not theirs, or a row is not finite.
+        """
+        if self.windows is None:
+            raise ValueError(f"{self.folder} was built without windows of 2 s; {REBUILD}")
+        squares, windows = self.windows.search(_checked(embeddings, self.windows.d), min(count, self.windows.ntotal))
+        return (1 - squares / 2).clip(-1, 1), windows
 
     def nearest(self, embeddings: np.ndarray, count: int = 1) -> list[list[Neighbour]]:
         """The nearest clips of each row."""
@@ -140,6 +171,11 @@ class NoveltyIndex:
     def neighbour(self, clip: int, similarity: float) -> Neighbour:
         recording = self.recordings[int(self.recording_of[clip])]
         return Neighbour(clip, similarity, recording, float(self.start_s[clip]))
+
+    def window(self, number: int, similarity: float) -> Neighbour:
+        """The window ``number``, with where it begins."""
+        clip = int(self.clip_of_window[number])
+        return self.neighbour(clip, similarity)._replace(start_s=float(self.window_start_s[number]))
 
     def clip_frames(self, clip: int) -> np.ndarray:
         """Semitone bands (T, P) of one clip."""
@@ -159,7 +195,14 @@ def partial(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
 
-def write_index(folder: Path, embeddings: np.ndarray, frames: list[np.ndarray], table: dict, about: dict) -> None:
+def write_index(
+    folder: Path,
+    embeddings: np.ndarray,
+    frames: list[np.ndarray],
+    table: dict,
+    about: dict,
+    windows: Windows | None = None,
+) -> None:
     """Write all files of an index; ``index.json``, without which it is none, comes last."""
     import faiss
 
@@ -171,14 +214,27 @@ def write_index(folder: Path, embeddings: np.ndarray, frames: list[np.ndarray], 
     np.savez(folder / "clips.npz", first_frame=first, n_frames=lengths, **table)
     text = "".join(json.dumps(recording) + "\n" for recording in recordings)
     (folder / "recordings.jsonl").write_text(text, encoding="utf-8")
+    if windows is not None:
+        faiss.write_index(make_faiss(windows.embeddings, small=True), str(folder / "windows.faiss"))
+        np.savez(folder / "windows.npz", clip=windows.clip, start_s=windows.start_s)
     finish(folder, about)
 
 
 def finish(folder: Path, about: dict) -> None:
     """Write ``index.json`` with checksums of the rest."""
-    files = {name: _digest(folder / name) for name in FILES}
+    files = {name: _digest(folder / name) for name in (*FILES, *WINDOW_FILES) if (folder / name).is_file()}
     record = {"version": VERSION, "frames_per_s": FRAMES_PER_S, **about, "files": files}
     write_whole(folder / "index.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _checked(embeddings: np.ndarray, width: int) -> np.ndarray:
+    """``embeddings`` as FAISS takes them; ValueError unless they are finite rows of ``width``."""
+    embeddings = np.ascontiguousarray(embeddings, np.float32)
+    if embeddings.ndim != 2 or embeddings.shape[1] != width:
+        raise ValueError(f"the index holds vectors of {width} dimensions, got {embeddings.shape}")
+    if not np.isfinite(embeddings).all():
+        raise ValueError("the query's embedding holds NaN or infinity")
+    return embeddings
 
 
 def _digest(path: Path) -> str:

@@ -126,7 +126,8 @@ def encode_clips(
     channels, latent_frames, latent_bands = latent_shape(vae, mel)
     frames = mel.n_mels // latent_bands * latent_frames
     shape = len(clips), 2 * channels, latent_frames, latent_bands
-    key = fingerprint([clip._replace(texts=()) for clip in clips], mel, vae)
+    encoder = (vae.encoder, vae.quant_conv) if vae.config.use_quant_conv else (vae.encoder,)  # the decoder may train on
+    key = fingerprint([clip._replace(texts=()) for clip in clips], mel, *encoder)
     kept = KeptArrays(folder, key, {"moments": (shape, np.float16)})
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     for first, last, waveforms in read_batches(clips, mel, kept, "latents"):

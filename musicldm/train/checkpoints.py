@@ -27,6 +27,7 @@ CONFIG_FILE = "training.yaml"
 # What a resumed run may change, because no weight depends on it.
 HARMLESS = {
     "cache",
+    "compile",
     "device",
     "export",
     "gradient_checkpointing",

@@ -202,7 +202,8 @@ def train_step(
     seed_batch(config, state)
     waveform, captions, wrong = batch
     waveform, towers = waveform.to(accelerator.device), accelerator.unwrap_model(state.parts["towers"])
-    places = torch.Generator().manual_seed(torch.initial_seed()) if config.fusion else None
+    fused = towers.clap.config.audio_config.enable_fusion
+    places = torch.Generator().manual_seed(torch.initial_seed()) if fused else None
     log_mel = log_mel_of(towers, waveform, config, feature_extractor, places)
     with accelerator.autocast():
         views, scale = state.parts["towers"](log_mel, captions, () if teacher else wrong)
