@@ -7,8 +7,11 @@ import torch
 from conftest import MEL
 
 from musicldm import tiles
+from musicldm.config import VAEConfig, VocoderConfig, find_config, load_config
 from musicldm.inputs import decoding_memory
+from musicldm.precision import lower_decoders
 from musicldm.tiles import decode, reach, vocode
+from musicldm.train.vae import make_vae
 from vocoder import make_generator
 
 
@@ -78,3 +81,14 @@ def test_the_command_line_says_how_much_memory_it_will_take(tiny_folder, tmp_pat
     monkeypatch.setattr("musicldm.cli.generate.MEMORY_TO_MENTION", 1000)
     assert not main(["generate", "a", "--model", str(tiny_folder), "--steps", "1", "--out", str(tmp_path)])
     assert "musicldm: decoding will take about 0.0 GiB of memory" in capsys.readouterr().err
+
+
+def test_ten_minutes_of_the_published_size_fit_into_four_gigabytes():
+    with torch.device("meta"):
+        vae = make_vae(load_config(VAEConfig, find_config("original", "vae")))
+        sizes = load_config(VocoderConfig, find_config("original", "vocoder"))
+        vocoder = make_generator(sizes.mel, sizes.channels, sizes.upsample_rates, sizes.upsample_kernel_sizes)
+    shape = (1, vae.config.latent_channels, 15_000, 16)
+    assert 3e9 < decoding_memory(vae, vocoder, shape) < 4 * 2**30
+    lower_decoders(vae, vocoder, torch.bfloat16)
+    assert decoding_memory(vae, vocoder, shape) < 3.1e9  # the last block is in float32
