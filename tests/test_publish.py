@@ -128,8 +128,8 @@ def test_an_evaluation_becomes_part_of_the_card(trained, tmp_path, capsys):
         assert main(write) == 0
     after = (model / CARD).read_text(encoding="utf-8")
     assert after.count("## Evaluation") == 1
-    assert "| share of clips with a training clip nearer than 0.90 |" in after
-    assert "| share of clips with a training clip nearer than 0.95 |" in after
+    assert "| SIM_AA@90: share of clips with a training clip nearer than 0.90 |" in after
+    assert "| SIM_AA@95: share of clips with a training clip nearer than 0.95 |" in after
     assert "2 clips of revision" in after
     assert str(tmp_path) not in after
     assert after.replace(after[after.index("## Evaluation") : after.index("## Licence")], "") == before

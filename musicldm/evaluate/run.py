@@ -127,7 +127,7 @@ def run_evaluation(
     if not heard.all():
         notes.append(f"{np.sum(~heard)} of {len(heard)} clips are silent and were left out.")
     if not tracked:
-        notes.append("Tempo was not measured: beat tracking needs madmom (`make beats`), and was not to be left out.")
+        notes.append("Tempo was not measured: it was left out, or madmom, which it needs, is missing (make beats).")
     made = {
         "title": f"Evaluation of {about['model'] if audio is None else audio}",
         "about": _about(len(clips), settings),
@@ -172,7 +172,7 @@ def judge_families(
 def classifier_note(judged: dict[str, Judged], probe: Path | None) -> str:
     """Whose probabilities the inception score and the divergence come from."""
     kind, one = next(iter(judged.items()))
-    judge = f"a probe that learned from {probe.name}" if kind == "probe" else "the model's own CLAP, without training"
+    judge = f"a probe trained on {probe.name}" if kind == "probe" else "the model's own CLAP, without training"
     return f"Inception score and divergence are of {len(one.classes)} families of instruments, told apart by {judge}."
 
 

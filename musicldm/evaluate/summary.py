@@ -34,24 +34,24 @@ HALVES_TO_INFINITY = 20  # of those that are fifteen distances each
 ENOUGH_FOR_INFINITY = 4  # clips for each dimension, so that halves still span a line
 # What each measure is, and whether more of it is better (None: neither).
 MEANING = {
-    "text_audio_similarity": ("cosine of the CLAP embeddings of each prompt and its clip", True),
-    "vendi_score": ("effective number of different clips", True),
+    "text_audio_similarity": ("CLAP similarity: cosine of the embeddings of each prompt and its clip", True),
+    "vendi_score": ("Vendi score: effective number of different clips", True),
     "mean_pairwise_similarity": ("mean cosine of different clips", False),
     "kernel_distance_clap": ("KID to the reference in CLAP's space", False),
     "frechet_distance_clap": ("Fréchet distance to the reference in CLAP's space", False),
-    "frechet_distance_infinity_clap": ("the same, extrapolated to endlessly many clips", False),
+    "frechet_distance_infinity_clap": ("FD-infinity: the same, extrapolated to endlessly many clips", False),
     "kernel_distance_log_mel": ("KID to the reference in log-mel statistics", False),
     "frechet_distance_log_mel": ("Fréchet distance to the reference in log-mel statistics", False),
-    "frechet_distance_infinity_log_mel": ("the same, extrapolated to endlessly many clips", False),
+    "frechet_distance_infinity_log_mel": ("FD-infinity: the same, extrapolated to endlessly many clips", False),
     "inception_score": ("inception score: clips clearly of some family, not all of the same", True),
-    "paired_kl_divergence": ("divergence (KL, nats) of each clip's family from its prompt's recording", False),
-    "precision": ("share of clips within the reach of the reference", True),
-    "recall": ("share of the reference within the reach of the clips", True),
-    "density": ("reference clips that reach a clip, of the number expected", True),
-    "coverage": ("share of the reference with a clip in its reach", True),
+    "paired_kl_divergence": ("KL divergence (nats) of each clip's family from its prompt's recording", False),
+    "precision": ("precision: share of clips within the reach of the reference", True),
+    "recall": ("recall: share of the reference within the reach of the clips", True),
+    "density": ("density: reference clips that reach a clip, of the number expected", True),
+    "coverage": ("coverage: share of the reference with a clip in its reach", True),
     "nearest_training_similarity": ("mean cosine to the nearest training clip", False),
-    "sim_aa_90": ("share of clips with a training clip nearer than 0.90", False),
-    "sim_aa_95": ("share of clips with a training clip nearer than 0.95", False),
+    "sim_aa_90": ("SIM_AA@90: share of clips with a training clip nearer than 0.90", False),
+    "sim_aa_95": ("SIM_AA@95: share of clips with a training clip nearer than 0.95", False),
     "above_base_rate": ("share of clips nearer to training than 99 % of other music", False),
     "copies": ("share of clips with a passage that agrees with training as in 1 % of other music at most", False),
     "tempo_within_5_percent": ("share of the clips asked for a tempo that have it within 5 %", True),
@@ -60,7 +60,7 @@ MEANING = {
     "key_score": ("mean MIREX score of the key heard for the key asked", True),
     "family_probe": ("share of the clips asked for one family that the probe says are it", True),
     "family_zero_shot": ("the same said by CLAP", True),
-    "drums_auc": ("how surely clips asked for drums have more percussion than others: 0.5 is chance", True),
+    "drums_auc": ("AUC of percussion in clips asked for drums against others: 0.5 is chance", True),
 }
 
 
@@ -147,7 +147,8 @@ def _distances(clap: np.ndarray, log_mel: np.ndarray, real_clap: np.ndarray, rea
                 )
     if min(len(clap), len(real_clap)) > 12:  # half of them more than the five neighbours
         for name in ("precision", "recall", "density", "coverage"):
-            found[name] = half_samples(_manifold_part(name), clap, real_clap, draws=HALVES)
+            whole = half_samples(_manifold_part(name), clap, real_clap, draws=HALVES)
+            found[name] = whole if name == "density" else whole._replace(high=min(1.0, whole.high))  # shares
     return found
 
 
