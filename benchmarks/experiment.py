@@ -31,7 +31,7 @@ from musicldm.evaluate.collect import Clip, folder_clips
 from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.intervals import Estimate
 from musicldm.evaluate.run import run_evaluation
-from musicldm.evaluate.summary import compare
+from musicldm.evaluate.summary import SHARES, compare
 from musicldm.info import model_revision
 from musicldm.loading import find_folder
 from musicldm.novelty.build import build_index
@@ -129,7 +129,10 @@ def together(runs: list[dict]) -> dict:
             values, errors = (np.array([one[key] for one in found]) for key in ("value", "error"))
             spread = float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
             value, error = float(values.mean()), float(np.sqrt(max(np.mean(errors**2), spread) / len(values)))
-            metrics[name] = Estimate(value, value - 1.96 * error, value + 1.96 * error, error)._asdict()
+            low, high = value - 1.96 * error, value + 1.96 * error
+            if name in SHARES:
+                low, high = max(0.0, low), min(1.0, high)
+            metrics[name] = Estimate(value, low, high, error)._asdict()
     single = {name: list(chain.from_iterable(run["single"][name] for run in runs)) for name in runs[0]["single"]}
     return {"metrics": metrics, "single": single, "prompts": list(chain.from_iterable(run["prompts"] for run in runs))}
 
@@ -215,6 +218,7 @@ def main() -> None:
     for mode, seed in runs:
         if (run := left(mode, seed, "evaluation/metrics.json")) and (run / "final" / "model_index.json").is_file():
             evaluate(options, run, work, reference, seed)
+        if (work / "runs" / f"{mode}-{seed}" / "evaluation" / "metrics.json").is_file():
             keep(options.out, {f"{options.clips}_clips": collect(options, model, work, size, runs)})
 
 
