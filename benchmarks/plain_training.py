@@ -109,7 +109,8 @@ def vocoder(
             fake = generator(mel[:, : real.shape[1] // mel_config.hop_length])
         fake = functional.pad(fake.float(), (0, real.shape[1] - fake.shape[1]))
         with autocast(device):
-            judged = judge.discriminator_loss(fake, real)
+            scores = (judge.discriminator(x.unsqueeze(1))[0] for x in (fake.detach(), real))
+            judged = sum(judge.least_squares_discriminator(*pair)[0] for pair in zip(*scores, strict=True))
         update(judged, judge.discriminator, optimizers[1], config)
         distance = (log_mel_spectrogram(fake, mel_config) - mel).abs().mean()
         judge.discriminator.requires_grad_(False)

@@ -56,10 +56,12 @@ class AdversarialLosses(nn.Module):
         self.feature_matching = hifigan.MelganFeatureLoss()
 
     def discriminator_loss(self, generated: Tensor, real: Tensor) -> Tensor:
-        """Least-squares loss that asks for 1 on ``real`` and 0 on ``generated``, both (B, L), summed over parts."""
-        fake_scores, _ = self.discriminator(generated.detach().unsqueeze(1))
-        real_scores, _ = self.discriminator(real.unsqueeze(1))
-        pairs = zip(fake_scores, real_scores, strict=True)
+        """Least-squares loss that asks for 1 on ``real`` and 0 on ``generated``, both (B, L), summed over parts.
+
+        Both go through the discriminators as one batch, so that weights are normalised once.
+        """
+        scores, _ = self.discriminator(torch.cat([generated.detach(), real]).unsqueeze(1))
+        pairs = (score.chunk(2) for score in scores)
         return sum(self.least_squares_discriminator(fake, true)[0] for fake, true in pairs)
 
     def generator_losses(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
