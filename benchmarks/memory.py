@@ -49,7 +49,7 @@ def case(model: str, seconds: float, how: str) -> dict:
     shape = (1, pipeline.vae.config.latent_channels, frames, bands)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     tiles.LONGEST_WHOLE = 0 if how == "pieces" else 10**9
-    announced = decoding_memory(pipeline.vae, pipeline.vocoder, shape)
+    announced = decoding_memory(pipeline.vae, pipeline.vocoder, shape, pipeline.device)
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")  # what loading took at its peak does not count
     before = peak()

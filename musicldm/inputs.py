@@ -146,9 +146,12 @@ def scale_factor(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def decoding_memory(vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...]) -> int:
-    """About how many bytes decoding latents of that shape takes, beside the weights."""
-    config, n_items, n_frames = vocoder.config, latent_shape[0], latent_shape[2] * scale_factor(vae)
+def decoding_memory(
+    vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...], device: torch.device
+) -> int:
+    """About how many bytes decoding latents of that shape takes, beside the weights; a CPU takes one at a time."""
+    config, n_frames = vocoder.config, latent_shape[2] * scale_factor(vae)
+    n_items = 1 if device.type == "cpu" else latent_shape[0]
     vae_width = max(vae.config.block_out_channels[:2]) * config.model_in_dim
     vocoder_width = max(
         config.upsample_initial_channel / 2 ** (i + 1) * math.prod(config.upsample_rates[: i + 1])
@@ -181,7 +184,7 @@ def check_memory(
     vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...], device: torch.device
 ) -> None:
     """ValueError if decoding latents of that shape needs more memory than ``device`` has, as by absurd lengths."""
-    needed = decoding_memory(vae, vocoder, latent_shape)
+    needed = decoding_memory(vae, vocoder, latent_shape, device)
     if device.type == "cuda":
         present = torch.cuda.get_device_properties(device).total_memory
     else:

@@ -363,14 +363,14 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
         latents = 1 / self.vae.config.scaling_factor * latents.to(self.vae.dtype)  # rounded as by diffusers
         is_long = latents.shape[2] * self.vae_scale_factor > tiles.LONGEST_WHOLE
         if is_long and self.vae.device.type != "meta":  # with sequential offload each layer's weights come when called
-            return tiles.decode(_on_its_device(self.vae), latents).squeeze(1)
-        return self.vae.decode(latents, return_dict=False)[0].squeeze(1)
+            return tiles.one_by_one(partial(tiles.decode, _on_its_device(self.vae)), latents).squeeze(1)
+        return tiles.one_by_one(lambda part: self.vae.decode(part, return_dict=False)[0], latents).squeeze(1)
 
     def vocode(self, mel: Tensor) -> Tensor:
         """Waveforms (B, L) of ``mel (B, T, F)``; long ones in tiles."""
         if mel.shape[1] > tiles.LONGEST_WHOLE:
-            return tiles.vocode(self.vocoder, mel)
-        return self.vocoder(mel).reshape(len(mel), -1)
+            return tiles.one_by_one(partial(tiles.vocode, self.vocoder), mel)
+        return tiles.one_by_one(self.vocoder, mel).reshape(len(mel), -1)
 
     def rank(self, audios: Tensor, condition: Tensor, return_best: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (P * n, L) sorted within each prompt, best first, and their scores (P, n).

@@ -11,8 +11,11 @@ from musicldm.config import VAEConfig, VocoderConfig, find_config, load_config
 from musicldm.inputs import decoding_memory
 from musicldm.precision import lower_decoders
 from musicldm.tiles import decode, reach, vocode
+from musicldm.train.cache import latent_shape
 from musicldm.train.vae import make_vae
-from vocoder import make_generator
+from vocoder import make_generator, mel_config
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("frames", "piece"), [(1, 4), (4, 4), (9, 4), (23, 1), (40, 7)])
@@ -70,9 +73,9 @@ def test_the_pipeline_decodes_long_music_in_pieces(tiny_pipeline, monkeypatch):
 
 def test_pieces_need_less_memory_than_the_whole(tiny_parts, monkeypatch):
     vae, vocoder, shape = tiny_parts["vae"], tiny_parts["vocoder"], (1, 4, 1100, 4)
-    in_pieces = decoding_memory(vae, vocoder, shape)
+    in_pieces = decoding_memory(vae, vocoder, shape, CPU)
     monkeypatch.setattr(tiles, "LONGEST_WHOLE", 10_000)
-    assert in_pieces < decoding_memory(vae, vocoder, shape) / 2
+    assert in_pieces < decoding_memory(vae, vocoder, shape, CPU) / 2
 
 
 def test_the_command_line_says_how_much_memory_it_will_take(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -89,6 +92,23 @@ def test_ten_minutes_of_the_published_size_fit_into_four_gigabytes():
         sizes = load_config(VocoderConfig, find_config("original", "vocoder"))
         vocoder = make_generator(sizes.mel, sizes.channels, sizes.upsample_rates, sizes.upsample_kernel_sizes)
     shape = (1, vae.config.latent_channels, 15_000, 16)
-    assert 3e9 < decoding_memory(vae, vocoder, shape) < 4 * 2**30
+    assert 3e9 < decoding_memory(vae, vocoder, shape, CPU) < 4 * 2**30
     lower_decoders(vae, vocoder, torch.bfloat16)
-    assert decoding_memory(vae, vocoder, shape) < 3.1e9  # the last block is in float32
+    assert decoding_memory(vae, vocoder, shape, CPU) < 3.1e9  # the last block is in float32
+
+
+def test_a_cpu_decodes_waveforms_one_by_one(tiny_pipeline, monkeypatch):
+    sizes, vae, vocoder = [], tiny_pipeline.vae, tiny_pipeline.vocoder
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+        for module in (vae.decoder, vocoder)
+    ]
+    music = tiny_pipeline(["solo flute", "drums"], num_inference_steps=1, seed=1, output_type="pt").audios
+    for hook in hooks:
+        hook.remove()
+    assert sizes == [1, 1, 1, 1]
+    assert len(music) == 2
+    shapes = [(n, *latent_shape(vae, mel_config(vocoder))) for n in (1, 2)]
+    assert decoding_memory(vae, vocoder, shapes[0], CPU) == decoding_memory(vae, vocoder, shapes[1], CPU)
+    of_gpu = [decoding_memory(vae, vocoder, shape, torch.device("cuda")) for shape in shapes]
+    assert abs(of_gpu[1] - 2 * of_gpu[0]) <= 1

@@ -241,7 +241,7 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
     n_waveforms = candidates * min(at_once, len(prompts))
     _, shape = plan_lengths(pipeline.unet, pipeline.vae, pipeline.vocoder, n_waveforms, settings["seconds"])
     check_memory(pipeline.vae, pipeline.vocoder, shape, device)
-    if (memory := decoding_memory(pipeline.vae, pipeline.vocoder, shape)) >= MEMORY_TO_MENTION:
+    if (memory := decoding_memory(pipeline.vae, pipeline.vocoder, shape, device)) >= MEMORY_TO_MENTION:
         print(f"musicldm: decoding will take about {memory / 2**30:.1f} GiB of memory", file=sys.stderr)
     for first in range(0, len(prompts), at_once):
         batch = prompts[first : first + at_once]

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrai
 from musicldm.clap import embed_audio, embed_text
 from musicldm.data.clips import Clip, read_clip
 from musicldm.data.shards import recording_bytes
+from musicldm.tiles import one_by_one
 from vocoder import MelConfig, log_mel_spectrogram
 
 BATCH = 8
@@ -119,6 +120,12 @@ def read_batches(clips: list[Clip], mel: MelConfig, kept: KeptArrays, what: str)
 
 
 @torch.no_grad()
+def encode_moments(vae: AutoencoderKL, log_mel: Tensor) -> Tensor:
+    """Moments (B, 2C, T/f, F/f) of ``log_mel (B, T, F)``."""
+    return one_by_one(lambda part: vae.encode(part).latent_dist.parameters, log_mel.unsqueeze(1))
+
+
+@torch.no_grad()
 def encode_clips(
     clips: list[Clip], vae: AutoencoderKL, mel: MelConfig, folder: Path, device: torch.device
 ) -> np.ndarray:
@@ -131,8 +138,8 @@ def encode_clips(
     kept = KeptArrays(folder, key, {"moments": (shape, np.float16)})
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     for first, last, waveforms in read_batches(clips, mel, kept, "latents"):
-        log_mel = log_mel_spectrogram(waveforms.to(device), mel)[:, :frames].unsqueeze(1)  # (B, 1, T, F)
-        kept.arrays["moments"][first:last] = vae.encode(log_mel).latent_dist.parameters.cpu().numpy()
+        log_mel = log_mel_spectrogram(waveforms.to(device), mel)[:, :frames]  # (B, T, F)
+        kept.arrays["moments"][first:last] = encode_moments(vae, log_mel).cpu().numpy()
     return kept.arrays["moments"]
 
 

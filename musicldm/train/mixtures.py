@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -31,7 +32,8 @@ from musicldm.config import DiffusionConfig
 from musicldm.data.analysis import analyse_collection, unmeasured
 from musicldm.data.clips import Clip, Item, item_rng
 from musicldm.data.mixup import BeatSynchronousMixup, Mixture
-from musicldm.train.cache import BATCH, Conditioner, KeptArrays, fingerprint, latent_shape
+from musicldm.tiles import one_by_one
+from musicldm.train.cache import BATCH, Conditioner, KeptArrays, encode_moments, fingerprint, latent_shape
 from vocoder import MelConfig, log_mel_spectrogram
 
 CERTAIN = -30.0  # log variance of a latent that is the target itself: the lowest that the VAE knows
@@ -60,7 +62,7 @@ def author_length(made: Tensor, n_samples: int) -> Tensor:
 @torch.no_grad()
 def sample_latents(vae: AutoencoderKL, log_mel: Tensor, noise: Tensor) -> Tensor:
     """Unscaled latents (B, C, T/f, F/f) of ``log_mel (B, T, F)``: mean + standard deviation * noise."""
-    posterior = vae.encode(log_mel.unsqueeze(1)).latent_dist
+    posterior = DiagonalGaussianDistribution(encode_moments(vae, log_mel))
     return posterior.mean + posterior.std * noise
 
 
@@ -69,8 +71,8 @@ def hear_latents(
     vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latents: Tensor, n_samples: int, *, as_authors: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Log-mel (B, T, F) and waveform (B, n_samples) of unscaled ``latents (B, C, T/f, F/f)``."""
-    log_mel = vae.decode(latents).sample.squeeze(1)
-    waveform = vocoder(log_mel).reshape(len(latents), -1)
+    log_mel = one_by_one(lambda part: vae.decode(part).sample, latents).squeeze(1)
+    waveform = one_by_one(vocoder, log_mel).reshape(len(latents), -1)
     if as_authors:
         return log_mel, author_length(waveform, n_samples)
     waveform = waveform[:, :n_samples]
@@ -106,7 +108,7 @@ class Maker(NamedTuple):
             moments = torch.cat([mixed, torch.full_like(mixed, CERTAIN)], dim=1)
         else:
             waveform = self._stack([mixture.waveform for mixture in mixtures])
-            moments = self.vae.encode(self._log_mel(waveform).unsqueeze(1)).latent_dist.parameters
+            moments = encode_moments(self.vae, self._log_mel(waveform))
         heard = embed_audio(self.conditioner.clap, self.conditioner.feature_extractor, waveform, self.mel.sample_rate)
         return moments.cpu().numpy(), heard.cpu().numpy()
 
