@@ -131,9 +131,17 @@ def test_shards_train_like_the_folder_that_they_hold(collection, parts, tmp_path
         assert not differ(train(shards, parts, tmp_path / f"{kind}-shards", f"mixup={kind}", "steps=3"), expected)
 
 
-def test_the_condition_of_a_latent_mixture_is_what_it_sounds_like(collection, parts, tiny_parts, tmp_path):
+@pytest.mark.parametrize(("precision", "tolerance"), [("no", 0.1), ("bf16", 0.5)])
+def test_the_condition_of_a_latent_mixture_is_what_it_sounds_like(
+    collection, parts, tiny_parts, tmp_path, monkeypatch, precision, tolerance
+):
     """The stored target is drawn once; decoded, vocoded and heard by CLAP it gives the stored condition."""
-    train(collection, parts, tmp_path / "run", "mixup=latent", "steps=1")
+    monkeypatch.setattr(mixtures, "computes_bfloat16", lambda: True)
+    train(collection, parts, tmp_path / "run", "mixup=latent", "steps=1", f"mixed_precision={precision}")
+    for part, lowered in (("vae", "decoder.conv_in.weight"), ("vocoder", "resblocks.3.convs1.0.weight")):
+        saved = load_file(next((tmp_path / "run" / "final" / part).glob("*.safetensors")))
+        assert saved[lowered].dtype == torch.float32
+        assert (saved[lowered] != saved[lowered].bfloat16()).any()
     folder = tmp_path / "run" / "cache" / "mixup-latent" / "mixtures-0"
     latents, log_variance = torch.from_numpy(np.load(folder / "moments.npy")).float().chunk(2, dim=1)
     assert (log_variance == mixtures.CERTAIN).all()
@@ -142,7 +150,9 @@ def test_the_condition_of_a_latent_mixture_is_what_it_sounds_like(collection, pa
     heard = embed_audio(tiny_parts["text_encoder"], tiny_parts["feature_extractor"], waveform, RATE)
     stored = torch.from_numpy(np.load(folder / "audio.npy"))
     spread = (stored - stored.mean(dim=0)).norm(dim=1).mean()
-    assert (heard - stored).norm(dim=1).max() < 0.1 * spread  # the targets are kept in 16 bits
+    assert (heard - stored).norm(dim=1).max() < tolerance * spread  # the targets are kept in 16 bits
+    lowered = mixtures.sixteen_bits(precision, torch.device("cpu")) is not None
+    assert lowered == ((heard - stored).norm(dim=1).max() > 0.1 * spread)
 
 
 def test_mixtures_made_ahead_are_continued_and_not_made_again(collection, parts, tmp_path, monkeypatch):

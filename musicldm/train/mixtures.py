@@ -10,6 +10,7 @@ embedding of something that sounds; embeddings are never interpolated.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 import sys
@@ -32,6 +33,8 @@ from musicldm.config import DiffusionConfig
 from musicldm.data.analysis import analyse_collection, unmeasured
 from musicldm.data.clips import Clip, Item, item_rng
 from musicldm.data.mixup import BeatSynchronousMixup, Mixture
+from musicldm.optimize import computes_bfloat16
+from musicldm.precision import lower_decoders
 from musicldm.tiles import one_by_one
 from musicldm.train.cache import BATCH, Conditioner, KeptArrays, encode_moments, fingerprint, latent_shape
 from vocoder import MelConfig, log_mel_spectrogram
@@ -198,6 +201,13 @@ def make_round(dataset: BeatSynchronousMixup, maker: Maker, folder: Path, number
     return Mixtures(**kept.arrays)
 
 
+def sixteen_bits(mixed_precision: str, device: torch.device) -> torch.dtype | None:
+    """In what mixed latents are decoded to be heard, as the pipeline would; None for float32."""
+    if mixed_precision == "no" or (device.type == "cpu" and not computes_bfloat16()):
+        return None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+
+
 def make_rounds(
     config: DiffusionConfig,
     clips: list[Clip],
@@ -242,7 +252,12 @@ def make_rounds(
         "pairing": [recording.name + recording.group for recording in dataset.pairing.recordings],
         "beats": [float(np.sum(recording.beats_s)) for recording in dataset.pairing.recordings],
     }
+    if config.mixup == "latent" and (dtype := sixteen_bits(config.mixed_precision, device)):
+        settings["heard_in"] = str(dtype)
     key = hashlib.sha256(repr(settings).encode()).hexdigest() + fingerprint(clips, mel, vae, conditioner.clap, vocoder)
+    if "heard_in" in settings:
+        vae, vocoder = copy.deepcopy((vae, vocoder))
+        lower_decoders(vae, vocoder, dtype)
     maker = Maker(vae, vocoder, conditioner, mel, device)
     rounds = MixtureRounds(dataset, maker, folder, config.mixup_fresh, key)
     if not config.mixup_fresh:
