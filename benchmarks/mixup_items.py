@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,16 +128,17 @@ def seconds_of(work: Callable[[], object], *, again: bool = False) -> float:
 
 
 def measure_conditions(clips: list[Clip], analysis: list[Analysed], n: int = 8) -> dict:
-    """Seconds for each mixture of a batch of ``n``, and of the networks alone on noise."""
+    """Seconds for each mixture of a batch of ``n``, and of plain networks on noise: in float32, all at once."""
     from musicldm.clap import embed_audio
     from musicldm.train.diffusion import load_parts
-    from musicldm.train.mixtures import Maker, hear_latents
+    from musicldm.train.mixtures import make_maker
     from vocoder import log_mel_spectrogram
 
     config = load_config(DiffusionConfig, find_config("mini", "diffusion"), ["init=mini"])
     parts = load_parts(config)
-    maker = Maker(parts.vae.eval(), parts.vocoder.eval(), parts.conditioner, config.mel, torch.device("cpu"))
-    clap, extractor = parts.conditioner.clap.eval(), parts.conditioner.feature_extractor
+    for network in (parts.vae, parts.vocoder, parts.conditioner.clap):
+        network.eval()
+    clap, extractor = parts.conditioner.clap, parts.conditioner.feature_extractor
     noise = 0.1 * torch.randn(n, N_SAMPLES, generator=torch.Generator().manual_seed(0))
     frames = config.mel.clip_frames // 8 * 8
     with torch.no_grad():
@@ -145,19 +147,22 @@ def measure_conditions(clips: list[Clip], analysis: list[Analysed], n: int = 8) 
         encode = seconds_of(
             lambda: parts.vae.encode(log_mel_spectrogram(noise, config.mel)[:, :frames].unsqueeze(1)), again=True
         )
-        hear = seconds_of(lambda: hear_latents(parts.vae, parts.vocoder, latents, N_SAMPLES), again=True)
+        hear = seconds_of(lambda: parts.vocoder(parts.vae.decode(latents).sample.squeeze(1)), again=True)
         embed = seconds_of(lambda: embed_audio(clap, extractor, noise, RATE), again=True)
     floors = {"audio": encode + embed, "latent": 2 * encode + hear + embed}
     result = {}
     for kind, floor in floors.items():
         dataset, items, made = dataset_of(clips, analysis, kind, "synchronous"), [], []
+        maker = make_maker(replace(config, mixup=kind), *parts, torch.device("cpu"))
         for i in range(len(dataset)):
             if len(items) < n and (mixture := dataset[Item(0, i)]) is not None:
                 items.append(Item(0, i))
                 made.append(mixture)
         mix = seconds_of(lambda dataset=dataset, items=items: [dataset[item] for item in items], again=True)
         condition = seconds_of(
-            lambda dataset=dataset, items=items, made=made: maker.moments_and_condition(dataset, items, made),
+            lambda maker=maker, dataset=dataset, items=items, made=made: maker.moments_and_condition(
+                dataset, items, made
+            ),
             again=True,
         )
         result[kind] = {

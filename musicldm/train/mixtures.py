@@ -208,6 +208,20 @@ def sixteen_bits(mixed_precision: str, device: torch.device) -> torch.dtype | No
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
 
 
+def make_maker(
+    config: DiffusionConfig,
+    vae: AutoencoderKL,
+    vocoder: SpeechT5HifiGan,
+    conditioner: Conditioner,
+    device: torch.device,
+) -> Maker:
+    """The networks for mixtures of ``config.mixup``; copies of the decoders where they work in 16 bits."""
+    if config.mixup == "latent" and (dtype := sixteen_bits(config.mixed_precision, device)):
+        vae, vocoder = copy.deepcopy((vae, vocoder))
+        lower_decoders(vae, vocoder, dtype)
+    return Maker(vae, vocoder, conditioner, config.mel, device)
+
+
 def make_rounds(
     config: DiffusionConfig,
     clips: list[Clip],
@@ -253,12 +267,9 @@ def make_rounds(
         "beats": [float(np.sum(recording.beats_s)) for recording in dataset.pairing.recordings],
     }
     if config.mixup == "latent" and (dtype := sixteen_bits(config.mixed_precision, device)):
-        settings["heard_in"] = str(dtype)
+        settings["heard_in"] = str(dtype)  # part of the key
     key = hashlib.sha256(repr(settings).encode()).hexdigest() + fingerprint(clips, mel, vae, conditioner.clap, vocoder)
-    if "heard_in" in settings:
-        vae, vocoder = copy.deepcopy((vae, vocoder))
-        lower_decoders(vae, vocoder, dtype)
-    maker = Maker(vae, vocoder, conditioner, mel, device)
+    maker = make_maker(config, vae, vocoder, conditioner, device)
     rounds = MixtureRounds(dataset, maker, folder, config.mixup_fresh, key)
     if not config.mixup_fresh:
         rounds.of(0)
