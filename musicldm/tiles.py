@@ -29,7 +29,7 @@ Pieces = list[Tensor]  # (B, C, T_i, F) each, side by side in time
 
 
 def one_by_one(run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """``run(batch)``; on a CPU of each item alone: a batch's activations leave its caches, which can cost twice the time."""
+    """``run(batch)``; on a CPU of each item alone, as the activations of several leave its caches."""
     return torch.cat([run(part) for part in batch.split(1 if batch.device.type == "cpu" else len(batch))])
 
 
