@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,11 @@ from musicldm import MusicLDMPipeline
 from musicldm.cli.common import load_quietly
 from musicldm.config import DiffusionConfig, find_config, load_config
 from musicldm.evaluate.collect import Clip, folder_clips
+from musicldm.evaluate.compare import compare
 from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.intervals import Estimate
 from musicldm.evaluate.run import run_evaluation
-from musicldm.evaluate.summary import SHARES, compare
+from musicldm.evaluate.summary import SHARES
 from musicldm.info import model_revision
 from musicldm.loading import find_folder
 from musicldm.novelty.build import build_index
@@ -118,10 +118,11 @@ def losses(run: Path) -> dict:
 
 
 def together(runs: list[dict]) -> dict:
-    """The evaluations of several seeds as one: mean measures, and the values of single clips one after the other.
+    """The evaluations of several seeds as one: mean measures, for `compare` as independent estimates.
 
     The error of a mean is that of the runs over the root of their number, of which the larger counts: what each run
-    says of itself, or how much they differ.
+    says of itself, or how much they differ. Values of single clips are left out: those of two runs are not twice as
+    many prompts, and to pair them would leave out how much runs differ.
     """
     metrics = {}
     for name in TABLE:
@@ -133,8 +134,7 @@ def together(runs: list[dict]) -> dict:
             if name in SHARES:
                 low, high = max(0.0, low), min(1.0, high)
             metrics[name] = Estimate(value, low, high, error)._asdict()
-    single = {name: list(chain.from_iterable(run["single"][name] for run in runs)) for name in runs[0]["single"]}
-    return {"metrics": metrics, "single": single, "prompts": list(chain.from_iterable(run["prompts"] for run in runs))}
+    return {"metrics": metrics, "single": {}, "prompts": runs[0]["prompts"]}
 
 
 def rounded(rows: dict[str, dict]) -> dict[str, dict]:

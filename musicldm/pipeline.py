@@ -231,7 +231,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
             OSError: if the index of a model from the hub cannot be fetched.
             CopyError: (a ValueError) if all draws for some prompt came too near to the training set.
         """
-        if novelty is not None:
+        if novelty is not None or max_similarity is not None:
             self.find_novelty_index()
             from musicldm.novelty.guard import guarded
 

@@ -74,7 +74,7 @@ class PublishMixin(DiffusionPipeline):
         """
         from musicldm.novelty.guard import CopyGuard
 
-        self.copy_guard = CopyGuard(folder, self.text_encoder, self.feature_extractor)
+        self.copy_guard = CopyGuard(folder, self.text_encoder, self.feature_extractor, self.sampling_rate)
 
     def find_novelty_index(self) -> None:
         """Fetch the index of a model from the hub, if it has one and none is here; with the files of that revision.

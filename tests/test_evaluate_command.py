@@ -8,9 +8,11 @@ import pytest
 
 from musicldm.audio import write_audio
 from musicldm.cli import main
-from musicldm.evaluate.collect import asked
+from musicldm.evaluate.collect import Clip, asked, measure_clips
+from musicldm.evaluate.compare import compare, incomparable
 from musicldm.evaluate.intervals import share
-from musicldm.evaluate.summary import compare, summarize
+from musicldm.evaluate.report import _player
+from musicldm.evaluate.summary import _auc_error, summarize
 
 PROMPTS = ["fast drums, 140 BPM, in C minor", "a waltz without drums", "drums and bass in Eb major", "a calm flute"]
 
@@ -132,6 +134,71 @@ def test_a_shift_of_every_prompt_is_larger_than_chance_and_noise_is_not():
     assert not noise["larger_than_chance"]
 
 
+def test_the_novelty_of_clips_is_counted_against_thresholds_and_base_rate():
+    verdicts = [{"similarity": value, "verdict": "new"} for value in (0.5, 0.91, 0.94, 0.96)]
+    verdicts[1]["verdict"] = "copy"
+    rng = np.random.default_rng(0)
+    prompts, measured = ["music"] * 4, [{"percussive_share": 0.0}] * 4
+    arrays = rng.normal(size=(4, 3)), rng.normal(size=(4, 3)), None
+    found = summarize(*arrays, prompts, measured, verdicts=verdicts, base_rate={"similarity_99": 0.93})[0]
+    expected = {"sim_aa_90": 0.75, "sim_aa_95": 0.25, "above_base_rate": 0.5, "copies": 0.25}
+    assert {name: found[name]["value"] for name in expected} == expected
+    assert found["nearest_training_similarity"]["value"] == pytest.approx(0.8275)
+
+
+def test_tempo_key_and_drums_are_judged_where_they_were_asked_for():
+    prompts = ["drums at 100 BPM in C major", "120 BPM, in C major", "60 BPM with drums", "a song"]
+    measured = [
+        {"percussive_share": share, "tempo_bpm": tempo, "key": key}
+        for share, tempo, key in ((0.9, 100.0, "C major"), (0.2, 60.0, "G major"), (0.8, 62.0, None), (0.5, None, None))
+    ]
+    del measured[3]["tempo_bpm"]
+    rng = np.random.default_rng(0)
+    found = summarize(rng.normal(size=(4, 3)), rng.normal(size=(4, 3)), None, prompts, measured)[0]
+    values = {"tempo_within_2_percent": 1 / 3, "tempo_within_5_percent": 2 / 3, "tempo_octave_errors": 1 / 3}
+    values |= {"key_score": 0.75, "drums_auc": 1.0}
+    assert {name: found[name]["value"] for name in values} == pytest.approx(values)
+    assert _auc_error(0.8, 10, 20) == pytest.approx(1.7511**0.5 / 200**0.5, abs=1e-4)  # Hanley and McNeil's, by hand
+
+
+def test_measures_by_other_judges_are_not_compared():
+    def side(**sources):
+        metrics = {
+            name: {"value": 0.5, "low": 0.4, "high": 0.6, "error": 0.05}
+            for name in ("sim_aa_90", "inception_score", "frechet_distance_log_mel", "drums_auc")
+        }
+        sources = {"CLAP": "a", "reference": "r", "index": "i", "classifier": "c"} | sources
+        return {"metrics": metrics, "single": {}, "prompts": [None], "sources": sources}
+
+    assert set(compare(side(), side())) == set(side()["metrics"])
+    assert set(incomparable(side(), side(CLAP="b"))) == {"sim_aa_90"}
+    assert incomparable(side(), side(classifier="d", index="j")) == {
+        "sim_aa_90": "another index",
+        "inception_score": "another classifier",
+    }
+    assert set(compare(side(), side(reference="s"))) == {"sim_aa_90", "inception_score", "drums_auc"}
+
+
+def test_recordings_that_change_are_measured_again(tmp_path):
+    rng, tone = np.random.default_rng(0), np.sin(np.arange(16_000) / 5)
+    write_audio(tmp_path / "b.wav", 0.3 * tone, 16_000)
+    clips = [Clip(tmp_path / "b.wav", "a song in C major")]
+    (steady,) = measure_clips(clips, tmp_path, False)
+    clicks = np.where(rng.random(16_000) < 0.0005, 0.9, 0.0)
+    write_audio(tmp_path / "a.wav", clicks, 16_000)
+    clips = [Clip(tmp_path / "a.wav", None), *clips]
+    struck, same = measure_clips(clips, tmp_path, False)
+    assert same == steady
+    assert struck["percussive_share"] > steady["percussive_share"]
+    write_audio(tmp_path / "b.wav", clicks[:12_000], 16_000)
+    assert measure_clips(clips[1:], tmp_path, False)[0] != steady
+
+
+def test_a_page_plays_recordings_at_any_rate(tmp_path):
+    write_audio(tmp_path / "a.wav", 0.1 * np.sin(np.arange(9600) / 5), 96_000)
+    assert "data:audio/mpeg" in _player({"file": "a.wav", "prompt": None}, tmp_path)
+
+
 def test_intervals_of_shares_are_wilsons():
     estimate = share(np.arange(20) < 3)
     assert (estimate.value, *estimate[1:3]) == pytest.approx((0.15, 0.0524, 0.3604), abs=1e-4)
@@ -142,6 +209,14 @@ def test_intervals_of_shares_are_wilsons():
 def test_what_prompts_ask_for():
     assert asked("drums at 96 beats per minute in F# minor") == {"tempo_bpm": 96.0, "key": "F# minor", "drums": True}
     assert asked("a piano in B flat major, no drums") == {"tempo_bpm": None, "key": "Bb major", "drums": False}
+    for prompt in ("without any drums", "no bass or drums", "drumless ambient"):
+        assert asked(prompt)["drums"] is False
+    assert asked("no vocals, drums and bass")["drums"] is True
+    keys = {"E-flat major": "Eb major", "C-sharp minor": "C# minor", "a waltz in c minor": "C minor"}
+    keys |= {"Cb major": "B major", "in a minor key": None, "E# minor": "F minor"}
+    assert {prompt: asked(prompt)["key"] for prompt in keys} == keys
+    tempi = {"1200 BPM": None, "120.5 BPM": 120.5, "00 BPM": None, "at 64 bpm": 64.0}
+    assert {prompt: asked(prompt)["tempo_bpm"] for prompt in tempi} == tempi
     assert asked(None) == {"tempo_bpm": None, "key": None, "drums": None}
 
 
@@ -152,21 +227,30 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
     silent.mkdir()
     write_audio(silent / "0.wav", np.zeros(8000), 8000)
     (tmp_path / "broken.json").write_text("{")
-    common = ["--out", tmp_path / "out", "--model", tiny_folder, "--seconds", 1, "--steps", 1]
+    model = ["--model", tiny_folder]
+    common = ["--out", tmp_path / "out", *model, "--seconds", 1, "--steps", 1]
+    (tmp_path / "many.txt").write_text("a waltz\n" * 4)
     other = tmp_path / "other"
     other.mkdir()
     write_audio(other / "0.wav", np.random.default_rng(0).normal(size=8000) * 0.1, 8000)
     for arguments, message in (
         (["--prompts", other, *common], "no prompts"),
-        (["--audio", other, "--probe", other, *common[2:], "--out", tmp_path / "out3"], "render"),
-        (["--audio", other, "--index", other, *common[2:], "--out", tmp_path / "out4"], "no novelty index"),
-        (["--audio", tmp_path / "nothing", *common[2:], "--out", tmp_path / "out5"], "no recordings"),
+        (["--audio", other, "--probe", other, *model, "--out", tmp_path / "out3"], "render"),
+        (["--audio", other, "--index", other, *model, "--out", tmp_path / "out4"], "no novelty index"),
+        (["--audio", tmp_path / "nothing", *model, "--out", tmp_path / "out5"], "no recordings"),
+        (["--audio", other, *common], "does not use --seconds"),
+        (["--compare", tmp_path / "broken.json", tmp_path / "broken.json", "--index", other], "does not use --index"),
+        (["--card", tmp_path / "broken.json", "--steps", 3], "does not use --steps"),
+        (["--prompts", tmp_path / "many.txt", *common, "--reference", tmp_path / "nothing"], "no recordings"),
+        (["--prompts", tmp_path / "many.txt", *common, "--probe", tmp_path / "nothing"], "no recordings"),
+        (["--prompts", tmp_path / "many.txt", *common, "--reference", other], "four clips or more"),
         (["--prompts", tmp_path / "none.txt", *common], "no prompts"),
         (["--prompts", tmp_path / "one.txt", *common], "two clips or more"),
-        (["--audio", silent, *common[2:], "--out", tmp_path / "out2"], "silent"),
+        (["--audio", silent, *model, "--out", tmp_path / "out2"], "silent"),
         (["--prompts", tmp_path / "one.txt"], "--out"),
         (["--compare", tmp_path / "broken.json", tmp_path / "broken.json"], "no metrics.json"),
     ):
         assert main(["evaluate", *map(str, arguments)]) == 2
         err = capsys.readouterr().err.splitlines()[-1]
         assert message in err
+    assert not list((tmp_path / "out" / "audio").glob("*.wav"))[2:]  # mistakes are found before music is made

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicldm.audio import write_audio
-from musicldm.clap import embed_text
+from musicldm.clap import embed_text, resample
 from musicldm.evaluate import (
     area_under_curve,
     frechet_distance,
@@ -59,6 +59,8 @@ def test_frechet_distance_extrapolates_to_the_closed_form():
     assert found.slope > 0
     with pytest.raises(ValueError, match="kernel distance"):
         frechet_distance_infinity(samples[:8], reference)
+    with pytest.raises(ValueError, match="too few for a line"):
+        frechet_distance_infinity(samples[:12], reference)  # 11 and 12 span 10 dimensions
 
 
 def test_distances_agree_with_torch_fidelity():
@@ -215,8 +217,18 @@ def test_embedders(tiny_parts, tiny_folder, tmp_path):
     read = ClapEmbedder.from_model(tiny_folder)
     assert given.name == read.name == f"clap-{fingerprint(tiny_parts['text_encoder'], 'audio_')}"
     assert np.allclose(given(waveforms, RATE), read(waveforms, RATE))
+    rounded = ClapEmbedder.from_model(tiny_folder)
+    half = ClapEmbedder(rounded.clap.half(), rounded.feature_extractor)
+    assert half.name == read.name
+    assert "bfloat16" in ClapEmbedder(rounded.clap.bfloat16(), rounded.feature_extractor).name
     assert np.linalg.norm(read(waveforms, RATE), axis=1) == pytest.approx([1, 1], abs=1e-5)
     assert LogMelEmbedder()(waveforms, RATE).shape == (2, 256)
+    low = ClapEmbedder(given.clap, given.feature_extractor, music_rate=4000)  # as a model would play it
+    assert low.name == f"{given.name}-4000-Hz"
+    played = resample(waveforms, RATE, 4000)
+    assert np.allclose(low(waveforms, RATE), given(played, 4000), atol=1e-6)
+    assert np.allclose(low(played, 4000), given(played, 4000), atol=1e-6)
+    assert ClapEmbedder(given.clap, given.feature_extractor, 96_000).name == given.name
     with pytest.raises(ValueError, match="lacks one"):
         ClapEmbedder(tiny_parts["text_encoder"], None)
 
@@ -229,6 +241,9 @@ def test_embedders(tiny_parts, tiny_folder, tmp_path):
     embedder = TransformersEmbedder(tmp_path, layer=1)
     assert embedder(waveforms, RATE).shape == (2, 16)
     assert np.allclose(embedder(waveforms * 0.1, RATE), embedder(waveforms, RATE), atol=1e-3)  # loudness is taken out
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
+    embedder = TransformersEmbedder(tmp_path, layer=0)
+    assert not np.allclose(embedder(waveforms * 0.1, RATE), embedder(waveforms, RATE), atol=1e-3)
 
 
 def test_prompts_ask_for_one_family_or_none():
@@ -294,5 +309,8 @@ def test_what_is_embedded_once_is_kept(tmp_path):
     assert len(calls) == 1  # one is silent
     assert np.array_equal(once[0], again[0])
     assert again[1].tolist() == [True, False]
+    write_audio(tmp_path / "short.wav", tones([60], seconds=0.05), RATE)
+    with pytest.raises(ValueError, match=r"short\.wav, of 0\.05 s, is too short"):
+        embed_clips([Clip(tmp_path / "short.wav", None)], LogMelEmbedder(), RATE)
     write_audio(tmp_path / "a.wav", tones([60, 65], seconds=2.0), RATE)
     assert not np.array_equal(embed_clips(clips, Counts(), RATE, tmp_path)[0], once[0])

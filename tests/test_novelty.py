@@ -252,8 +252,12 @@ def test_command(data, model, tmp_path, capsys):
     assert (told["verdict"], told["nearest"][0]["recording"]) == ("copy", "2.wav")
     assert {"recording", "start_s", "query_start_s", "similarity"} <= set(told["nearest"][0])
     assert (tmp_path / "figures" / "copy_match.png").stat().st_size > 10_000
-    assert main(["novelty", "check", str(tmp_path / "silent.wav"), *options]) == 2
-    assert "silent" in capsys.readouterr().err
+    files = [str(tmp_path / name) for name in ("silent.wav", "none.wav", "copy.wav")]
+    assert main(["novelty", "check", *files, *options]) == 2
+    out_text, err = capsys.readouterr()
+    assert json.loads(out_text)["file"] == files[2]
+    assert "silent" in err
+    assert "none.wav" in err
     assert main(["novelty", "index", str(data), "--out", str(out), "--model", str(model)]) == 2
     assert main(["novelty", "check", str(tmp_path / "copy.wav"), *options[2:], "--index", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2

@@ -1,9 +1,12 @@
 """The copy guard, on a tiny model whose training set holds what it makes from one seed."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
+import torch
+from accelerate import cpu_offload
 from test_novelty import melody
 
 from musicldm.audio import read_recipe, write_audio
@@ -13,6 +16,7 @@ from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.novelty import CopyError
 from musicldm.novelty.build import build_index
 from musicldm.novelty.guard import ROUNDS, encode
+from musicldm.novelty.index import NoveltyIndex
 from musicldm.pipeline import MusicLDMPipeline
 
 PROMPT = "a slow waltz for solo piano"
@@ -37,7 +41,12 @@ def index_folder(tiny_parts, tmp_path_factory):
     for i in range(6):
         write_audio(data / f"{i}.wav", melody(i), 16_000)
     folder = tmp_path_factory.mktemp("index") / "index"
-    build_index(data, folder, ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor), progress=False)
+    build_index(
+        data,
+        folder,
+        ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate),
+        progress=False,
+    )
     return folder
 
 
@@ -105,6 +114,7 @@ def test_what_cannot_be_guarded_is_refused(tiny_parts, guarded, index_folder):
         make_pipeline(tiny_parts)(PROMPT, novelty="report", **OPTIONS)
     for options, message in (
         ({"novelty": "prevent"}, "avoid"),
+        ({"max_similarity": 0.9}, "max_similarity is for novelty"),
         ({"novelty": "avoid", "max_similarity": 2.0}, "cosine"),
         ({"novelty": "avoid", "output_type": "latent"}, "latents"),
         ({"novelty": "avoid", "latents": object()}, "seed"),
@@ -112,6 +122,15 @@ def test_what_cannot_be_guarded_is_refused(tiny_parts, guarded, index_folder):
     ):
         with pytest.raises(ValueError, match=message):
             guarded(PROMPT, **OPTIONS | options)
+    full = ClapEmbedder(guarded.text_encoder, guarded.feature_extractor)
+    index = NoveltyIndex(index_folder)
+    index.about["embedder"] = full.name
+    with pytest.raises(ValueError, match="full rate of CLAP"):
+        index.check_embedder(guarded.copy_guard.embedder.name)
+    rounded = make_pipeline(tiny_parts)
+    rounded.text_encoder = copy.deepcopy(rounded.text_encoder).bfloat16()
+    with pytest.raises(ValueError, match="bfloat16"):
+        rounded.load_novelty_index(index_folder)
     other = make_pipeline(tiny_parts)
     other.text_encoder = type(other.text_encoder)(other.text_encoder.config)  # other weights
     with pytest.raises(ValueError, match="was made with the embedding"):
@@ -141,6 +160,8 @@ def test_command_keeps_what_is_new_and_exits_with_3(guarded, index_folder, tmp_p
     capsys.readouterr()
     assert main(["generate", PROMPT, "--novelty", "report"]) == 2
     assert "--index" in capsys.readouterr().err
+    assert main(["generate", PROMPT, "--max-similarity", "0.9"]) == 2
+    assert "--novelty" in capsys.readouterr().err
 
 
 def test_only_what_is_drawn_again_is_steered(guarded, monkeypatch):
@@ -151,6 +172,18 @@ def test_only_what_is_drawn_again_is_steered(guarded, monkeypatch):
     assert np.abs(steered.audios[0] - plain.audios[0]).max() > 0.01
     assert np.allclose(steered.audios[1], plain.audios[1], atol=1e-4)
     assert "denoise" not in vars(guarded)  # an ordinary call is left alone afterwards
+
+
+def test_music_is_drawn_again_where_layers_come_when_called(tiny_parts, index_folder):
+    """Sequential offload on the CPU, which the pipeline's method refuses for want of an accelerator."""
+    expected = make_pipeline(tiny_parts, index_folder)(PROMPT, seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    copied = copy.deepcopy({name: tiny_parts[name] for name in ("unet", "vae", "vocoder")})
+    pipeline = make_pipeline(tiny_parts | copied, index_folder)
+    for part in copied.values():
+        cpu_offload(part, torch.device("cpu"))
+    made = pipeline(PROMPT, seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    assert made.novelty[0]["draws"] == 2
+    np.testing.assert_allclose(made.audios, expected.audios, atol=1e-4)
 
 
 @pytest.mark.parametrize("seconds", [2, 3.001])

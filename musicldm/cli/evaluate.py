@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from musicldm.cli.adapters import add_adapter_arguments, load_adapters
 from musicldm.cli.common import choose_device, choose_dtype, load_quietly, output_folder, positive, report
+
+GENERATING = ("seed", "seconds", "steps", "guidance", "batch")
+EVALUATING = ("reference", "index", "probe", "cache", "most")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="what differs in two metrics.json")
     parser.add_argument("--card", type=Path, metavar="JSON", help="put this metrics.json into the card of --model")
     parser.add_argument("--most", type=positive(int), metavar="N", help="use only the first N prompts and recordings")
-    parser.add_argument("--seed", type=int, default=0, help="of the first clip; clip i has seed + i")
+    parser.add_argument("--seed", type=int, help="of the first clip, 0 by default; clip i has seed + i")
     parser.add_argument("--seconds", type=positive(float), help="of each clip (default: as the model was trained)")
-    parser.add_argument("--steps", type=positive(int), default=25, help="of the sampler dpm++")
-    parser.add_argument("--guidance", type=float, default=2.0, help="how strongly to follow the prompt")
-    parser.add_argument("--batch", type=positive(int), default=4, help="clips generated at a time")
+    parser.add_argument("--steps", type=positive(int), help="of the sampler dpm++ (default: 25)")
+    parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 2)")
+    parser.add_argument("--batch", type=positive(int), help="clips generated at a time (default: 4)")
     parser.add_argument("--no-tempo", action="store_true", help="leave beat tracking out, the slowest measure")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--json", action="store_true", help="the measures as JSON on stdout")
@@ -36,20 +40,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write metrics.json, report.html and report.md, or print a comparison, or write a model's card."""
     if args.compare:
+        refuse(args, "--compare", ("card", "prompts", "audio", "out", *EVALUATING, *GENERATING))
         print_comparison(args)
         return
     if args.card:
+        refuse(args, "--card", ("prompts", "audio", "out", *EVALUATING, *GENERATING))
         write_card(args)
         return
+    if args.audio:
+        refuse(args, "--audio, which generates nothing,", GENERATING)
     if args.out is None or (args.prompts is None) == (args.audio is None):
         raise ValueError("give --out and either --prompts or --audio; or two files with --compare")
     with output_folder(args.out):
         evaluate(args)
 
 
+def refuse(args: argparse.Namespace, what: str, others: tuple[str, ...]) -> None:
+    """ValueError if one of the options ``others`` was given beside ``what``, which does not use it."""
+    if given := [name for name in others if getattr(args, name) is not None]:
+        raise ValueError(f"{what} does not use --{given[0]}; leave it out")
+
+
 def print_comparison(args: argparse.Namespace) -> None:
     """One line for each measure that both evaluations have."""
-    from musicldm.evaluate.summary import compare
+    from musicldm.evaluate.compare import compare, incomparable
 
     sides = [read_metrics(path) for path in args.compare]
     for name, row in compare(*sides).items():
@@ -59,6 +73,8 @@ def print_comparison(args: argparse.Namespace) -> None:
             f"({row['low']:+.4g} to {row['high']:+.4g}), p = {row['probability']:.3g}: {word}"
         )
         report(args.json, {"measure": name, **row}, text)
+    for name, why in incomparable(*sides).items():
+        print(f"musicldm: {name} is left out: the two were measured with {why}", file=sys.stderr)
 
 
 def write_card(args: argparse.Namespace) -> None:
@@ -120,6 +136,7 @@ def evaluate(args: argparse.Namespace) -> None:
     about = {"model": args.model, "revision": model_revision(folder), "scheduler": "dpm++"}
     if adapters := load_adapters(pipeline, args.lora, args.concept):
         about |= {"lora": args.lora, "concept": args.concept, "adapters": adapters}
+    chosen = {"seed": args.seed, "steps": args.steps, "guidance": args.guidance, "batch_size": args.batch}
     made = run_evaluation(
         pipeline,
         args.out,
@@ -132,11 +149,8 @@ def evaluate(args: argparse.Namespace) -> None:
         probe=args.probe,
         cache=args.cache,
         most=args.most,
-        seed=args.seed,
         seconds=args.seconds,
-        steps=args.steps,
-        guidance=args.guidance,
-        batch_size=args.batch,
+        **{name: value for name, value in chosen.items() if value is not None},
         tempo=not args.no_tempo,
     )
     shown = {name: made[name] for name in ("metrics", "notes")}

@@ -156,6 +156,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"unknown scheduler {settings['scheduler']!r}; choose one of {', '.join(SCHEDULERS)}")
     if settings["index"] is not None and settings["novelty"] is None:
         raise ValueError("--index is for --novelty, which says what to do with what it finds")
+    if settings["max_similarity"] is not None and settings["novelty"] is None:
+        raise ValueError("--max-similarity is for --novelty, which says what to do with what is nearer")
     with output_folder(args.out):
         generate(args, settings, prompts, seed, recipe)
 

@@ -66,9 +66,10 @@ def build(args: argparse.Namespace, device) -> None:
     index = build_index(args.data, args.out, embedder, args.batch, args.base_clips, **chosen)
     about = {key: value for key, value in index.about.items() if key not in ("files", "base_rate")}
     base_rate = {key: value for key, value in index.about["base_rate"].items() if key != "similarities"}
+    rare = "one clip in a hundred" if base_rate["clips"] >= 99 else f"none of {base_rate['clips']} clips tried"
     text = (
         f"{args.out}: {len(index)} clips of {len(index.recordings)} recordings, {about['windows'] or 'no'} windows of "
-        f"2 s; one clip in a hundred comes nearer than {index.similarity_threshold:.3f} to other pieces"
+        f"2 s; {rare} comes nearer than {index.similarity_threshold:.3f} to other pieces"
     )
     report(args.json, {"index": str(args.out), **about, "base_rate": base_rate}, text)
 
@@ -80,12 +81,15 @@ def check_recordings(args: argparse.Namespace, device) -> None:
 
     index = NoveltyIndex(args.index)
     embedder = load_embedder(args.model, device)
+    index.check_embedder(embedder.name)
+    refused = []
     for path in args.recordings:
-        waveform, rate = read_audio(path, embedder.feature_extractor.sampling_rate)
         try:
+            waveform, rate = read_audio(path, embedder.feature_extractor.sampling_rate)
             found = check(waveform, rate, index, embedder, args.nearest)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        except (ValueError, OSError) as error:
+            refused.append(f"{path}: {error}" if str(path) not in str(error) else str(error))
+            continue
         figure = None
         if args.figures:
             with output_folder(args.figures) as folder:
@@ -107,3 +111,5 @@ def check_recordings(args: argparse.Namespace, device) -> None:
                 f"{window['start_s']:.1f} s, similarity {window['similarity']:.3f} (1 %: {window['threshold']:.3f})"
             )
         report(args.json, told, text)
+    if refused:
+        raise ValueError("; ".join(refused))

@@ -19,12 +19,14 @@ from tqdm import tqdm
 from musicldm.audio import read_audio, write_audio, write_whole
 from musicldm.data.clips import SUFFIXES, metadata_rows, row_texts
 from musicldm.evaluate.embedders import Embedder
+from musicldm.evaluate.families import REFUSED
 from musicldm.evaluate.measurements import SILENCE, estimate_key, percussive_share
 
 PLAN = "settings.json"
-TEMPO = re.compile(r"(\d{2,3})\s*(?:BPM|beats per minute)", re.IGNORECASE)
-KEY = re.compile(r"\b([A-G](?:#|b| sharp| flat)?)[ -](major|minor)\b")
-DRUMS, NO_DRUMS = re.compile(r"\bdrum", re.IGNORECASE), re.compile(r"\b(without|no) drum", re.IGNORECASE)
+TEMPO = re.compile(r"(?<![\d.])([1-9]\d{1,2}(?:\.\d+)?)\s*(?:BPM|beats per minute)", re.IGNORECASE)
+KEY = re.compile(r"\b([A-G](?:[#b]|[ -](?:sharp|flat))?|(?<=in )[b-g](?:[#b]|[ -](?:sharp|flat))?)[ -](major|minor)\b")
+USUAL = {"Cb": "B", "Fb": "E", "E#": "F", "B#": "C"}  # names of keys that nobody writes
+DRUMS, NO_DRUMS = re.compile(r"\bdrum(?!less)", re.IGNORECASE), re.compile(r"\bdrumless\b", re.IGNORECASE)
 
 
 class Clip(NamedTuple):
@@ -100,13 +102,11 @@ def embed_clips(
     """Embeddings (M, D) of the clips that sound, and which (N,) those are; the folder ``cache`` keeps both.
 
     Raises:
-        ValueError: if all are silent.
+        ValueError: if all are silent, or one is too short.
     """
     kept = None
     if cache is not None:
-        stamps = [[str(clip.path), clip.path.stat().st_size, clip.path.stat().st_mtime_ns] for clip in clips]
-        key = json.dumps([embedder.name, sample_rate, stamps]).encode()
-        kept = cache / f"{hashlib.sha256(key).hexdigest()[:24]}.npz"
+        kept = cache / f"{_key(embedder.name, sample_rate, [_stamp(clip) for clip in clips])}.npz"
         if kept.is_file():
             with np.load(kept) as made:
                 return made["embeddings"], made["heard"]
@@ -116,6 +116,8 @@ def embed_clips(
         heard.append(bool(np.abs(waveform).max(initial=0.0) >= SILENCE))
         if heard[-1]:
             rows.append(embedder(torch.from_numpy(waveform)[None], sample_rate)[0])
+            if not np.isfinite(rows[-1]).all():
+                raise ValueError(f"{clip.path}, of {len(waveform) / sample_rate:.2f} s, is too short to be embedded")
     if not rows:
         raise ValueError(f"all {len(clips)} clips are silent, {clips[0].path} for one; there is nothing to measure")
     embeddings, heard = np.stack(rows), np.array(heard)
@@ -130,9 +132,13 @@ def asked(prompt: str | None) -> dict:
     """Tempo in BPM, key ("Eb major") and drums (true, false) that a prompt names; None for what it leaves open."""
     prompt = prompt or ""
     tempo, key = TEMPO.search(prompt), KEY.search(prompt)
-    drums = False if NO_DRUMS.search(prompt) else True if DRUMS.search(prompt) else None
-    tonic = key and key[1].replace(" sharp", "#").replace(" flat", "b")
-    return {"tempo_bpm": tempo and float(tempo[1]), "key": key and f"{tonic} {key[2]}", "drums": drums}
+    named, wanted = (DRUMS.search(text) is not None for text in (prompt, REFUSED.sub("", prompt)))
+    drums = True if wanted else False if named or NO_DRUMS.search(prompt) else None
+    if key:
+        tonic = re.sub("[ -]sharp", "#", re.sub("[ -]flat", "b", key[1]))
+        tonic = tonic[0].upper() + tonic[1:]
+        key = f"{USUAL.get(tonic, tonic)} {key[2]}"
+    return {"tempo_bpm": tempo and float(tempo[1]), "key": key, "drums": drums}
 
 
 def measure_clip(clip: Clip, tempo: bool) -> dict:
@@ -150,14 +156,29 @@ def measure_clip(clip: Clip, tempo: bool) -> dict:
 
 
 def measure_clips(clips: list[Clip], out: Path, tempo: bool) -> list[dict]:
-    """`measure_clip` of each, kept in ``out / "measured.jsonl"`` so that a stopped run goes on."""
+    """`measure_clip` of each, kept in ``out / "measured.jsonl"`` so that a stopped run goes on.
+
+    What is kept of a file that has changed since, or was measured otherwise, is not used.
+    """
     kept = out / "measured.jsonl"
-    lines = kept.read_text().splitlines(keepends=True) if kept.is_file() else []
-    done = [json.loads(line) for line in lines if line.endswith("\n")]
-    write_whole(kept, "".join(line for line in lines if line.endswith("\n")).encode())
+    lines = [line for line in kept.read_text().splitlines(keepends=True) if line[-1] == "\n"] if kept.is_file() else []
+    write_whole(kept, "".join(lines).encode())
+    done = {row.pop("of", None): row for row in map(json.loads, lines)}
+    keys = [_key("measured", clip.prompt, tempo, _stamp(clip)) for clip in clips]
     with kept.open("a") as file:
-        for clip in tqdm(clips[len(done) :], desc="measure", unit="clip", disable=None):
-            done.append(measure_clip(clip, tempo))
-            file.write(json.dumps(done[-1]) + "\n")
-            file.flush()
-    return done
+        for key, clip in zip(tqdm(keys, desc="measure", unit="clip", disable=None), clips, strict=True):
+            if key not in done:
+                done[key] = measure_clip(clip, tempo)
+                file.write(json.dumps({"of": key} | done[key]) + "\n")
+                file.flush()
+    return [done[key] for key in keys]
+
+
+def _stamp(clip: Clip) -> list:
+    """What changes when the file of ``clip`` does."""
+    about = clip.path.stat()
+    return [str(clip.path), about.st_size, about.st_mtime_ns]
+
+
+def _key(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -88,6 +88,10 @@ def frechet_distance_infinity(
         )
     rng = np.random.default_rng(seed)
     sizes = np.unique(np.round(1 / np.linspace(1 / n, 1 / smallest, steps)).astype(int))  # evenly spaced in 1/n
+    if len(sizes) < 3:
+        raise ValueError(
+            f"subsets of {smallest} to {n} samples have {len(sizes)} sizes, too few for a line; give more clips"
+        )
     distances = np.array([_frechet(samples[rng.permutation(n)[:size]], reference) for size in sizes])
     slope, distance = np.polyfit(1 / sizes, distances, 1)
     spread = ((distances - distances.mean()) ** 2).sum()

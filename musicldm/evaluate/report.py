@@ -13,6 +13,7 @@ import soundfile
 
 from musicldm.audio import read_audio
 
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # which the format knows
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -114,6 +115,8 @@ def _base_rate_text(base_rate: dict) -> str:
 
 def _player(clip: dict, folder: Path) -> str:
     waveform, rate = read_audio(folder / clip["file"])
+    if rate not in MP3_RATES:
+        waveform, rate = read_audio(folder / clip["file"], min(MP3_RATES, key=lambda other: abs(other - rate)))
     file = io.BytesIO()
     soundfile.write(file, waveform / max(1.0, float(np.abs(waveform).max())), rate, format="MP3")
     data = base64.b64encode(file.getvalue()).decode()

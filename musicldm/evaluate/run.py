@@ -5,11 +5,13 @@ prompts or recordings -> clips -> embeddings, measurements, verdicts -> metrics.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from tqdm import tqdm
 
@@ -58,7 +60,8 @@ def run_evaluation(
             CLAP, or another evaluation in ``out``.
         OSError: if something cannot be read or written.
     """
-    embedder, log_mel = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor), LogMelEmbedder()
+    embedder = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate)
+    log_mel = LogMelEmbedder()
     settings = {
         **about,
         "audio": None if audio is None else str(audio.resolve()),
@@ -79,11 +82,18 @@ def run_evaluation(
 
         collection = NoveltyIndex(index)
         collection.check_embedder(embedder.name)
+    clips = None if audio is None else folder_clips(audio, most)
+    recordings = None if reference is None else folder_clips(reference, most)
+    if probe is not None:
+        folder_clips(probe)
+    n_clips = len(prompts) if clips is None else len(clips)
+    if recordings is not None and min(n_clips, len(recordings)) < 4:
+        raise ValueError(f"distances need four clips or more on either side, got {n_clips} and {len(recordings)}")
+    if collection is not None:
+        check_lengths(clips, seconds)
     begin(out, settings)
 
-    if audio is not None:
-        clips = folder_clips(audio, most)
-    else:
+    if clips is None:
         pipeline.set_progress_bar_config(disable=True)  # there is one over all batches
         options = {"num_inference_steps": steps, "guidance_scale": guidance, "audio_length_in_s": seconds}
         recipe = {"generated_by": "AI (musicldm)", **about, "steps": steps, "guidance": guidance}
@@ -98,8 +108,7 @@ def run_evaluation(
     clips = [clip for clip, sounds in zip(clips, heard, strict=True) if sounds]
     in_log_mel = embed_clips(clips, log_mel, rate)[0]
     real = None
-    if reference is not None:
-        recordings = folder_clips(reference, most)
+    if recordings is not None:
         real = tuple(embed_clips(recordings, each, rate, cache)[0] for each in (embedder, log_mel))
     judged = judge_families(pipeline.tokenizer, embedder, clips, in_clap, pairs, rate, probe, cache)
 
@@ -126,12 +135,26 @@ def run_evaluation(
         notes.append(classifier_note(judged, probe))
     if not heard.all():
         notes.append(f"{np.sum(~heard)} of {len(heard)} clips are silent and were left out.")
+    if any(texts) and not all(texts):
+        notes.append(
+            f"{texts.count(None)} of {len(texts)} clips have no caption: similarity of text and audio is left out."
+        )
     if not tracked:
         notes.append("Tempo was not measured: it was left out, or madmom, which it needs, is missing (make beats).")
+    sources = {"CLAP": embedder.name, "reference": None, "index": None, "classifier": None, "probe": None}
+    if recordings is not None:
+        files = [[clip.path.name, clip.path.stat().st_size] for clip in recordings]
+        sources["reference"] = f"{reference.name}-{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]}"
+    if collection is not None:
+        sources["index"] = collection.fingerprint
+    for kind, one in judged.items():
+        sources["classifier"] = sources["classifier"] or one.name
+        sources["probe"] = one.name if kind == "probe" else sources["probe"]
     made = {
         "title": f"Evaluation of {about['model'] if audio is None else audio}",
         "about": _about(len(clips), settings),
         "settings": settings,
+        "sources": sources,
         "metrics": metrics,
         "notes": notes,
         "base_rate": base_rate,
@@ -161,11 +184,11 @@ def judge_families(
         judge = FamilyProbe.train(probe, cache=cache)
         ours = embed_clips(clips, judge, rate)[0]
         theirs = (None, None) if pairs is None else embed_clips(pairs, judge, rate, cache)
-        judged["probe"] = Judged(judge.classes, ours, *theirs)
+        judged["probe"] = Judged(judge.classes, ours, *theirs, judge.name)
     if tokenizer is not None:
         judge = ZeroShotFamilies(embedder, tokenizer, *(one.classes for one in judged.values()))
         theirs = (None, None) if pairs is None else embed_clips(pairs, judge, rate, cache)
-        judged["zero_shot"] = Judged(judge.classes, judge.of_embeddings(in_clap), *theirs)
+        judged["zero_shot"] = Judged(judge.classes, judge.of_embeddings(in_clap), *theirs, judge.name)
     return judged
 
 
@@ -174,6 +197,20 @@ def classifier_note(judged: dict[str, Judged], probe: Path | None) -> str:
     kind, one = next(iter(judged.items()))
     judge = f"a probe trained on {probe.name}" if kind == "probe" else "the model's own CLAP, without training"
     return f"Inception score and divergence are of {len(one.classes)} families of instruments, told apart by {judge}."
+
+
+def check_lengths(clips: list[Clip] | None, seconds: float | None) -> None:
+    """ValueError if a recording, or what is to be generated, is too short to be compared with an index."""
+    from musicldm.novelty.alignment import WINDOWS_S
+
+    if clips is None and seconds is not None and seconds < WINDOWS_S[0]:
+        raise ValueError(f"{seconds:g} s are too short to compare with an index; ask for {WINDOWS_S[0]:g} s or more")
+    for clip in clips or ():
+        if (duration_s := soundfile.info(clip.path).duration) < WINDOWS_S[0]:
+            raise ValueError(
+                f"{clip.path}, of {duration_s:.2f} s, is too short to compare with an index; "
+                f"remove recordings of less than {WINDOWS_S[0]:g} s, or leave out --index"
+            )
 
 
 def check_clips(clips: list[Clip], index, embedder: ClapEmbedder) -> list[dict]:

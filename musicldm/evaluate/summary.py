@@ -20,10 +20,7 @@ from musicldm.evaluate.intervals import (
     Estimate,
     bootstrap,
     half_samples,
-    holm,
-    paired_difference,
     share,
-    unpaired_difference,
 )
 from musicldm.evaluate.quality import inception_score, paired_kl_divergence
 from musicldm.evaluate.similarity import THRESHOLDS
@@ -71,6 +68,7 @@ class Judged(NamedTuple):
     clips: np.ndarray  # (N, K) probabilities
     pairs: np.ndarray | None = None  # (M, K) of those recordings that sound
     paired: np.ndarray | None = None  # (N,) which clips those belong to
+    name: str = ""  # of the classifier
 
 
 def summarize(
@@ -148,7 +146,8 @@ def _distances(clap: np.ndarray, log_mel: np.ndarray, real_clap: np.ndarray, rea
     if min(len(clap), len(real_clap)) > 12:  # half of them more than the five neighbours
         for name in ("precision", "recall", "density", "coverage"):
             whole = half_samples(_manifold_part(name), clap, real_clap, draws=HALVES)
-            found[name] = whole if name == "density" else whole._replace(high=min(1.0, whole.high))  # shares
+            shares = whole._replace(low=max(0.0, whole.low), high=min(1.0, whole.high))
+            found[name] = whole if name == "density" else shares
     return found
 
 
@@ -206,33 +205,3 @@ def _auc_error(auc: float, n_asked: int, n_other: int) -> float:
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (n_asked - 1) * (q1 - auc**2) + (n_other - 1) * (q2 - auc**2)
     return float(np.sqrt(variance / (n_asked * n_other)))
-
-
-def compare(a: dict, b: dict) -> dict[str, dict]:
-    """Which measures of two evaluations (`metrics.json`) differ by more than chance, B less A.
-
-    Measures of single clips are compared in pairs where both evaluations had the same prompts in one order, others as
-    independent estimates. ``probability`` is corrected for the number of measures (Holm); below 0.05 is ``larger``.
-
-    Raises:
-        ValueError: if they have no measure in common.
-    """
-    names = [name for name in a["metrics"] if name in b["metrics"]]
-    if not names:
-        raise ValueError("the two evaluations have no measure in common; give two files that `musicldm evaluate` wrote")
-    paired = a["prompts"] == b["prompts"] and any(a["prompts"])
-    table, probabilities = {}, {}
-    for name in names:
-        ours = [side["single"].get(name) for side in (a, b)]
-        in_pairs = paired and all(ours) and len(ours[0]) == len(ours[1])
-        if in_pairs:
-            difference, probability = paired_difference(*map(np.array, ours))
-        else:
-            estimates = [Estimate(*(side["metrics"][name][key] for key in Estimate._fields)) for side in (a, b)]
-            difference, probability = unpaired_difference(*estimates)
-        probabilities[name] = probability
-        values = {"a": a["metrics"][name]["value"], "b": b["metrics"][name]["value"]}
-        table[name] = values | difference._asdict() | {"in_pairs": in_pairs}
-    for name, probability in holm(probabilities).items():
-        table[name] |= {"probability": probability, "larger_than_chance": probability < 0.05}
-    return table

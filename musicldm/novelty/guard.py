@@ -47,15 +47,16 @@ class CopyGuard:
         index: the training set, or the folder of its index.
         clap: the CLAP that the index was made with.
         feature_extractor: its front end.
+        music_rate: of the waveforms.
 
     Raises:
         FileNotFoundError: if there is no index.
         ValueError: if it is damaged, or was made with another CLAP.
     """
 
-    def __init__(self, index: NoveltyIndex | str | Path, clap, feature_extractor):
+    def __init__(self, index: NoveltyIndex | str | Path, clap, feature_extractor, music_rate: int | None = None):
         self.index = index if isinstance(index, NoveltyIndex) else NoveltyIndex(index)
-        self.embedder = ClapEmbedder(clap, feature_extractor)
+        self.embedder = ClapEmbedder(clap, feature_extractor, music_rate)
         self.index.check_embedder(self.embedder.name)
 
     def judge(self, waveform: np.ndarray, sample_rate: int, max_similarity: float | None = None) -> dict:
@@ -127,7 +128,9 @@ def guarded(pipeline, mode: str, max_similarity: float | None, arguments: dict):
     return output if arguments["return_dict"] else (output.audios,)
 
 
-def _check(pipeline, mode: str, max_similarity: float | None, arguments: dict) -> None:
+def _check(pipeline, mode: str | None, max_similarity: float | None, arguments: dict) -> None:
+    if mode is None:
+        raise ValueError(f"max_similarity is for novelty, which says what to do: one of {', '.join(MODES)}")
     if mode not in MODES:
         raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {mode!r}")
     if pipeline.copy_guard is None and pipeline.novelty_index is not None:
@@ -156,7 +159,7 @@ def encode(pipeline, waveform: np.ndarray) -> torch.Tensor:
     n_frames = -(-len(samples) // (mel.hop_length * factor)) * factor
     samples = torch.nn.functional.pad(samples, (0, max(n_frames * mel.hop_length, mel.n_fft) - len(samples)))
     log_mel = log_mel_spectrogram(samples[None], mel)[:, None, :n_frames]  # (1, 1, T, F)
-    moments = pipeline.vae.encode(log_mel.to(pipeline.vae.device, pipeline.vae.dtype)).latent_dist
+    moments = pipeline.vae.encode(log_mel.to(pipeline._execution_device, pipeline.vae.dtype)).latent_dist
     return pipeline.vae.config.scaling_factor * moments.mode()[0]
 
 

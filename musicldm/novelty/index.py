@@ -121,6 +121,11 @@ class NoveltyIndex:
         return self.about["embedder"]
 
     @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits of what it holds."""
+        return hashlib.sha256(json.dumps(self.about["files"], sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
     def similarity_threshold(self) -> float:
         """Similarity to the nearest clip that one clip in a hundred of music that is no copy exceeds."""
         return self.about["base_rate"]["similarity_99"]
@@ -137,6 +142,13 @@ class NoveltyIndex:
 
     def check_embedder(self, name: str) -> None:
         """ValueError unless embeddings called ``name`` can be compared with the index."""
+        if "bfloat16" in name:
+            raise ValueError("CLAP in bfloat16 hears other vectors than an index holds; load it in float32 or float16")
+        if name.startswith(self.embedder + "-"):
+            raise ValueError(
+                f"{self.folder} holds music at the full rate of CLAP, the model's ends lower: build the index anew, by "
+                f"`musicldm novelty index --model MODEL` or with the ClapEmbedder's music_rate ({name})"
+            )
         if name != self.embedder:
             raise ValueError(
                 f"{self.folder} was made with the embedding {self.embedder}, the model has {name}; "
