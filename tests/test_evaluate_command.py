@@ -71,6 +71,7 @@ def test_a_run_goes_on_and_gives_the_same(evaluated, capsys):
     assert kept.stat().st_mtime_ns == stamp
     for name, metric in before["metrics"].items():
         assert after["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-3, abs=1e-5), name
+    assert after["sources"]["reference"].startswith("reference-")
     capsys.readouterr()
     assert main([*arguments, "--seed", "5"]) == 2
     assert "other settings" in capsys.readouterr().err

@@ -72,7 +72,6 @@ def run_evaluation(
         "steps": steps,
         "guidance": guidance,
         "tempo": tempo,
-        "probe": None if probe is None else str(probe.resolve()),
     }
     if pairs is not None and len(pairs) != len(prompts or ()):
         raise ValueError(f"{len(pairs)} recordings do not pair with {len(prompts or ())} prompts; give one for each")
