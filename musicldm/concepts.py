@@ -31,21 +31,27 @@ def check_name(name: str) -> None:
         raise ValueError(f'a concept is named like "<mine>", lower case, digits and hyphens in <>, got {name!r}')
 
 
+def check_word(clap: ClapModel, tokenizer: PreTrainedTokenizerBase, name: str, vector: Tensor | None = None) -> None:
+    """ValueError unless `add_word` can teach ``name``: of the form <name>, not known yet, its vector of CLAP's size."""
+    check_name(name)
+    if name in tokenizer.get_vocab():
+        raise ValueError(f"the model knows the concept {name} already; take another name")
+    size = clap.text_model.embeddings.word_embeddings.embedding_dim
+    if vector is not None and vector.shape != (size,):
+        raise ValueError(f"{name} was learned for words of size {len(vector)}, this CLAP's have {size}")
+
+
 def add_word(clap: ClapModel, tokenizer: PreTrainedTokenizerBase, name: str, vector: Tensor | None = None) -> int:
     """Teach the text tower the word ``name``; returns its token. Without a ``vector (H,)`` it is as the word "music".
 
     Raises:
-        ValueError: the name is not of the form <name>, is known already, or the vector is of another size.
+        ValueError: that of `check_word`.
     """
-    check_name(name)
+    check_word(clap, tokenizer, name, vector)
     table = clap.text_model.embeddings.word_embeddings  # (V, H)
-    if name in tokenizer.get_vocab():
-        raise ValueError(f"the model knows the concept {name} already; take another name")
     if vector is None:
         usual = tokenizer("music", add_special_tokens=False)["input_ids"]
         vector = table.weight[usual].mean(dim=0)
-    if vector.shape != table.weight.shape[1:]:
-        raise ValueError(f"{name} was learned for words of size {len(vector)}, this CLAP's have {table.embedding_dim}")
     tokenizer.add_tokens([AddedToken(name, normalized=False)])
     token = tokenizer.convert_tokens_to_ids(name)
     if token >= len(table.weight):
@@ -69,19 +75,21 @@ def save_concept(folder: Path, name: str, vector: Tensor, unet: UNet2DConditionM
 def load_concept(pipeline, folder: str | Path) -> str:
     """Teach a `MusicLDMPipeline` the concept of ``folder`` beside those that it knows; returns its name.
 
-    The adapter is called as the concept without its brackets: ``pipeline.set_adapters`` weighs several.
+    The adapter is called as the concept without its brackets: ``pipeline.set_adapters`` weighs several. Those that
+    are active keep their weights.
 
     Raises:
         FileNotFoundError: no concept there.
-        ValueError: it does not fit the model, or one of its name is loaded.
+        ValueError: it does not fit the model, or one of its name is loaded; no word is known then.
     """
     file = Path(folder) / EMBEDDING_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no concept ({EMBEDDING_FILE}): train one by `musicldm train concept`")
     ((name, vector),) = load_file(file).items()
     adapter = name.strip("<>")
-    add_word(pipeline.text_encoder, pipeline.tokenizer, name, vector)
+    check_word(pipeline.text_encoder, pipeline.tokenizer, name, vector)
     before = pipeline.get_active_adapters()
     pipeline.load_lora_weights(folder, adapter_name=adapter)
-    pipeline.set_adapters([*before, adapter])
+    pipeline.unet.set_adapter([*before, adapter])  # the pipeline's own method would give all of them the weight 1
+    add_word(pipeline.text_encoder, pipeline.tokenizer, name, vector)
     return name

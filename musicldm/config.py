@@ -139,10 +139,11 @@ class TrainConfig:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if not 0 < self.decay_per_epoch <= 1:
             raise ValueError(f"decay_per_epoch must be above 0 and at most 1, got {self.decay_per_epoch}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
-        if not 0 <= self.cooldown_steps <= self.steps:
-            raise ValueError(f"cooldown_steps must be from 0 to steps ({self.steps}), got {self.cooldown_steps}")
+        for name in ("warmup_steps", "cooldown_steps"):
+            if not 0 <= getattr(self, name) <= self.steps:
+                raise ValueError(f"{name} must be from 0 to steps ({self.steps}), got {getattr(self, name)}")
+        if self.cooldown_steps and self.schedule == "cosine":
+            raise ValueError(f"cooldown_steps={self.cooldown_steps} is for schedule=constant; cosine falls by itself")
 
 
 @dataclass
@@ -327,11 +328,9 @@ class DiffusionConfig(TrainConfig):
             raise ValueError(
                 f"mixup_stretch must be from 0 to 0.04, beyond which it is heard, got {self.mixup_stretch}"
             )
-        for name in ("drop_condition", "text_condition", "mixup_probability"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("drop_condition", "text_condition", "text_condition_last", "mixup_probability"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
-        if self.text_condition_last is not None and not 0 <= self.text_condition_last <= 1:
-            raise ValueError(f"text_condition_last is a share between 0 and 1, got {self.text_condition_last}")
         if self.lora.rank and not self.init:
             raise ValueError(f"lora.rank={self.lora.rank} adapts a model: name it by init=MODEL")
         if self.lora.rank and self.index:
@@ -385,9 +384,10 @@ class ConceptConfig(DiffusionConfig):
         _positive(self, "word_rate", "word_steps")
         if not self.prior_captions or self.prior_weight < 0:
             raise ValueError("prior_captions must not be empty, and prior_weight not negative")
-        for name, only in {"mixup": "none", "compile": False, "drop_condition": 0.0, "text_condition": 0.0}.items():
-            if getattr(self, name) != only:
-                raise ValueError(f"concepts are learned with {name}={only}, got {getattr(self, name)}")
+        unused = ("ema_decay", "text_condition_last", "validation_batches")
+        for name in ("mixup", "compile", "drop_condition", "text_condition", *unused):
+            if (given := getattr(self, name)) != (usual := getattr(ConceptConfig, name)):
+                raise ValueError(f"concepts are learned with the default {name}={usual}, got {given}")
 
 
 STAGES: dict[str, type[TrainConfig]] = {

@@ -94,14 +94,12 @@ def train(result: str, stage: str, batch_size: int, accumulate: int, precision: 
         accelerator, state, dataset, network, step = clap_run(config, double)
     seen, gradients = [], {}
     plain = accelerator.unwrap_model(network)
-    clip = accelerator.clip_grad_norm_
 
-    def keep_first(parameters, limit):
+    def keep_first(_optimizer):
         if not gradients:
             gradients.update({name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None})
-        return clip(parameters, limit)
 
-    accelerator.clip_grad_norm_ = keep_first
+    accelerator.unscale_gradients = keep_first  # called before clipping; there is nothing to unscale
     for batch in batches(dataset, config, accelerator, state):
         seen.append(list(state.items))
         with accelerator.accumulate(network):

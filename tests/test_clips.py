@@ -1,6 +1,8 @@
 """Collections of recordings: what a clip is, who is held out, and in which order they come."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -52,6 +54,43 @@ def test_a_smaller_share_is_part_of_a_larger_one():
     assert [len(training) for training, _ in (few, some, most)] == [2, 10, 100]  # two clips of each recording
     assert set(few[0]) < set(some[0]) < set(most[0])
     assert few[1] == some[1] == most[1] == clips[-1:]
+
+
+def test_a_share_does_not_depend_on_the_order_of_a_set():
+    """Recordings of one name in several folders, in processes that hash strings differently."""
+    script = (
+        "from pathlib import Path\nfrom musicldm.data.clips import Clip, split_clips\n"
+        "clips = [Clip(Path(f'{i}/take.wav'), 0.0, 1.0, (), 'train' if i else 'validation') for i in range(40)]\n"
+        "print([str(clip.path) for clip in split_clips(clips, 0.5)[0]])\n"
+    )
+    chosen = {
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(chosen) == 1
+
+
+def test_recordings_to_test_with_are_not_trained_on(tmp_path):
+    """And the other names of the validation are known."""
+    names = {"train": "train", "Test": "test"} | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")
+    rows = [{"file_name": f"{i}.wav", "split": said} for i, said in enumerate(names)]
+    for row in rows:
+        write(tmp_path / row["file_name"], 1.0)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    clips = load_clips(tmp_path, 1.0)
+    assert [clip.split for clip in clips] == list(names.values())
+    training, validation = split_clips(clips)
+    assert {clip.split for clip in training} == {"train"}
+    assert {clip.split for clip in validation} == {"validation"}
+    with pytest.raises(ValueError, match="found only recordings of the split test"):
+        split_clips([clip for clip in clips if clip.split == "test"])
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(rows[0] | {"split": "holdout"}))
+    with pytest.raises(
+        ValueError, match=r"split of 0\.wav is 'holdout'.*train, test, validation, val, valid, dev, eval"
+    ):
+        load_clips(tmp_path, 1.0)
 
 
 def test_versions_of_one_piece_are_never_split(tmp_path):

@@ -1,18 +1,22 @@
 """A concept learned from a few noises: its word comes near the music, other prompts stay, and prompts hold several."""
 
+import copy
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from benchmarks.adapting import CONCEPTS, UNRELATED
 from musicldm import MusicLDMPipeline
 from musicldm.clap import embed_audio
 from musicldm.cli import main
 from musicldm.concepts import EMBEDDING_FILE, add_word, load_concept
+from musicldm.config import ConceptConfig
 from musicldm.data.clips import load_clips, read_clip
 
 OVERRIDES = [
@@ -106,6 +110,61 @@ def test_concepts_are_words_of_prompts(concepts, pipeline):
     assert float((one @ both).detach()) < 0.9999
     made = pipeline("<mine> and <yours>, with strings", num_inference_steps=2, seed=0)
     assert np.isfinite(made.audios).all()
+
+
+def test_a_concept_more_leaves_the_weights_of_others(concepts, pipeline):
+    load_concept(pipeline, concepts[0] / "final")
+    pipeline.set_adapters(["mine"], [0.25])
+    load_concept(pipeline, concepts[1] / "final")
+    scales = [layer.scaling for layer in pipeline.unet.modules() if hasattr(layer, "scaling")]
+    assert scales
+    assert all((scale["mine"], scale["yours"]) == (0.25, 1.0) for scale in scales)
+
+
+def test_a_concept_that_does_not_fit_leaves_no_word(concepts, pipeline, tmp_path):
+    load_concept(pipeline, concepts[0] / "final")
+    folder = shutil.copytree(concepts[1] / "final", tmp_path / "wider")
+    layers = load_file(folder / "pytorch_lora_weights.safetensors")
+    wider = {name: torch.cat([value, value], dim=int("lora_A" in name)) for name, value in layers.items()}
+    save_file(wider, folder / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="does not fit this UNet"):
+        load_concept(pipeline, folder)
+    assert "<yours>" not in pipeline.tokenizer.get_vocab()
+    assert load_concept(pipeline, concepts[1] / "final") == "<yours>"
+    assert pipeline.get_active_adapters() == ["mine", "yours"]
+
+
+def test_a_concept_is_heard_and_keeps_its_cache_where_it_should(tiny_folder, data, tmp_path):
+    """Of half of the recordings; killed before its first checkpoint, it writes no row twice."""
+    out, cache = tmp_path / "run", tmp_path / "cache"
+    short = [f"cache={cache}", "share=0.5", "steps=2", "warmup_steps=0", "validate_every=2", "word_steps=2"]
+    command = learn(tiny_folder, data, "<mine>", out, *short)
+    assert main(command) == 0
+    assert (cache / "latents" / "moments.npy").is_file()
+    assert not (out / "cache").exists()
+    assert "4 clips of 1 recordings" in (out / "final" / "README.md").read_text()
+    assert {path.name for path in (out / "examples" / "step-2").iterdir()} == {"mine.wav", "mine.png"}
+    shutil.rmtree(out / "checkpoint-2")
+    assert main([*command, "--resume"]) == 0
+    assert [row["step"] for row in metrics(out, "validation")] == [0, 2]
+    assert len(metrics(out, "word")) == 1
+
+
+def test_a_concept_goes_with_the_models_own_clap(tiny_parts, tiny_folder, data, tmp_path, capsys):
+    clap = copy.deepcopy(tiny_parts["text_encoder"])
+    with torch.no_grad():
+        clap.text_projection.linear1.weight.mul_(2)
+    MusicLDMPipeline(**tiny_parts | {"text_encoder": clap}).save_pretrained(tmp_path / "other")
+    assert main(learn(tiny_folder, data, "<mine>", tmp_path / "run", f"clap={tmp_path / 'other'}")) == 2
+    assert "goes with its own CLAP" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_benchmarks_unrelated_prompts_are_not_what_concepts_are_held_to():
+    """No word of theirs is in a caption of the prior, nor in one of the music that is learned."""
+    captions = " ".join([*ConceptConfig().prior_captions, *(caption for _, caption in CONCEPTS.values())])
+    known = set(re.findall(r"\w+", captions)) - {"a", "and"}
+    assert not known & set(re.findall(r"\w+", " ".join(UNRELATED)))
 
 
 def test_a_pipeline_with_a_word_more_is_saved_and_loaded(concepts, pipeline, tmp_path):

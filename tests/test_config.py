@@ -30,6 +30,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     [
         ("steps=0", "steps must be positive, got 0"),
         ("steps=many", "many"),
+        ("warmup_steps=200000", r"warmup_steps must be from 0 to steps \(100000\), got 200000"),
         ("schedule=linear", "constant, cosine"),
         ("channels=[100]", "multiples of norm_groups"),
         ("mel.n_mels=30", "n_mels"),
@@ -40,6 +41,21 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
 def test_bad_values_are_named(override, message):
     with pytest.raises(ValueError, match=message):
         load_config(VAEConfig, None, [override])
+
+
+def test_a_cosine_has_no_cooldown():
+    with pytest.raises(ValueError, match="cooldown_steps=5 is for schedule=constant"):
+        load_config(VAEConfig, None, ["schedule=cosine", "cooldown_steps=5"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["ema_decay=0.5", "text_condition_last=0.5", "validation_batches=2", "mixup=plain", "drop_condition=0.1"],
+)
+def test_what_concepts_do_not_use_is_refused(override):
+    name = override.split("=")[0]
+    with pytest.raises(ValueError, match=f"concepts are learned with the default {name}="):
+        load_config(STAGES["concept"], None, [override])
 
 
 def test_a_vocoder_segment_shorter_than_a_frame_is_refused():

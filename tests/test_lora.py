@@ -1,15 +1,18 @@
 """Adapters of the UNet: trained on a folder, saved as diffusers does, loaded, combined, scaled, fused and removed."""
 
+import copy
+
 import numpy as np
 import pytest
 import soundfile
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file
 
 from musicldm import MusicLDMPipeline
 from musicldm.config import DiffusionConfig, load_config
-from musicldm.train import run
+from musicldm.train import diffusion, run
+from musicldm.train.progress import Log
 
 OVERRIDES = [
     *("device=cpu", "steps=6", "batch_size=2", "learning_rate=0.05", "ema_decay=0", "trackers=[]"),
@@ -80,6 +83,48 @@ def test_an_adapter_changes_the_music_by_its_scale_and_leaves_without_a_trace(ad
     pipeline.unfuse_lora()
     pipeline.unload_lora_weights()
     torch.testing.assert_close(play(pipeline), plain, rtol=1e-4, atol=1e-4)  # fusing rounds
+
+
+def test_validations_are_of_what_is_exported_and_change_nothing(adapters, tiny_folder, tmp_path, monkeypatch):
+    """A run stopped and validated often equals a straight one; its last validation had the averaged weights."""
+    seen = []
+
+    def validate(unet, *rest, original=diffusion.validate, **options):
+        seen.append({name: value.clone() for name, value in unet.state_dict().items() if "lora_" in name})
+        return original(unet, *rest, **options)
+
+    def stop_after_5(self, step, original=Log.step):
+        original(self, step)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(diffusion, "validate", validate)
+    data = adapters[0].parents[1] / "data"
+    options = [f"init={tiny_folder}", *OVERRIDES, "ema_decay=0.9"]
+    straight = run("diffusion", None, data, tmp_path / "straight", overrides=options)
+    options += ["validate_every=2", "save_every=4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "step", stop_after_5)
+        with pytest.raises(KeyboardInterrupt):
+            run("diffusion", None, data, tmp_path / "often", overrides=options)
+    often = run("diffusion", None, data, tmp_path / "often", resume=True, overrides=options)
+    once, again = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (straight, often))
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    validated = {name.replace(".default.", "."): value for name, value in seen[-1].items()}
+    assert all(torch.equal(again[f"unet.{name}"], value) for name, value in validated.items())
+    assert len(validated) == len(again)
+
+
+def test_a_unet_goes_on_with_latents_of_its_scale(adapters, tiny_folder, tiny_parts, tmp_path):
+    """Also with another VAE, whose own factor nothing was trained on."""
+    other = copy.deepcopy(tiny_parts["vae"])
+    other.register_to_config(scaling_factor=5.0)
+    other.save_pretrained(tmp_path / "vae")
+    options = [f"init={tiny_folder}", f"vae={tmp_path / 'vae'}", *OVERRIDES, "lora.rank=0", "steps=1"]
+    final = run("diffusion", None, adapters[0].parents[1] / "data", tmp_path / "run", overrides=options)
+    assert MusicLDMPipeline.from_pretrained(final).vae.config.scaling_factor == 0.8
+    wider = AutoencoderKL(latent_channels=8)
+    assert diffusion.initial_scale(load_config(DiffusionConfig, None, options), wider) is None
 
 
 def test_adapters_combine_by_weights(adapters, pipeline):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from conftest import MEL
 
+from musicldm.config import VocoderConfig
 from musicldm.tiles import vocode as vocode_in_tiles
+from musicldm.train.vocoder import initial_generator
 from vocoder import install_matching, log_mel_spectrogram, make_generator, match_mel
 
 
@@ -69,3 +71,12 @@ def test_matched_tiles_are_the_matched_whole(frames, tile, kernels):
     generator, mel = make_generator(MEL, 16, (5, 4, 4), kernels).eval(), torch.randn(2, frames, 16) - 3
     install_matching(generator).config.match_passes = 2
     torch.testing.assert_close(vocode_in_tiles(generator, mel, tile), generator(mel), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("passes", [0, 5])
+def test_a_vocoder_to_start_from_is_matched_as_the_configuration_says(tmp_path, passes):
+    generator = make_generator(MEL, 16, (5, 4, 4), (9, 8, 8))
+    generator.config.match_passes = 2
+    generator.save_pretrained(tmp_path)
+    asked = VocoderConfig(init=str(tmp_path), mel=MEL, match_passes=passes)
+    assert initial_generator(asked).config.match_passes == passes

@@ -16,7 +16,9 @@ from golden import golden, relative_error, tensors
 from safetensors.torch import load_file, save_file
 
 from musicldm import loading
+from musicldm.config import DiffusionConfig
 from musicldm.pipeline import MusicLDMPipeline
+from musicldm.train.diffusion import initial_unet
 from vocoder import mel_config
 
 FAST = {"num_inference_steps": 2, "audio_length_in_s": 0.16}
@@ -170,6 +172,13 @@ def test_converted_folder_is_read_with_the_heads_of_training(converted, tmp_path
     right.load_state_dict(repaired.unet.state_dict())
     reference = MusicLDMPipeline(**tiny_parts | {"unet": right})
     np.testing.assert_allclose(repaired("a", seed=0, **FAST).audios, reference("a", seed=0, **FAST).audios, atol=1e-6)
+
+
+def test_training_begins_with_the_heads_of_training(converted):
+    with pytest.warns(UserWarning, match=r"says 8 attention heads .* using \[1, 2\] as in training"):
+        unet = initial_unet(DiffusionConfig(init=str(converted)), 4, 8, EMBEDDING)
+    assert heads(unet) == {2}
+    assert list(unet.config.attention_head_dim) == [1, 2]
 
 
 def test_repaired_heads_are_saved(converted, tmp_path, recwarn):

@@ -21,6 +21,7 @@ from disk import full_disk
 from test_beats import needs_madmom
 from test_cli_models import fails
 
+from musicldm.config import VAEConfig
 from musicldm.data.analysis import analyse_collection
 from musicldm.data.clips import SegmentDataset, batch_items, load_clips, read_clip
 from musicldm.data.duplicates import find_duplicates, fingerprint, group_of_each
@@ -28,6 +29,7 @@ from musicldm.data.prepare import Job, Measure, PrepareConfig, Prepared, prepare
 from musicldm.data.prepare_captions import metadata_of, write_caption
 from musicldm.data.prepare_measure import decode, find_key
 from musicldm.data.shards import open_recording, read_recording
+from musicldm.train.card import training_card
 
 RATE = 44_100
 
@@ -295,6 +297,33 @@ def test_odd_names_and_places(tmp_path):
         "gone.wav": "is named in the metadata, and not there",
     }
     assert index_of(out)["a.flac"]["texts"][0].startswith("a.flac of ")
+
+
+def test_licences_and_splits_come_with_the_recordings(tmp_path):
+    """To the card of a run; an index from before there were licences is read too."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    rows = [
+        {"file_name": "a.flac", "licence": "CC0", "piece_id": "one"},
+        {"file_name": "b.flac", "license": "CC BY 4.0", "piece_id": "one", "split": "test"},
+        {"file_name": "c.flac", "split": "dev"},
+    ]
+    for i, row in enumerate(rows):
+        soundfile.write(folder / row["file_name"], music(i, 3.0), RATE)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(folder, out, PrepareConfig(tracker="librosa"))
+    index = index_of(out)
+    assert [index[name]["licence"] for name in sorted(index)] == ["CC0", "CC BY 4.0", None]
+    assert [index[name]["split"] for name in sorted(index)] == ["test", "test", "validation"]  # one for a piece
+    clips = load_clips(out, 3.0)
+    card = training_card(VAEConfig(), clips, out, tmp_path, {})
+    assert "| CC0 | 1 |\n| CC BY 4.0 | 1 |\n| not stated | 1 |" in card
+    pq.write_table(pq.read_table(out / "index.parquet").drop_columns("licence"), out / "index.parquet")
+    assert load_clips(out, 3.0) == clips
+    assert "licences are not recorded" in training_card(VAEConfig(), clips, out, tmp_path, {})
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.flac", "split": "holdout"}')
+    with pytest.raises(ValueError, match=r"split of a\.flac is 'holdout'"):
+        prepare(folder, tmp_path / "other", PrepareConfig(tracker="librosa"))
 
 
 def test_a_machine_that_does_not_see_the_files_says_so(tmp_path):

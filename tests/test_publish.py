@@ -1,6 +1,7 @@
 """Models that are given away: the card, the index of the training set, and what a hub would get."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,10 @@ from test_novelty import melody
 from musicldm import MusicLDMPipeline, publish
 from musicldm.clap import clap_feature_extractor
 from musicldm.cli import main
+from musicldm.config import VAEConfig
 from musicldm.publish import CARD, MEASURES, NOVELTY_INDEX, with_section
 from musicldm.train import run
+from musicldm.train.card import training_card
 
 TINY = [
     *("device=cpu", "steps=2", "batch_size=2", "trackers=[]", "validate_every=2", "validation_batches=1", "workers=0"),
@@ -86,6 +89,17 @@ def test_a_trained_model_has_a_card_that_a_hub_can_read(trained):
     assert f"| loss | {validation['loss']:.4g} |" in card.text
     assert str(trained.parent.parent) not in card.text  # nothing of this machine
     assert "| vae | `AutoencoderKL` |" in card.text
+
+
+def test_the_card_has_the_numbers_of_the_weights_that_are_exported(tmp_path):
+    """Among them a row from before the training, as of a concept, and a validation that gave no number."""
+    losses = {0: 0.1, 10: 0.5, 20: math.nan, 30: 0.3, 40: 0.4}
+    rows = [{"step": step, "group": "validation", "loss": loss, "other": -loss} for step, loss in losses.items()]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for export, step in (("last", 40), ("best", 30)):
+        card = training_card(VAEConfig(export=export), [], tmp_path, tmp_path, {})
+        assert f"at the {export} validation:\n\n| Step {step} | |" in card
+        assert f"| loss | {losses[step]} |\n| other | {-losses[step]} |" in card
 
 
 def test_the_card_tells_what_the_index_holds(trained, tmp_path):

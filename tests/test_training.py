@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,12 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from musicldm.config import DiffusionConfig, VAEConfig
+from musicldm.config import DiffusionConfig, VAEConfig, save_config
 from musicldm.train import common, run
-from musicldm.train.checkpoints import STATE_FILE, checkpoints
+from musicldm.train.checkpoints import CONFIG_FILE, STATE_FILE, checkpoints
 from musicldm.train.progress import METRICS_FILE, Log
+from musicldm.train.vae import initial_vae
+from vocoder import MelConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
 RATE, CLIP_S = 16_000, 1.28
@@ -237,6 +241,45 @@ def test_weights_that_do_not_fit_are_refused(trained, collection, tmp_path, stag
     with pytest.raises(ValueError, match="musicldm convert"):
         run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=[f"init={__file__}"])
     assert not list(tmp_path.iterdir())
+
+
+OF_TINY_FOLDER = MelConfig(sample_rate=8000, n_fft=256, hop_length=80, n_mels=16, f_max=4000.0, clip_s=0.32)
+
+
+@pytest.mark.parametrize("stage", ["vae", "vocoder", "clap"])
+def test_given_weights_train_in_training_mode_from_the_first_step(
+    tiny_folder, collection, tmp_path, monkeypatch, stage
+):
+    """They are loaded in evaluation mode, without dropout, and only the main process validates."""
+    module, modes = import_module(f"musicldm.train.{stage}"), set()
+
+    def spy(state, *arguments, original=module.train_step):
+        networks = [part for part in state.parts.values() if isinstance(part, torch.nn.Module)]
+        modes.update(layer.training for network in networks for layer in network.modules())
+        return original(state, *arguments)
+
+    monkeypatch.setattr(module, "train_step", spy)
+    monkeypatch.setattr(module, "announce", lambda *_: None)  # as in the other processes
+    overrides = [f"init={tiny_folder}", "steps=1", "batch_size=2", "trackers=[]", "validation_batches=1"]
+    overrides += [f"mel.{name}={value}" for name, value in asdict(OF_TINY_FOLDER).items()]
+    overrides += {"vae": ["channels=[8,8,16]", "segment_s=0.32"], "vocoder": ["segment_samples=1600"]}.get(stage, [])
+    run(stage, CONFIGS / f"{stage}.yaml", collection, tmp_path / "run", overrides=overrides)
+    assert modes == {True}
+
+
+def test_an_autoencoder_of_other_spectrograms_is_refused(tiny_folder, tmp_path):
+    """As the vocoder beside it says, or the record of its run; alone and without one it is taken at its word."""
+    settings = {"channels": (8, 8, 16), "norm_groups": 4, "latent_channels": 4}
+    other = replace(OF_TINY_FOLDER, hop_length=40, n_mels=32)
+    initial_vae(VAEConfig(**settings, init=str(tiny_folder), mel=OF_TINY_FOLDER))
+    with pytest.raises(ValueError, match=r"mel.hop_length: 80 -> 40; mel.n_mels: 16 -> 32"):
+        initial_vae(VAEConfig(**settings, init=str(tiny_folder), mel=other))
+    alone = tmp_path / "final"
+    shutil.copytree(tiny_folder / "vae", alone)
+    initial_vae(VAEConfig(**settings, init=str(alone), mel=other))
+    save_config(VAEConfig(**settings, mel=OF_TINY_FOLDER), alone / CONFIG_FILE)
+    with pytest.raises(ValueError, match=r"mel.hop_length: 80 -> 40; mel.n_mels: 16 -> 32"):
+        initial_vae(VAEConfig(**settings, init=str(alone), mel=other))
 
 
 def test_a_run_at_a_constant_rate_may_end_later_until_its_cooldown_begins(collection, tmp_path):

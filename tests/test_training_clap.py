@@ -85,6 +85,16 @@ def test_smaller_towers_learn_the_embeddings_of_a_larger_model(fused, collection
     assert likeness.min() > 0.8
 
 
+def test_settings_that_could_not_take_effect_are_refused(tiny_folder, collection, tmp_path):
+    unfused = [f"init={tiny_folder}", "fusion=true", "audio_s=0.6"]
+    with pytest.raises(ValueError, match="has no fusion; start from a model with it"):
+        run("clap", "tiny", collection, tmp_path / "a", overrides=[*SHORT, *unfused])
+    both = [f"distill={tiny_folder}", "contrary_weight=2"]
+    with pytest.raises(ValueError, match="leave one of them out"):
+        run("clap", "tiny", collection, tmp_path / "a", overrides=[*SHORT, *both])
+    assert not (tmp_path / "a").exists()
+
+
 def test_regression_loss_compares_each_modality_with_itself():
     generator = torch.Generator().manual_seed(0)
     views = torch.nn.functional.normalize(torch.randn(3, 5, 8, generator=generator), dim=-1)

@@ -17,9 +17,9 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from musicldm.attention import attention_reference, attention_torch
 from musicldm.config import DiffusionConfig
-from musicldm.train import run
-from musicldm.train.checkpoints import load_state, save_state
-from musicldm.train.common import batches
+from musicldm.train import run, vae
+from musicldm.train.checkpoints import STATE_FILE, load_state, save_state
+from musicldm.train.common import batches, make_accelerator
 from musicldm.train.progress import METRICS_FILE
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "vae.yaml"
@@ -34,6 +34,18 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """Six captioned noises."""
+    folder = tmp_path_factory.mktemp("collection")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(20_480).cumsum() / (i + 30), 16_000)
+    captions = [f"{i}.wav,{'a dark noise; ' * (i + 1)}slow" for i in range(6)]  # each of another length
+    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *captions]))
+    return folder
+
+
 def run_scaled(out: Path, steps: int) -> dict:
     """Train on to ``steps`` from what lies in ``out``, gradients scaled as with float16, and save; the whole state."""
     config = DiffusionConfig(**TINY, steps=steps)
@@ -41,13 +53,14 @@ def run_scaled(out: Path, steps: int) -> dict:
     # What accelerate sets up on a GPU; it grows after every third step.
     accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     optimizer = state.parts["optimizer"].optimizer
-    accelerator.unscale_gradients = lambda: scaler.unscale_(optimizer)
+    accelerator.unscale_gradients = lambda _optimizer: scaler.unscale_(optimizer)
     state.parts["optimizer"] = AcceleratedOptimizer(optimizer, scaler=scaler)
     out.mkdir(exist_ok=True)
     load_state(state, out, accelerator)
     for batch in batches(dataset, config, accelerator, state):
         with accelerator.accumulate(unet):
             step(batch)
+        scaler.update()
         state.step += 1
     save_state(state, out, keep=1)
     return {name: part.state_dict() for name, part in state.parts.items()}
@@ -62,6 +75,36 @@ def test_the_scale_of_float16_gradients_is_part_of_a_checkpoint(tmp_path):
     assert (straight["scaler"]["scale"], straight["scaler"]["_growth_tracker"]) == (2.0**13, 2)
     assert resumed["scaler"] == straight["scaler"]
     assert all(torch.equal(resumed["unet"][name], value) for name, value in straight["unet"].items())
+
+
+def test_both_sides_of_a_gan_have_their_own_gradients_in_float16(collection, tmp_path, monkeypatch):
+    """Each batch of two that make a step, and after each second step the scale doubles: it must not show."""
+    made: list[torch.amp.GradScaler] = []
+
+    def make_scaled(config, out):
+        accelerator = make_accelerator(config, out)
+        accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+
+        def unscale(optimizer=None):  # as accelerate does on a GPU: of all optimisers if none is named
+            for one in accelerator._optimizers if optimizer is None else [optimizer]:
+                scaler.unscale_(one.optimizer)
+
+        accelerator.unscale_gradients = unscale
+        made.append(scaler)
+        return accelerator
+
+    overrides = ["steps=5", "batch_size=2", "accumulate=2", "adversarial_from=1", "trackers=[]", "validation_batches=1"]
+    run("vae", "tiny", collection, tmp_path / "plain", overrides=overrides)
+    monkeypatch.setattr(vae, "make_accelerator", make_scaled)
+    run("vae", "tiny", collection, tmp_path / "scaled", overrides=overrides)
+    plain, scaled = (
+        torch.load(tmp_path / name / "checkpoint-5" / STATE_FILE, weights_only=True)["parts"]
+        for name in ("plain", "scaled")
+    )
+    for part in ("vae", "discriminator"):
+        for name, value in plain[part].items():
+            torch.testing.assert_close(scaled[part][name], value, rtol=1e-3, atol=1e-5, msg=f"{part}: {name}")
+    assert made[0].get_scale() == 2.0**12
 
 
 def test_float16_on_a_cpu_is_refused(tmp_path):
@@ -85,18 +128,6 @@ def test_gradients_of_attention_in_bfloat16(length):
     exact = torch.autograd.grad((attention_reference(q, k, v) * weights).sum(), inputs)
     for gradient, expected in zip(gradients, exact, strict=True):
         assert (gradient - expected).norm() < 0.01 * expected.norm()
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory) -> Path:
-    """Six captioned noises."""
-    folder = tmp_path_factory.mktemp("collection")
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(20_480).cumsum() / (i + 30), 16_000)
-    captions = [f"{i}.wav,{'a dark noise; ' * (i + 1)}slow" for i in range(6)]  # each of another length
-    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *captions]))
-    return folder
 
 
 # How many modules are compiled, and in how many graphs: of each module one for training and one for evaluation, and one

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data=FOLDER (audio files and metadata.jsonl), and changes to the configuration such as steps=1000",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML, or original, mini or tiny; what it leaves out is as published"
+        "--config", metavar="FILE", help="YAML, or original, mini, tiny or lora; what it leaves out is as published"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the folder")

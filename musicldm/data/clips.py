@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 VALIDATION_SHARE = 0.05
+VALIDATION_NAMES = ("validation", "val", "valid", "dev", "eval")
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(VALIDATION_NAMES, "validation")
 
 
 class Clip(NamedTuple):
@@ -37,7 +39,7 @@ class Clip(NamedTuple):
     start_s: float
     duration_s: float  # of the recording from start_s on, at most one clip
     texts: tuple[str, ...]
-    split: str  # "train" or "validation"
+    split: str  # "train", "validation" or "test"
 
 
 class Item(NamedTuple):
@@ -50,12 +52,12 @@ class Item(NamedTuple):
 def load_clips(folder: str | Path, clip_s: float) -> list[Clip]:
     """Every clip of the collection: recordings cut into consecutive clips of ``clip_s``, a last piece kept from half.
 
-    A recording shorter than a clip is one clip. The split is that of the metadata, else drawn from a hash of
-    ``piece_id`` or the file's name, so that it never changes and never cuts a recording in two.
+    A recording shorter than a clip is one clip. The split is that of the metadata (`named_split`), else drawn from a
+    hash of ``piece_id`` or the file's name, so that it never changes and never cuts a recording in two.
 
     Raises:
         FileNotFoundError: no folder, or no recordings in it.
-        ValueError: a row of metadata that cannot be read, or without ``file_name``.
+        ValueError: a row of metadata that cannot be read, without ``file_name``, or with a split of another name.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -70,7 +72,7 @@ def load_clips(folder: str | Path, clip_s: float) -> list[Clip]:
         if not path.is_file():
             raise FileNotFoundError(f"the metadata in {folder} names {row['file_name']!r}, which is not there")
         texts = tuple(dict.fromkeys(row_texts(row)))
-        split = row.get("split") or split_of(str(row.get("piece_id") or row["file_name"]))
+        split = named_split(row) or split_of(str(row.get("piece_id") or row["file_name"]))
         clips += _cut(path, soundfile.info(path).duration, clip_s, texts, split)
     if not clips:
         raise FileNotFoundError(f"no recordings in {folder} ({', '.join(SUFFIXES)})")
@@ -147,9 +149,28 @@ def row_texts(row: dict) -> list[str]:
     return [text for text in texts if text]
 
 
+def licence_of(row: dict) -> str | None:
+    """The licence in a row of metadata: ``licence`` or ``license``."""
+    licence = row.get("licence") or row.get("license")
+    return str(licence) if licence else None
+
+
 def listed(value: object) -> list:
     """``value`` if it is a list, else a list of it alone."""
     return value if isinstance(value, list) else [value]
+
+
+def named_split(row: dict) -> str | None:
+    """``train``, ``validation`` (also called val, valid, dev or eval) or ``test``, as a row of metadata says; or None.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    if not (said := row.get("split")):
+        return None
+    if (split := SPLITS.get(str(said).strip().lower())) is None:
+        raise ValueError(f"the split of {row.get('file_name')} is {said!r}; it must be one of {', '.join(SPLITS)}")
+    return split
 
 
 def split_of(key: str) -> str:
@@ -161,24 +182,35 @@ def split_of(key: str) -> str:
 def split_clips(clips: list[Clip], share: float = 1.0) -> tuple[list[Clip], list[Clip]]:
     """``(training, validation)``; a collection too small for a validation share validates on its last recording.
 
-    With a ``share`` below 1 only so many of the training recordings are kept, at least one: those of lowest hash, so
-    that a smaller share is part of a larger one.
+    What is to test with is in neither. Of the training recordings `of_share` is kept.
 
     Raises:
         ValueError: fewer than two recordings, so nothing can be held out.
     """
+    clips = [clip for clip in clips if clip.split != "test"]
+    if len(paths := dict.fromkeys(clip.path for clip in clips)) < 2:
+        found = ", ".join(path.name for path in paths) or "recordings of the split test"
+        raise ValueError(f"training needs two recordings or more, to hold one out; found only {found}")
     train = [clip for clip in clips if clip.split != "validation"]
     validation = [clip for clip in clips if clip.split == "validation"]
     if not (train and validation):
         last = clips[-1].path
-        if all(clip.path == last for clip in clips):
-            raise ValueError(f"training needs two recordings or more, to hold one out; found only {last.name}")
         train, validation = ([c for c in clips if (c.path == last) == held] for held in (False, True))
-    if share < 1:
-        recordings = sorted({clip.path for clip in train}, key=lambda path: hashlib.sha256(path.name.encode()).digest())
-        kept = set(recordings[: math.ceil(share * len(recordings))])
-        train = [clip for clip in train if clip.path in kept]
-    return train, validation
+    return of_share(train, share), validation
+
+
+def of_share(clips: list[Clip], share: float) -> list[Clip]:
+    """The clips of a ``share`` of their recordings, at least one: those of lowest hash of their name.
+
+    So a smaller share is part of a larger one.
+    """
+
+    def place(path: Path) -> tuple[bytes, str]:
+        return hashlib.sha256(path.name.encode()).digest(), str(path)  # names may come twice, in several folders
+
+    recordings = sorted({clip.path for clip in clips}, key=place)
+    kept = set(recordings[: math.ceil(share * len(recordings))])
+    return [clip for clip in clips if clip.path in kept]
 
 
 def item_rng(seed: int, item: Item, purpose: str) -> np.random.Generator:

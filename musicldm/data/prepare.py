@@ -9,9 +9,10 @@ The index has one row per recording, or per 20 minutes of a longer one (part_s),
     part                   from 0; which of the parts of a long recording
     group                  recordings of one group are versions of one piece: its piece_id, else a file name
     duplicate_of           the file that it is a copy of; copies are listed, and not in the shards
-    split                  train or validation; one for a whole group
+    split                  train, validation or test; one for a whole group
     shard, member          where it is, below DIR/shards; null for copies
     texts, tags            captions and keywords
+    licence                as the metadata has it
     duration_s             seconds
     source_sample_rate_hz, source_channels    of the file; what is stored is mono, at the rate asked for
     peak                   largest magnitude before storing; above 1 was clipped
@@ -316,8 +317,12 @@ def _join(rows: list[dict], prints: list[np.ndarray]) -> None:
             if piece != "piece " and (first := pieces.setdefault(piece, i)) != i:
                 related.append((first, i))
     groups = group_of_each(len(rows), related)
+    said: dict[int, str] = {}  # the split that the first of each group with one has
+    for row, first in zip(rows, groups, strict=True):
+        if row["split"]:
+            said.setdefault(first, row["split"])
     for row, first in zip(rows, groups, strict=True):
         row["group"] = rows[first]["piece_id"] or rows[first]["file_name"]
-        row["split"] = rows[first]["split"] or split_of(row["group"])
+        row["split"] = said.get(first) or split_of(row["group"])
     for row in rows:
         del row["piece_id"]

@@ -1,6 +1,6 @@
 """Captions of recordings: those that come with them, or sentences of their tags and of what was measured.
 
-    metadata.jsonl | metadata.csv | NAME.txt | NAME.json  ->  texts, tags, piece_id, split
+    metadata.jsonl | metadata.csv | NAME.txt | NAME.json  ->  texts, tags, piece_id, split, licence
     tags, tempo, metre, key  ->  "A fast rock track in 4/4, 140 BPM."
 
 Keywords become captions through templates, as in LAION-Audio-630K (Wu et al., 2023, https://arxiv.org/abs/2211.06687).
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from musicldm.data.captions import tempo_words
-from musicldm.data.clips import listed, read_metadata, row_texts
+from musicldm.data.clips import licence_of, listed, named_split, read_metadata, row_texts
 
 CAPTIONS = ("keep", "tags", "none")
 SURE_BEATS, SURE_KEY = 0.4, 0.04  # confidence and clarity from which tempo and key are said
@@ -33,16 +33,21 @@ def find_metadata(folder: Path) -> dict[str, dict]:
     """What ``metadata.jsonl`` or ``metadata.csv`` in ``folder`` says, by file name.
 
     Raises:
-        ValueError: a row that cannot be read, or without ``file_name``.
+        ValueError: a row that cannot be read, without ``file_name``, or with a split of another name.
     """
-    return {row["file_name"]: row for row in read_metadata(folder) or []}
+    rows = {row["file_name"]: row for row in read_metadata(folder) or []}
+    for row in rows.values():
+        named_split(row)  # before the work rather than after it
+    return rows
 
 
 def metadata_of(path: Path, row: Mapping | None) -> dict:
     """Texts, tags, piece and split of the recording at ``path``: its ``row``, or the file of its name beside it.
 
+    And its ``licence``, where there is one.
+
     Raises:
-        ValueError: a sidecar that is not JSON, or captions or tags that are not strings.
+        ValueError: a sidecar that is not JSON, captions or tags that are not strings, or a split of another name.
     """
     row = dict(row or {})
     if (file := path.with_suffix(".json")).is_file():
@@ -57,12 +62,13 @@ def metadata_of(path: Path, row: Mapping | None) -> dict:
     tags = [*(tags.split(",") if isinstance(tags, str) else listed(tags)), row.get("genre")]
     if other := [value for value in (*texts, *tags) if not isinstance(value, str | None)]:
         raise ValueError(f"its captions and tags must be strings, got {other[0]!r}")
-    return {
+    known = {
         "texts": list(dict.fromkeys(text.strip() for text in texts if text and text.strip())),
         "tags": list(dict.fromkeys(tag.strip() for tag in tags if tag and tag.strip())),
         "piece_id": str(row["piece_id"]) if row.get("piece_id") else None,
-        "split": row.get("split") if row.get("split") in ("train", "validation") else None,
+        "split": named_split({"file_name": path.name} | row),
     }
+    return known | ({"licence": licence} if (licence := licence_of(row)) else {})
 
 
 def write_caption(row: Mapping) -> str:

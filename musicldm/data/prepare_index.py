@@ -20,6 +20,7 @@ COLUMNS = {
     "member": TEXT,
     "texts": TEXTS,
     "tags": TEXTS,
+    "licence": TEXT,  # which older indexes lack
     "duration_s": NUMBER,
     "source_sample_rate_hz": COUNT,
     "source_channels": COUNT,

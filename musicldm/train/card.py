@@ -6,14 +6,15 @@ configuration, clips, metadata, OUT/metrics.jsonl -> OUT/final/README.md
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
 from torch import nn
 
 from musicldm.config import TrainConfig, differences
-from musicldm.data.clips import Clip, metadata_rows
-from musicldm.data.shards import INDEX_FILE
+from musicldm.data.clips import Clip, licence_of, metadata_rows
+from musicldm.data.shards import INDEX_FILE, index_rows
 from musicldm.publish import USE, front_matter, parts_table
 from musicldm.train.progress import METRICS_FILE
 
@@ -49,8 +50,10 @@ def training_card(config: TrainConfig, clips: list[Clip], data: Path, out: Path,
     elif stage == "Diffusion":
         title, use = "MusicLDM", USE
     sections = [f"# {title}", use, parts_table(parts), f"## Data\n\n{_data(clips, data)}", _recipe(config, base)]
-    if numbers := _numbers(out / METRICS_FILE):
-        sections.append(f"## Numbers\n\nOn clips held out of the training, at the last validation:\n\n{numbers}")
+    if numbers := _numbers(out / METRICS_FILE, config.export):
+        sections.append(
+            f"## Numbers\n\nOn clips held out of the training, at the {config.export} validation:\n\n{numbers}"
+        )
     if stage == "Concept":
         sections[-1] = sections[-1].replace("clips held out of the training", "the clips that it was learned from")
     sections.append(
@@ -65,13 +68,12 @@ def _data(clips: list[Clip], data: Path) -> str:
     hours = sum(clip.duration_s for clip in clips) / 3600
     recordings = {str(clip.path) for clip in clips}
     text = f"{len(clips)} clips of {len(recordings)} recordings, {hours:.3g} hours"
-    rows = [] if (data / INDEX_FILE).is_file() else metadata_rows(data)
-    licences = Counter(
-        str(row.get("licence") or row.get("license") or "not stated")
-        for row in rows
-        if str(data / row["file_name"]) in recordings
-    )
-    if not licences:
+    if (data / INDEX_FILE).is_file():
+        rows = ((row["path"], row) for row in index_rows(data, ["licence"]))
+    else:
+        rows = ((data / row["file_name"], row) for row in metadata_rows(data))
+    licences = Counter(licence_of(row) or "not stated" for path, row in rows if str(path) in recordings)
+    if not set(licences) - {"not stated"}:
         return f"{text}. Their licences are not recorded."
     table = "\n".join(f"| {name} | {count} |" for name, count in licences.most_common())
     return f"{text}.\n\n| Licence | Recordings |\n| --- | --- |\n{table}"
@@ -86,11 +88,22 @@ def _recipe(config: TrainConfig, base: str) -> str:
     return f"{start}\n\n| Setting | Here | Default |\n| --- | --- | --- |\n{table}" if rows else start
 
 
-def _numbers(metrics: Path) -> str:
-    """The last validation, as a table."""
+def _numbers(metrics: Path, export: str) -> str:
+    """The validation of the weights that are exported, as a table: the last, or the best by its first number."""
     lines = metrics.read_text().splitlines() if metrics.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row["group"] == "validation"]
+    rows = [row for row in map(json.loads, lines) if row.pop("group") == "validation"]
     if not rows:
         return ""
-    values = [f"| {name} | {value:.4g} |" for name, value in rows[-1].items() if name not in ("step", "group")]
-    return "\n".join([f"| Step {rows[-1]['step']} | |", "| --- | --- |", *values])
+    row = _best(rows) if export == "best" else rows[-1]
+    values = [f"| {name} | {value:.4g} |" for name, value in row.items() if name != "step"]
+    return "\n".join([f"| Step {row['step']} | |", "| --- | --- |", *values])
+
+
+def _best(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The row of the best step: its first number is the lowest. One of step 0 is from before the training."""
+
+    def place(row: dict[str, float]) -> tuple[bool, float]:
+        _, first, *_ = row.values()  # the step comes before
+        return math.isnan(first), first
+
+    return min((row for row in rows if row["step"]), key=place)

@@ -5,6 +5,7 @@ OUT/training.yaml, OUT/checkpoint-N/state.pt, OUT/final/
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import shutil
@@ -98,6 +99,7 @@ class State:
     step: int = 0
     numbers: dict[str, float] = field(default_factory=dict)  # "best" and "best_step" of the validations among them
     items: list[Item] = field(default_factory=list)  # of the batch at work; not saved
+    later: tuple[str, ...] = ()  # parts that checkpoints lack from before a run was long enough for them; then fresh
 
     def batch_names(self) -> str:
         """The files of the batch at work, for messages."""
@@ -119,7 +121,7 @@ def _start(config: TrainConfig, out: Path, resume: bool) -> None:
     recorded = out / CONFIG_FILE
     if not recorded.exists():
         out.mkdir(parents=True, exist_ok=True)
-        save_config(config, recorded)
+        _record(config, recorded)
     elif not resume:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another folder")
     else:
@@ -133,7 +135,15 @@ def _start(config: TrainConfig, out: Path, resume: bool) -> None:
             raise ValueError(
                 f"{out} holds a run of another configuration ({'; '.join(grave)}): undo that or start anew"
             )
-        save_config(config, recorded)
+        if changes:
+            _record(config, recorded)
+
+
+def _record(config: TrainConfig, path: Path) -> None:
+    """Write ``config`` so that, whatever kills the run, ``path`` is as before or complete."""
+    scratch = path.with_name(f".{path.name}.part")
+    save_config(config, scratch)
+    scratch.replace(path)
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -173,41 +183,81 @@ def save_state(state: State, out: Path, keep: int) -> None:
 
 
 def load_state(state: State, out: Path, accelerator: Accelerator) -> None:
-    """Continue from the newest readable checkpoint of ``out``; without one ``state`` stays at step 0.
+    """Continue from the newest readable checkpoint of ``out``; ``state`` stays at step 0 if there is none at all.
 
     With float16 the scale of the gradients is part of the state.
+
+    Raises:
+        ValueError: there are checkpoints but none can be read, or one does not fit, or not all processes see the same.
     """
     if accelerator.scaler is not None:
         state.parts["scaler"] = accelerator.scaler
-    for folder in reversed(checkpoints(out)):
+    found = checkpoints(out)
+    for folder in reversed(found):
         try:
-            load_checkpoint(state, folder)
-            return
+            saved = read_checkpoint(folder)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            print(f"{folder} cannot be read ({error}); trying the checkpoint before it", file=sys.stderr)
+            print(f"{folder} cannot be read ({error})", file=sys.stderr)
+            continue
+        take_over(state, saved, folder)
+        if folder != found[-1]:
+            print(f"continuing from {folder}", file=sys.stderr)
+        break
+    else:
+        if found:
+            raise ValueError(f"none of the checkpoints in {out} can be read: remove them to begin anew")
+    steps = accelerator.gather(torch.tensor([state.step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes would go on from different steps ({', '.join(map(str, steps))}): "
+            f"{out} must be on a file system that all hosts share"
+        )
 
 
-def load_checkpoint(state: State, folder: Path) -> None:
-    """Make ``state`` that of one checkpoint."""
-    saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+def read_checkpoint(folder: Path) -> dict:
+    """What `save_state` wrote."""
+    return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+
+
+def take_over(state: State, saved: dict, folder: Path) -> None:
+    """Make ``state`` that of the checkpoint ``folder``, whose content is ``saved``.
+
+    Raises:
+        ValueError: a part does not fit, or is not there.
+    """
     for name, part in state.parts.items():
-        _unwrapped(part).load_state_dict(saved["parts"][name])
+        if name in state.later and name not in saved["parts"]:
+            continue
+        try:
+            _unwrapped(part).load_state_dict(saved["parts"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{name} of {folder} is not what this run trains ({error}): was the model of init, or this package, "
+                "another when the run began?"
+            ) from error
     state.step, state.numbers = saved["step"], saved["numbers"]
 
 
 def record_best(state: State, metrics: dict[str, float]) -> bool:
-    """Note a validation, whose first number counts; whether it is the lowest so far."""
+    """Note a validation, whose first number counts; whether it is the lowest so far, which NaN is not."""
     value = next(iter(metrics.values()))
-    if value >= state.numbers.get("best", float("inf")):
+    if math.isnan(value) or value >= state.numbers.get("best", float("inf")):
         return False
     state.numbers |= {"best": value, "best_step": state.step}
     return True
 
 
 def final_folder(state: State, config: TrainConfig, data: Path, out: Path, parts: dict[str, nn.Module]) -> Path:
-    """``OUT/final``, with the run's configuration and a card of ``parts``; ``state`` becomes what is to be exported."""
+    """``OUT/final``, with the run's configuration and a card of ``parts``; ``state`` becomes what is to be exported.
+
+    Raises:
+        ValueError: the best is to be exported and every validation was NaN.
+    """
     if config.export == "best":
-        load_checkpoint(state, out / f"checkpoint-{state.numbers['best_step']}")
+        if "best_step" not in state.numbers:
+            raise ValueError(f"no validation of {out} gave a number, so that none is the best: --resume export=last")
+        best = out / f"checkpoint-{state.numbers['best_step']}"
+        take_over(state, read_checkpoint(best), best)
     final = out / "final"
     final.mkdir(exist_ok=True)
     shutil.copy(out / CONFIG_FILE, final / CONFIG_FILE)

@@ -102,10 +102,18 @@ class Towers(nn.Module):
 
 
 def initial_towers(config: CLAPConfig, captions: list[str]) -> tuple[Towers, ClapFeatureExtractor]:
-    """The towers to train and the audio tower's front end: those of ``config.init``, or fresh ones for ``captions``."""
+    """The towers to train and the audio tower's front end: those of ``config.init``, or fresh ones for ``captions``.
+
+    Raises:
+        ValueError: fusion is asked for, which the towers of ``init`` were not built for.
+    """
     if config.init:
         clap, tokenizer, feature_extractor = load_conditioner(initial_folder(config))
-        return Towers(clap.float(), tokenizer), feature_extractor
+        if config.fusion and not clap.config.audio_config.enable_fusion:
+            raise ValueError(
+                f"fusion=true: {config.init} has no fusion; start from a model with it, or leave out init or fusion"
+            )
+        return Towers(clap.float(), tokenizer).train(), feature_extractor  # which come in evaluation mode
     tokenizer = train_tokenizer(captions, config.vocabulary)
     return Towers(make_clap(config, len(tokenizer)), tokenizer), make_feature_extractor(config)
 
@@ -273,9 +281,14 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
 
     Raises:
         ValueError: a recording has no caption; or gradient checkpointing is asked for, which ClapModel does not know;
-            or the model to be distilled does not fit.
+            or the model to be distilled does not fit, or contrary captions are to be told apart beside it.
     """
     refuse_checkpointing(config, "CLAP model")
+    if config.distill and config.contrary_weight:
+        raise ValueError(
+            f"contrary_weight={config.contrary_weight} is a part of the contrast, which distill={config.distill} "
+            "replaces: leave one of them out"
+        )
     clips = load_clips(data, config.mel.clip_s)
     if bare := [clip.path for clip in clips if not clip.texts]:
         raise ValueError(f"{len(bare)} recordings of {data} have no caption, the first is {bare[0].name}: add text")

@@ -138,7 +138,8 @@ def optimise(
 ) -> dict[str, Tensor]:
     """Add the gradient of ``loss``; with the last batch of a step, update ``module``.
 
-    Returns ``grad_norm``, the gradient's norm before clipping, when there was an update.
+    Returns ``grad_norm``, the gradient's norm before clipping, when there was an update. A scale of float16 gradients
+    stays what it is until `after_batch`, so that all gradients of a step have the same.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the weights are as they were.
@@ -150,10 +151,15 @@ def optimise(
     epoch = state.step * step_size(config, accelerator) // max(1, len(state.clips))
     for group in optimizer.param_groups:
         group["lr"] = group.get("scale", 1.0) * learning_rate(config, state.step) * config.decay_per_epoch**epoch
-    norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+    # Not accelerator.clip_grad_norm_, which unscales the gradients of all optimisers, though others' are yet to come.
+    accelerator.unscale_gradients(optimizer)
+    norm = nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
     # A scaler leaves out steps with such gradients, and looks for a scale without them.
     check_finite(state, loss=loss, **({} if accelerator.scaler else {"gradient": norm}))
-    optimizer.step()
+    if accelerator.scaler:
+        accelerator.scaler.step(optimizer.optimizer)
+    else:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"grad_norm": norm}
 
@@ -198,8 +204,17 @@ def batches(
 ) -> Iterator[Tensor]:
     """This process's batches from ``state.step`` to the last step, in an order fixed by the seed.
 
-    ``state.items`` always are those of the batch at work.
+    ``state.items`` always are those of the batch at work. Says so on stderr when the run went on with another number of
+    items a step, as with another number of processes.
     """
+    size = step_size(config, accelerator)
+    if (before := state.numbers.get("items", size)) != size and accelerator.is_main_process:
+        print(
+            f"warning: a step had {before} items until here and now has {size}, from another number of processes; "
+            "clips come in another order, and learning_rate was chosen for the former",
+            file=sys.stderr,
+        )
+    state.numbers["items"] = size
     steps = range(state.step, config.steps)
 
     def plan() -> Iterator[list[Item]]:
@@ -220,11 +235,12 @@ def after_batch(
     log: Log,
     validate: Callable[[], dict[str, float]],
     examples: Callable[[], tuple[dict[str, np.ndarray], int]] | None = None,
+    pictures: Callable[[], dict[str, dict[str, np.ndarray]]] | None = None,
 ) -> None:
     """Count a batch. If it completed a step: log, validate and save when the step asks for it, and stop when told to.
 
     ``validate`` returns metrics of which the first decides what is best, ``examples`` waveforms (L,) by name and their
-    rate in Hz.
+    rate in Hz, ``pictures`` log-mels (T, F) that are drawn one above the other, by name and label.
 
     Raises:
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the state is saved.
@@ -232,6 +248,8 @@ def after_batch(
     log.add(losses)
     if not log.accelerator.sync_gradients:
         return
+    if log.accelerator.scaler:
+        log.accelerator.scaler.update()
     state.step += 1
     log.step(state.step)
     last = state.step == config.steps
@@ -242,6 +260,8 @@ def after_batch(
         best = record_best(state, metrics)
         if examples is not None:
             log.examples(state.step, *examples())
+        if pictures is not None:
+            log.pictures(state.step, pictures())
     stop = log.stopping()
     if log.accelerator.is_main_process and (last or best or stop or state.step % config.save_every == 0):
         save_state(state, out, config.keep_checkpoints)

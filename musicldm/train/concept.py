@@ -12,6 +12,7 @@ al., 2023, https://arxiv.org/abs/2208.12242), here the frozen model's own answer
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +26,25 @@ from torch.nn import functional
 from musicldm.clap import embed_text
 from musicldm.concepts import add_word, check_name, save_concept
 from musicldm.config import ConceptConfig
-from musicldm.data.clips import Clip, Item, batch_items, item_rng, load_clips
+from musicldm.data.clips import Clip, Item, batch_items, item_rng, load_clips, of_share
 from musicldm.lora import add_adapter
+from musicldm.pipeline import MusicLDMPipeline
 from musicldm.train.cache import Conditioner, build_cache
 from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import after_batch, batches, make_accelerator, make_optimizer, optimise
-from musicldm.train.diffusion import CachedLatents, Example, initial_unet, load_parts, of_initial, to_device
+from musicldm.train.condition import former_clap
+from musicldm.train.diffusion import (
+    CachedLatents,
+    Example,
+    examples,
+    initial_scale,
+    initial_unet,
+    load_parts,
+    of_initial,
+    to_device,
+)
 from musicldm.train.objectives import make_scheduler, question, weighted_losses
-from musicldm.train.progress import Log, announce
+from musicldm.train.progress import METRICS_FILE, Log, announce
 
 
 class Word(nn.Module):
@@ -157,13 +169,19 @@ def validate(
 def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Learn ``config.name`` from the music in ``data``; `musicldm.concepts.load_concept` loads ``OUT/final``.
 
+    All of it is learned from, as held-out music would be missed, but for recordings of the split test.
+
     Raises:
-        ValueError: a name of another form, or more than one process.
+        ValueError: a name of another form, no music, another CLAP than the model's, or more than one process.
     """
     check_name(config.name)
     config = of_initial(config)
-    clips = load_clips(data, config.mel.clip_s)
-    vae, _, conditioner = load_parts(config)
+    clips = [clip for clip in load_clips(data, config.mel.clip_s) if clip.split != "test"]
+    if not clips:
+        raise ValueError(f"all recordings of {data} are of the split test, so that there is nothing to learn from")
+    clips = of_share(clips, config.share)
+    vae, vocoder, conditioner = load_parts(config)
+    former_clap(config, conditioner)  # refuses another one
     unet = initial_unet(config, vae.config.latent_channels, 0, conditioner.clap.config.projection_dim)
     add_adapter(unet, config.lora)
     if config.gradient_checkpointing:
@@ -172,7 +190,8 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
     if accelerator.num_processes > 1:
         raise ValueError(f"a concept is learned by one process, not {accelerator.num_processes}")
     start(config, out, resume, accelerator)
-    cache = build_cache(clips, vae, conditioner, config.mel, out / "cache", accelerator.device)
+    kept = Path(config.cache) if config.cache else out / "cache"
+    cache = build_cache(clips, vae, conditioner, config.mel, kept, accelerator.device)
     dataset = CachedLatents(cache, list(range(len(clips))), config)
     token = add_word(conditioner.clap, conditioner.tokenizer, config.name)
     embeddings = conditioner.clap.requires_grad_(False).text_model.embeddings
@@ -181,8 +200,20 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
     learned = nn.ModuleDict({"unet": unet, "word": word.to(accelerator.device)})
     state = State({"learned": learned, "optimizer": accelerator.prepare(make_optimizer(unet, config))}, clips)
     load_state(state, out, accelerator)
+    vae.register_to_config(scaling_factor=initial_scale(config, vae) or vae.config.scaling_factor)
     state.numbers["scaling_factor"] = vae.config.scaling_factor
     scheduler = make_scheduler(config)
+    pipeline = MusicLDMPipeline(
+        vae=vae,
+        text_encoder=conditioner.clap,
+        tokenizer=conditioner.tokenizer,
+        feature_extractor=conditioner.feature_extractor,
+        unet=unet,
+        scheduler=scheduler,
+        vocoder=vocoder.to(accelerator.device),
+    )
+    shown = replace(config, validation_prompts=tuple(config.validation_prompts) or (config.name,))
+    show = partial(examples, pipeline, dataset, shown)
     check = partial(validate, state, conditioner, dataset, config, scheduler, accelerator.device)
 
     def trial() -> Tensor:
@@ -192,6 +223,8 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
         return losses_of(unet, conditioner, example, captions, scale, config, scheduler)["loss"]
 
     announce(config, clips, {"UNet": unet, "word": word}, trial, accelerator)
+    if state.step == 0:  # what a run wrote that was killed before its first checkpoint will come again
+        (out / METRICS_FILE).unlink(missing_ok=True)
     with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
         if state.step == 0:
             heard = torch.from_numpy(np.array(cache.audio)).to(accelerator.device)  # (N, D)
@@ -200,7 +233,7 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
         for example in batches(dataset, config, accelerator, state):
             with accelerator.accumulate(learned):
                 losses = train_step(state, example, conditioner, config, scheduler, accelerator)
-            after_batch(state, losses, config, out, log, check)
+            after_batch(state, losses, config, out, log, check, show)
     final = final_folder(state, config, data, out, {"UNet and adapter": unet})
     save_concept(final, config.name, word.vector, unet)
     return final

@@ -35,12 +35,20 @@ def empty_embedding(conditioner: Conditioner) -> Tensor:
 
 
 def former_clap(config: DiffusionConfig, conditioner: Conditioner) -> Conditioner | None:
-    """The CLAP that the UNet of ``config.init`` was trained with, if it is another than ``conditioner``'s."""
+    """The CLAP that the UNet of ``config.init`` was trained with, if it is another than ``conditioner``'s.
+
+    Raises:
+        ValueError: an adapter, or a concept, is to be trained with another CLAP than its model's.
+    """
     if not (config.init and config.clap and initial_folder(config, "text_encoder").name == "text_encoder"):
         return None
     former = load_conditioner(initial_folder(config))
     same = fingerprint([], config.mel, former.clap) == fingerprint([], config.mel, conditioner.clap)
-    return None if same else former
+    if same:
+        return None
+    if config.lora.rank:
+        raise ValueError(f"an adapter of {config.init} goes with its own CLAP; leave out clap={config.clap}")
+    return former
 
 
 def prepare_condition(
@@ -49,11 +57,9 @@ def prepare_condition(
     """Ready a UNet that has not been conditioned by ``conditioner`` before for the conditions of clips ``indices``.
 
     Raises:
-        ValueError: an adapter is to be trained with another CLAP than its model's.
+        ValueError: that of `former_clap`.
     """
     former = former_clap(config, conditioner)
-    if former and config.lora.rank:
-        raise ValueError(f"an adapter of {config.init} goes with its own CLAP; leave out clap={config.clap}")
     if former:
         forget_condition(unet, empty_embedding(former))
     if (former or not config.init) and config.whiten_condition:

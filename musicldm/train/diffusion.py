@@ -8,7 +8,9 @@ Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546; Ho et al. (2020)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from transformers import SpeechT5HifiGan
 from musicldm.cli.common import slug
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
 from musicldm.data.clips import Item, batch_items, item_rng, load_clips, split_clips
+from musicldm.loading import head_numbers
 from musicldm.lora import add_adapter, save_adapter
 from musicldm.pipeline import MusicLDMPipeline
 from musicldm.publish import NOVELTY_INDEX, read_card
@@ -88,14 +91,19 @@ def make_unet(config: DiffusionConfig, latent_channels: int, latent_frames: int,
 
 
 def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: int, embedding_size: int):
-    """The UNet to train: that of ``config.init``, or a fresh one.
+    """The UNet to train: that of ``config.init``, its heads put right as by the pipeline, or a fresh one.
 
     Raises:
         ValueError: the one of ``init`` is for other latents or embeddings, or was trained on other noise.
     """
     if not config.init:
         return make_unet(config, latent_channels, latent_frames, embedding_size)
-    unet = UNet2DConditionModel.from_pretrained(initial_folder(config, "unet")).float()
+    folder = initial_folder(config, "unet")
+    if heads := head_numbers(UNet2DConditionModel.load_config(folder)):
+        said = "says 8 attention heads at every level of the UNet, a mistake of its conversion"
+        warnings.warn(f"{folder} {said}; using {heads} as in training", stacklevel=2)
+    changes = {"attention_head_dim": heads} if heads else {}
+    unet = UNet2DConditionModel.from_pretrained(folder, **changes).float()
     sizes = unet.config.in_channels, unet.config.projection_class_embeddings_input_dim
     if sizes != (latent_channels, embedding_size):
         raise ValueError(
@@ -112,6 +120,19 @@ def initial_settings(config: DiffusionConfig) -> dict:
     """What the model ``init`` says of the noise that it was trained on; nothing of a UNet alone."""
     scheduler = initial_folder(config, "scheduler")
     return trained_settings(scheduler) if scheduler.name == "scheduler" else {}
+
+
+def initial_scale(config: DiffusionConfig, vae: AutoencoderKL) -> float | None:
+    """The factor of the latents that the UNet of ``config.init`` knows, which is in its model's own VAE.
+
+    None of a UNet alone, or if the latents of ``vae`` are of another shape.
+    """
+    folder = initial_folder(config, "vae") if config.init else Path()
+    if folder.name != "vae":
+        return None
+    with torch.device("meta"):  # for its configuration alone
+        former = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+    return former.config.scaling_factor if latent_shape(former, config.mel) == latent_shape(vae, config.mel) else None
 
 
 def of_initial(config: DiffusionConfig) -> DiffusionConfig:
@@ -245,7 +266,6 @@ def validate(
     scheduler: SchedulerMixin,
 ) -> dict[str, float]:
     """Mean loss on held-out clips at fixed times and noise; ``constant_loss`` is that of always predicting 0."""
-    unet.eval()
     total, constant = 0.0, 0.0
     n = config.validation_batches * config.batch_size
     for k in range(n):
@@ -256,15 +276,24 @@ def validate(
         target = question(x0, example.noise, example.timestep, scheduler, config.prediction).target
         zero = weighted_losses(torch.zeros_like(target), target, example.timestep, scheduler, config)
         constant += float(zero["loss"])
-    unet.train()
     return {"loss": total / n, "constant_loss": constant / n}
+
+
+@contextmanager
+def averaged(unet: nn.Module, average: Average) -> Iterator[None]:
+    """While inside, ``unet`` has the averaged weights, which are what is exported."""
+    average.swap(unet.eval())
+    try:
+        yield
+    finally:
+        average.swap(unet.train())
 
 
 @torch.no_grad()
 def examples(
-    pipeline: MusicLDMPipeline, average: Average, dataset: CachedLatents, config: DiffusionConfig
+    pipeline: MusicLDMPipeline, dataset: CachedLatents, config: DiffusionConfig
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Music by the averaged weights for fixed prompts and seeds: those of the configuration, else held-out clips."""
+    """Music for fixed prompts and seeds: those of the configuration, else the conditions of held-out clips."""
     if config.validation_prompts:
         names = [slug(prompt) for prompt in config.validation_prompts]
         wanted = {"prompt": list(config.validation_prompts)}
@@ -272,24 +301,21 @@ def examples(
         rows = [dataset[Item(0, index)].embedding for index in range(min(EXAMPLES, len(dataset)))]
         names, wanted = [f"clip-{index}" for index in range(len(rows))], {"prompt_embeds": torch.stack(rows)}
     pipeline.set_progress_bar_config(disable=True)
-    unet = pipeline.unet.eval()
-    average.swap(unet)
     made = pipeline(**wanted, num_inference_steps=VALIDATION_STEPS, seed=config.seed)
-    average.swap(unet)
-    unet.train()
     return dict(zip(names, made.audios, strict=True)), made.sampling_rate
 
 
 def index_beside(
     config: DiffusionConfig, data: Path, out: Path, conditioner: Conditioner, accelerator: Accelerator
 ) -> Path:
-    """The novelty index of the collection ``data``, made by the main process before the training."""
+    """The novelty index of what is trained on of ``data``, made by the main process before the training."""
     from musicldm.evaluate.embedders import ClapEmbedder
     from musicldm.novelty.build import build_index
 
     folder = out / NOVELTY_INDEX
     if accelerator.is_main_process and not folder.exists():
-        build_index(data, folder, ClapEmbedder(conditioner.clap, conditioner.feature_extractor))
+        embedder = ClapEmbedder(conditioner.clap, conditioner.feature_extractor, config.mel.sample_rate)
+        build_index(data, folder, embedder, split="train")
     accelerator.wait_for_everyone()
     return folder
 
@@ -330,11 +356,10 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
     state = State({"unet": unet, "optimizer": optimizer, "average": average}, to_mix)
     load_state(state, out, accelerator)
-    if config.init and not config.vae:
-        state.numbers["scaling_factor"] = parts.vae.config.scaling_factor
     if "scaling_factor" not in state.numbers:
         first = batch_items(len(training), step_size(config, accelerator), config.seed, 0)
-        state.numbers["scaling_factor"] = 1.0 / float(torch.stack([training[item].latents for item in first]).std())
+        drawn = (training[item].latents for item in first)
+        state.numbers["scaling_factor"] = initial_scale(config, parts.vae) or 1.0 / float(torch.stack([*drawn]).std())
     parts.vae.register_to_config(scaling_factor=state.numbers["scaling_factor"])
     pipeline = MusicLDMPipeline(
         vae=parts.vae,
@@ -355,8 +380,8 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     announce(config, to_mix, {"UNet": plain}, trial, accelerator)
     if config.compile:
         plain.compile()
-    check = partial(validate, plain, validation, **of_losses)
-    show = partial(examples, pipeline, average, validation, config)
+    check = averaged(plain, average)(partial(validate, plain, validation, **of_losses))
+    show = averaged(plain, average)(partial(examples, pipeline, validation, config))
     with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
         for example in batches(training, config, accelerator, state):
             with accelerator.accumulate(unet):

@@ -5,6 +5,7 @@ OUT/metrics.jsonl, OUT/examples/step-N/, the trackers that accelerate knows (Ten
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -19,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from musicldm.audio import write_audio
+from musicldm.audio import write_audio, write_whole
 from musicldm.config import TrainConfig
 from musicldm.data.clips import Clip
 from musicldm.figures import save_comparison
@@ -64,8 +65,11 @@ class Log:
         self.metrics = out / METRICS_FILE
         if accelerator.is_main_process and self.metrics.exists():
             # what an interrupted run wrote beyond its last checkpoint will come again
-            rows = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
-            self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= first_step))
+            written = self.metrics.read_text()
+            rows = [json.loads(line) for line in written.splitlines() if line.endswith("}")]
+            kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= first_step)
+            if kept != written:
+                write_whole(self.metrics, kept.encode())
         self.values: dict[str, list[Tensor]] = {}  # since the last point of the curves, on their device
         self.count, self.since = 0, time.monotonic()  # batches since then
 
@@ -120,21 +124,37 @@ class Log:
 
     def examples(self, step: int, waveforms: dict[str, np.ndarray], sample_rate: int) -> None:
         """Keep what the model makes, waveforms (L,) by name, as files with pictures, and in trackers that can."""
-        from matplotlib.image import imread
-
-        folder = self.out / "examples" / f"step-{step}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._examples_folder(step)
         for name, waveform in waveforms.items():
             write_audio(folder / f"{name}.wav", waveform, sample_rate)
             save_comparison(folder / f"{name}.png", {"": waveform}, sample_rate)
-            picture = imread(folder / f"{name}.png")[None, ..., :3]  # (1, height, width, 3)
+            self._show(step, folder / f"{name}.png")
             for tracker in self.accelerator.trackers:
-                if hasattr(tracker, "log_images"):
-                    options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                    tracker.log_images({f"examples/{name}": picture}, step=step, **options)
                 if tracker.name == "tensorboard":
                     sound = torch.from_numpy(waveform)[None]
                     tracker.writer.add_audio(f"examples/{name}", sound, step, sample_rate=sample_rate)
+
+    def pictures(self, step: int, log_mels: dict[str, dict[str, np.ndarray]]) -> None:
+        """Keep log-mels (T, F), one picture for each name with its labels one above the other."""
+        folder = self._examples_folder(step)
+        for name, rows in log_mels.items():
+            save_log_mels(folder / f"{name}.png", rows)
+            self._show(step, folder / f"{name}.png")
+
+    def _examples_folder(self, step: int) -> Path:
+        folder = self.out / "examples" / f"step-{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _show(self, step: int, path: Path) -> None:
+        """The picture at ``path`` in the trackers that can show one."""
+        from matplotlib.image import imread
+
+        picture = imread(path)[None, ..., :3]  # (1, height, width, 3)
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({f"examples/{path.stem}": picture}, step=step, **options)
 
     def stopping(self) -> signal.Signals | None:
         """The signal that asks this run to stop, whichever of its processes heard it."""
@@ -154,8 +174,9 @@ def announce(
 ) -> None:
     """Say on stderr what is to be trained, on what, and what to expect.
 
-    ``trial`` returns the loss of one item. One forward and backward pass of it, in evaluation mode so that nothing of
-    the networks changes, gives the activations' memory and the time; both are then scaled to the batch.
+    ``networks`` are all that are trained, discriminators among them. ``trial`` returns the loss of one item, once all
+    of them take part. One forward and backward pass of it, in evaluation mode so that nothing of the networks changes,
+    gives the activations' memory and the time; both are then scaled to the batch.
     """
     if not accelerator.is_main_process:
         return
@@ -172,7 +193,7 @@ def announce(
         f"parameters: {sizes}, trained {_count(trained) / 1e6:.3g} M\n"
         f"data: {len(clips)} clips, {hours:.3g} h; {config.steps} steps of {per_step} items are "
         f"{config.steps * per_step / len(clips):.3g} epochs\n"
-        f"expected, from one item: {memory / 2**30:.2g} GiB for each process, at most {epoch_s / 60:.2g} min an epoch",
+        f"expected, from one item: {memory / 2**30:.2g} GiB for each process, about {epoch_s / 60:.2g} min an epoch",
         file=sys.stderr,
     )
 
@@ -204,6 +225,25 @@ def try_once(networks: list[nn.Module], trial: Callable[[], Tensor], accelerator
         network.zero_grad(set_to_none=True)
         network.train(training)
     return sum(kept.values()), seconds
+
+
+def save_log_mels(path: Path, log_mels: dict[str, np.ndarray]) -> None:
+    """A PNG of log-mels (T, F) one above the other under their labels, in the colours of the first one's range."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6 * len(log_mels)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    first = next(iter(log_mels.values()))
+    rows = figure.subplots(len(log_mels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, log_mel) in zip(rows, log_mels.items(), strict=True):
+        axes.imshow(log_mel.T, origin="lower", aspect="auto", cmap="magma", vmin=first.min(), vmax=first.max())
+        axes.set_title(label, loc="left", fontsize=11)
+        axes.set_ylabel("mel band")
+    rows[-1].set_xlabel("frame")
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())
 
 
 def _bytes(tensors: list[Tensor]) -> int:

@@ -11,16 +11,18 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import SpeechT5HifiGan
 
-from musicldm.config import VAEConfig
+from musicldm.config import VAEConfig, differences, load_config
 from musicldm.data.clips import Item, SegmentDataset, batch_items, load_clips, split_clips
-from musicldm.train.checkpoints import State, final_folder, load_state, start
+from musicldm.train.checkpoints import CONFIG_FILE, State, final_folder, load_state, start
 from musicldm.train.common import (
     after_batch,
     batches,
@@ -32,22 +34,33 @@ from musicldm.train.common import (
     optimise,
     step_size,
 )
-from musicldm.train.progress import Log, announce
-from vocoder import log_mel_spectrogram
+from musicldm.train.progress import EXAMPLES, Log, announce
+from vocoder import MelConfig, log_mel_spectrogram, mel_config
 
 
 def initial_vae(config: VAEConfig) -> AutoencoderKL:
     """The autoencoder to train: that of ``config.init``, or a fresh one.
 
     Raises:
-        ValueError: the one of ``init`` has another downsampling factor than the configuration.
+        ValueError: the one of ``init`` has another downsampling factor than the configuration, or is known to have been
+            trained on other spectrograms.
     """
     if not config.init:
         return make_vae(config)
+    if (trained := initial_mel(config)) and (changes := differences(trained, config.mel, "mel.")):
+        raise ValueError(f"{config.init} was trained on other spectrograms ({'; '.join(changes)}): set the former")
     vae = AutoencoderKL.from_pretrained(initial_folder(config, "vae")).float()
     if (factor := 2 ** (len(vae.config.block_out_channels) - 1)) != config.factor:
         raise ValueError(f"{config.init} has factor {factor}, the configuration's channels make {config.factor}")
     return vae
+
+
+def initial_mel(config: VAEConfig) -> MelConfig | None:
+    """The spectrograms that the autoencoder of ``init`` was trained on, by its run or the vocoder beside it, if any."""
+    recorded, vocoder = initial_folder(config, "vae") / CONFIG_FILE, initial_folder(config, "vocoder")
+    if recorded.exists():
+        return load_config(VAEConfig, recorded).mel
+    return mel_config(SpeechT5HifiGan.from_pretrained(vocoder)) if vocoder.name == "vocoder" else None
 
 
 def make_vae(config: VAEConfig) -> AutoencoderKL:
@@ -106,6 +119,12 @@ def kl_divergence(posterior: DiagonalGaussianDistribution) -> Tensor:
     return posterior.kl().mean() / posterior.mean[0].numel()
 
 
+def discriminator_loss(discriminator: nn.Module, mel: Tensor, reconstruction: Tensor) -> Tensor:
+    """Hinge loss that asks for scores above 1 on ``mel`` and below -1 on ``reconstruction``, both (B, 1, T, F)."""
+    real, fake = discriminator(torch.cat([mel, reconstruction.detach()])).chunk(2)
+    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
+
+
 class _Autoencode(nn.Module):
     """The VAE as one module whose forward pass does all: what data-parallel wrappers need."""
 
@@ -153,8 +172,7 @@ def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: A
     losses |= optimise(accelerator, state.parts["vae_optimizer"], loss, vae, config, state)
     if state.step >= config.adversarial_from - config.discriminator_lead:
         with accelerator.autocast():
-            real, fake = discriminator(torch.cat([mel, reconstruction.detach()])).chunk(2)
-            losses["discriminator"] = 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
+            losses["discriminator"] = discriminator_loss(discriminator, mel, reconstruction)
         optimizer = state.parts["discriminator_optimizer"]
         optimise(accelerator, optimizer, losses["discriminator"], discriminator, config, state)
     return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
@@ -176,23 +194,38 @@ def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device:
     return {name: total / n for name, total in sums.items()}
 
 
+@torch.no_grad()
+def pictures(
+    vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device: torch.device
+) -> dict[str, dict[str, np.ndarray]]:
+    """Log-mels (T, F) of the first held-out segments, and how they come back."""
+    vae.eval()
+    made = {}
+    for index in range(min(EXAMPLES, len(dataset))):
+        mel = mel_of(dataset[Item(0, index)][None].to(device), config)
+        both = {"original": mel, "reconstruction": vae(mel, None)[0]}
+        made[f"clip-{index}"] = {label: log_mel[0, 0].float().cpu().numpy() for label, log_mel in both.items()}
+    vae.train()
+    return made
+
+
 def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
     """Train an autoencoder on ``data``; returns ``OUT/final``, which `AutoencoderKL.from_pretrained` loads."""
     train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s), config.share)
-    plain = _Autoencode(initial_vae(config))
+    plain = _Autoencode(initial_vae(config)).train()  # what from_pretrained loads is in evaluation mode
     if config.freeze_encoder:
         for part in encoding_parts(plain.vae):
             part.requires_grad_(False)
-    discriminator = PatchDiscriminator(config.discriminator_channels)
+    judge = PatchDiscriminator(config.discriminator_channels)
     accelerator = make_accelerator(config, out)
     plain = fastest_layout(plain, accelerator)
     start(config, out, resume, accelerator)
     if config.gradient_checkpointing:
         plain.vae.enable_gradient_checkpointing()
-    judging = make_optimizer(discriminator, config)
+    judging = make_optimizer(judge, config)
     judging.param_groups[0]["scale"] = config.discriminator_rate
     vae, vae_optimizer, discriminator, discriminator_optimizer = accelerator.prepare(
-        plain, make_optimizer(plain, config), discriminator, judging
+        plain, make_optimizer(plain, config), judge, judging
     )
     state = State(
         {
@@ -213,20 +246,27 @@ def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> 
         first = torch.stack([segments[item] for item in items])
         plain.vae.decoder.conv_out.bias.data.fill_(float(mel_of(first, config).median()))
 
+    joins = config.adversarial_from - config.discriminator_lead < config.steps
+
     def trial() -> Tensor:
         mel = mel_of(segments[Item(0, 0)][None].to(accelerator.device), config)
-        return reconstruction_losses(plain, mel)[1]["l1"]
+        reconstruction, losses = reconstruction_losses(plain, mel)
+        if not joins:
+            return losses["l1"]
+        return losses["l1"] - judge(reconstruction).mean() + discriminator_loss(judge, mel, reconstruction)
 
-    announce(config, train_clips, {"vae": plain.vae}, trial, accelerator)
+    networks = {"vae": plain.vae} | ({"discriminator": judge} if joins else {})
+    announce(config, train_clips, networks, trial, accelerator)
     if config.compile:
         for part in compiled_parts(plain.vae):
             part.compile()
     check = partial(validate, plain, held_out_segments, config, accelerator.device)
+    show = partial(pictures, plain, held_out_segments, config, accelerator.device)
     with Log(config, out, state.step, config.segment_s, accelerator) as log:
         for waveform in batches(segments, config, accelerator, state):
             with accelerator.accumulate(vae, discriminator):
                 losses = train_step(state, waveform, config, accelerator)
-            after_batch(state, losses, config, out, log, check)
+            after_batch(state, losses, config, out, log, check, pictures=show)
     if accelerator.is_main_process:
         final = final_folder(state, config, data, out, {"VAE": plain.vae})
         plain.vae.save_pretrained(final)

@@ -38,7 +38,9 @@ from vocoder.match import match_passes
 
 
 def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
-    """The generator to train: that of ``config.init``, or a fresh one.
+    """The generator to train, in training mode: that of ``config.init``, or a fresh one.
+
+    The waveform's correction, which no weight depends on, is always the configuration's.
 
     Raises:
         FileNotFoundError: ``init`` names nothing.
@@ -53,12 +55,12 @@ def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
             tuple(config.resblock_kernel_sizes),
             (tuple(config.resblock_dilations),) * len(config.resblock_kernel_sizes),
         )
-        generator.config.match_passes = config.match_passes
-        return generator
-    generator = SpeechT5HifiGan.from_pretrained(initial_folder(config, "vocoder")).float()
-    if mel_config(generator) != config.mel:
-        raise ValueError(f"{config.init} was trained on {mel_config(generator)}, the configuration says {config.mel}")
-    return generator
+    else:
+        generator = SpeechT5HifiGan.from_pretrained(initial_folder(config, "vocoder")).float()
+        if (trained := mel_config(generator)) != config.mel:
+            raise ValueError(f"{config.init} was trained on {trained}, the configuration says {config.mel}")
+    generator.config.match_passes = config.match_passes
+    return generator.train()  # what from_pretrained loads is in evaluation mode
 
 
 def generator_input(waveform: Tensor, config: VocoderConfig) -> Tensor:
@@ -169,7 +171,9 @@ def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False)
     if judge is not None:
         optimizer = make_optimizer(judge.discriminator, config)
         discriminators, optimizer = accelerator.prepare(judge.discriminator, optimizer)
-        state.parts |= {"discriminators": discriminators, "discriminators_optimizer": optimizer}
+        of_judge = {"discriminators": discriminators, "discriminators_optimizer": optimizer}
+        state.parts |= of_judge
+        state.later = tuple(of_judge)  # a run that was to end before adversarial_from saved none
         synchronised.append(discriminators)
     load_state(state, out, accelerator)
     rate = config.mel.sample_rate
@@ -179,9 +183,14 @@ def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False)
 
     def trial() -> Tensor:
         real = segments[Item(0, 0)][None].to(accelerator.device)
-        return spectral_losses(generate(plain, generator_input(real, config), real.shape[1]).float(), real, config)[0]
+        fake = generate(plain, generator_input(real, config), real.shape[1]).float()
+        loss = spectral_losses(fake, real, config)[0]
+        if judge is None:
+            return loss
+        return loss + judge.discriminator_loss(fake, real) + sum(judge.generator_losses(fake, real).values())
 
-    announce(config, train_clips, {"vocoder": plain}, trial, accelerator)
+    networks = {"vocoder": plain} | ({"discriminators": judge.discriminator} if judge else {})
+    announce(config, train_clips, networks, trial, accelerator)
     if config.compile:
         plain.compile()
     check = partial(validate, plain, held_out_segments, config, accelerator.device)
