@@ -161,7 +161,9 @@ def shards(data, tmp_path_factory):
             writer.write(key, {"flac": flac.getvalue()})
             about = {"file_name": row["file_name"], "part": 0, "group": row.get("piece_id", row["file_name"])}
             about |= {"shard": shard, "member": f"{key}.flac", "duration_s": len(samples) / rate}
-            table.write(about | {"texts": [], "split": "train" if i % 4 else "validation"})
+            table.write(
+                about | {"licence": row.get("licence"), "texts": [], "split": "train" if i % 4 else "validation"}
+            )
     assert len(list((folder / "shards").glob("*.tar"))) > 1
     return folder
 
@@ -185,6 +187,9 @@ def test_shards_give_the_index_of_the_folder_that_they_hold(shards, index, embed
     part = build_index(shards, tmp_path / "train", embedder, progress=False, split="train")
     assert len(part) == PIECES * 3 // 4
     assert "0.wav" not in {row["file"] for row in part.recordings}
+    licences = {row["file"]: row.get("licence") for row in index.recordings}
+    assert any(licences.values())
+    assert {row["file"]: row.get("licence") for row in part.recordings}.items() <= licences.items()
     command = ["novelty", "index", str(shards), "--model", str(model), "--json", "--out"]
     assert main([*command, str(tmp_path / "again"), "--split", "train"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"] == len(part)

@@ -118,7 +118,6 @@ def test_seeded_waveform_does_not_depend_on_the_batch(tiny_pipeline, name):
 
 
 def test_brownian_sampler_follows_the_seed_too(tiny_pipeline):
-    pytest.importorskip("torchsde")
     from diffusers import DPMSolverSDEScheduler
 
     tiny_pipeline.scheduler = DPMSolverSDEScheduler.from_config(tiny_pipeline.scheduler.config)

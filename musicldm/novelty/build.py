@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from musicldm.audio import write_whole
-from musicldm.data.clips import Clip, load_clips, metadata_rows, read_clip
+from musicldm.data.clips import Clip, licence_of, load_clips, metadata_rows, read_clip
 from musicldm.data.shards import INDEX_FILE, index_rows, recording_bytes
 from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.measurements import SILENCE
@@ -113,11 +113,13 @@ def tell_recordings(data: Path) -> dict[Path, Told]:
     """What is known of each recording of a folder or of shards, by its path."""
     told = {}
     if (data / INDEX_FILE).is_file():
-        rows, part_s = list(index_rows(data, ["file_name", "part", "group", "duration_s"])), {}
+        rows, part_s = list(index_rows(data, ["file_name", "part", "group", "duration_s", "licence"])), {}
         for row in rows:  # all parts of a recording but the last are equally long
             part_s[row["file_name"]] = max(row["duration_s"], part_s.get(row["file_name"], 0.0))
         for row in rows:
             about = {"file": row["file_name"], "offset_s": row["part"] * part_s[row["file_name"]]}
+            if licence := licence_of(row):
+                about["licence"] = licence
             told[row["path"]] = Told(about, row["group"])
         return told
     for row in metadata_rows(data):
