@@ -17,6 +17,7 @@ OUTPUT_TYPES = ("np", "pt", "latent")
 # Tensors of the widest layer's size that decoding holds at its peak: measured on the released sizes.
 VAE_TENSORS, VOCODER_TENSORS = 6, 13
 ATTENTION_TENSORS = 8  # of the size of the VAE's coarsest level, in its middle attention
+UNET_TENSORS = 28  # of its first level's size, skip connections and all, for each item; 18 of mini
 
 
 def check_texts(
@@ -181,20 +182,29 @@ def _held_in_pieces(vae: AutoencoderKL) -> float:
 
 
 def check_memory(
-    vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...], device: torch.device
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    vocoder: SpeechT5HifiGan,
+    latent_shape: tuple[int, ...],
+    device: torch.device,
 ) -> None:
-    """ValueError if decoding latents of that shape needs more memory than ``device`` has, as by absurd lengths."""
-    needed = decoding_memory(vae, vocoder, latent_shape, device)
+    """ValueError if music from latents of that shape needs more memory than ``device`` has, as by absurd lengths.
+
+    The UNet sees all items at once, twice for guidance; the decoders `decoding_memory`, beside log-mels and waveforms,
+    which are there singly and joined.
+    """
+    n_items, _, latent_frames, latent_bands = latent_shape
+    factor, hop = scale_factor(vae), math.prod(vocoder.config.upsample_rates)
+    results = 2 * n_items * latent_frames * factor * (latent_bands * factor + hop) * torch.float32.itemsize
+    positions = 2 * n_items * latent_frames * latent_bands
+    denoising = UNET_TENSORS * positions * unet.config.block_out_channels[0] * unet.dtype.itemsize
+    needed = max(denoising, decoding_memory(vae, vocoder, latent_shape, device) + results)
     if device.type == "cuda":
         present = torch.cuda.get_device_properties(device).total_memory
     else:
         present = psutil.virtual_memory().total
     if needed > present:
-        n_items, samples = (
-            latent_shape[0],
-            latent_shape[2] * scale_factor(vae) * math.prod(vocoder.config.upsample_rates),
-        )
-        seconds = samples / vocoder.config.sampling_rate
+        seconds = latent_frames * factor * hop / vocoder.config.sampling_rate
         raise ValueError(
             f"{n_items} waveform(s) of audio_length_in_s={seconds:g} need about {needed / 2**30:.3g} GiB of memory, "
             f"there are {present / 2**30:.3g} GiB; ask for at most about {seconds * present / needed:.3g} s"

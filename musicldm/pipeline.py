@@ -254,7 +254,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
         device = self._execution_device
         n_items = n_prompts * num_waveforms_per_prompt  # B
         n_samples, latent_shape = plan_lengths(self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents)
-        check_memory(self.vae, self.vocoder, latent_shape, device)
+        check_memory(self.unet, self.vae, self.vocoder, latent_shape, device)
         if cross_attention_kwargs and "window" in cross_attention_kwargs:
             cross_attention_kwargs = {"grid": latent_shape[2:], **cross_attention_kwargs}
         generator = sampling.make_generators(seed, generator, n_items)

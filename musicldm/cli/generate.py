@@ -242,7 +242,7 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
     at_once = max(1, WAVEFORMS_AT_ONCE.get(device.type, WAVEFORMS_AT_ONCE_ELSEWHERE) // candidates)
     n_waveforms = candidates * min(at_once, len(prompts))
     _, shape = plan_lengths(pipeline.unet, pipeline.vae, pipeline.vocoder, n_waveforms, settings["seconds"])
-    check_memory(pipeline.vae, pipeline.vocoder, shape, device)
+    check_memory(pipeline.unet, pipeline.vae, pipeline.vocoder, shape, device)
     if (memory := decoding_memory(pipeline.vae, pipeline.vocoder, shape, device)) >= MEMORY_TO_MENTION:
         print(f"musicldm: decoding will take about {memory / 2**30:.1f} GiB of memory", file=sys.stderr)
     for first in range(0, len(prompts), at_once):
