@@ -69,6 +69,7 @@ def parts(tiny_parts, tmp_path_factory) -> list[str]:
     """Overrides that name a vocoder, VAE and CLAP."""
     root = tmp_path_factory.mktemp("parts")
     tiny_parts["vae"].save_pretrained(root / "vae")
+    torch.manual_seed(0)
     make_generator(LONGER, 16, (5, 4, 4), (9, 8, 8)).save_pretrained(root / "vocoder")
     for name in ("text_encoder", "tokenizer", "feature_extractor"):
         tiny_parts[name].save_pretrained(root / "clap" / name)
