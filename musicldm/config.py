@@ -13,6 +13,7 @@ from typing import TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from musicldm.audio import write_whole
 from vocoder.mel import MelConfig
 
 T = TypeVar("T")
@@ -67,8 +68,8 @@ def find_config(name: str | Path, stage: str) -> Path:
 
 
 def save_config(config: object, path: Path) -> None:
-    """Write ``config`` as YAML that `load_config` reads back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Write ``config`` as YAML that `load_config` reads back, all of it or nothing."""
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
 
 
 def differences(old: object, new: object, prefix: str = "") -> list[str]:

@@ -64,6 +64,25 @@ def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_r
     write_whole(path, png.getvalue())
 
 
+def save_log_mels(path: Path, log_mels: dict[str, np.ndarray]) -> None:
+    """A PNG of log-mels (T, F) one above the other under their labels, in the colours of the first one's range."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6 * len(log_mels)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    first = next(iter(log_mels.values()))
+    rows = figure.subplots(len(log_mels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, log_mel) in zip(rows, log_mels.items(), strict=True):
+        axes.imshow(log_mel.T, origin="lower", aspect="auto", cmap="magma", vmin=first.min(), vmax=first.max())
+        axes.set_title(label, loc="left", fontsize=11)
+        axes.set_ylabel("mel band")
+    rows[-1].set_xlabel("frame")
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())
+
+
 def _draw_waveform(axes, waveform: np.ndarray, duration_s: float) -> None:
     """Lowest and highest sample of each column of the picture."""
     columns = np.array_split(waveform, min(MAX_COLUMNS, len(waveform)))

@@ -121,7 +121,7 @@ def _start(config: TrainConfig, out: Path, resume: bool) -> None:
     recorded = out / CONFIG_FILE
     if not recorded.exists():
         out.mkdir(parents=True, exist_ok=True)
-        _record(config, recorded)
+        save_config(config, recorded)
     elif not resume:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another folder")
     else:
@@ -136,14 +136,7 @@ def _start(config: TrainConfig, out: Path, resume: bool) -> None:
                 f"{out} holds a run of another configuration ({'; '.join(grave)}): undo that or start anew"
             )
         if changes:
-            _record(config, recorded)
-
-
-def _record(config: TrainConfig, path: Path) -> None:
-    """Write ``config`` so that, whatever kills the run, ``path`` is as before or complete."""
-    scratch = path.with_name(f".{path.name}.part")
-    save_config(config, scratch)
-    scratch.replace(path)
+            save_config(config, recorded)
 
 
 def checkpoints(out: Path) -> list[Path]:

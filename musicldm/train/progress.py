@@ -5,7 +5,6 @@ OUT/metrics.jsonl, OUT/examples/step-N/, the trackers that accelerate knows (Ten
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import sys
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from musicldm.audio import write_audio, write_whole
 from musicldm.config import TrainConfig
 from musicldm.data.clips import Clip
-from musicldm.figures import save_comparison
+from musicldm.figures import save_comparison, save_log_mels
 
 METRICS_FILE = "metrics.jsonl"
 EXAMPLES = 2  # heard and seen at each validation
@@ -225,25 +224,6 @@ def try_once(networks: list[nn.Module], trial: Callable[[], Tensor], accelerator
         network.zero_grad(set_to_none=True)
         network.train(training)
     return sum(kept.values()), seconds
-
-
-def save_log_mels(path: Path, log_mels: dict[str, np.ndarray]) -> None:
-    """A PNG of log-mels (T, F) one above the other under their labels, in the colours of the first one's range."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 2.6 * len(log_mels)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    first = next(iter(log_mels.values()))
-    rows = figure.subplots(len(log_mels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (label, log_mel) in zip(rows, log_mels.items(), strict=True):
-        axes.imshow(log_mel.T, origin="lower", aspect="auto", cmap="magma", vmin=first.min(), vmax=first.max())
-        axes.set_title(label, loc="left", fontsize=11)
-        axes.set_ylabel("mel band")
-    rows[-1].set_xlabel("frame")
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())
 
 
 def _bytes(tensors: list[Tensor]) -> int:
