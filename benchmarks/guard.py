@@ -118,11 +118,13 @@ def ideal_pipeline(model: str, learned: list[dict], collection: Path, window_s: 
     return pipeline
 
 
-def fine_tuned_pipeline(model: str, folder: Path, out: Path, steps: int, settings: list[str]) -> MusicLDMPipeline:
-    """``model`` after ``musicldm train diffusion init=model`` on the clips of ``folder``, each with its caption."""
+def fine_tuned_pipeline(
+    model: str, folder: Path, out: Path, clip_s: float, steps: int, settings: list[str]
+) -> MusicLDMPipeline:
+    """``model`` after ``musicldm train diffusion init=model`` on clips of ``clip_s``, each with its caption."""
     if not (out / "final").is_dir():
         length = [f"steps={steps}", f"cooldown_steps={steps // 4}", f"validate_every={steps}"]
-        own = [f"init={model}", "text_condition=1.0", "trackers=[]", *length, *settings]
+        own = [f"init={model}", f"mel.clip_s={clip_s}", "text_condition=1.0", "trackers=[]", *length, *settings]
         run("diffusion", "mini", folder, out, resume=(out / CONFIG_FILE).exists(), overrides=own)
     pipeline = MusicLDMPipeline.from_pretrained(out / "final")
     pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
@@ -247,7 +249,7 @@ def main() -> None:
             to_learn += [row | {"split": "validation"} for row in others[:VALIDATION]]
             folder = collect(options.folder, to_learn, work / "learned", options.clip_s)
             pipeline = fine_tuned_pipeline(
-                options.model, folder, work / "trained", options.train_steps, options.settings
+                options.model, folder, work / "trained", options.clip_s, options.train_steps, options.settings
             )
         pipeline.load_novelty_index(work / "index")
         folder = work / "music" / name

@@ -159,6 +159,7 @@ class VAEConfig(TrainConfig):
     latent_channels: int = 8
     freeze_encoder: bool = False  # train the decoder of init alone: latents stay what they are
     kl_weight: float = 1.5e-5  # times nats for each latent value (published: 1 beside an error summed over 65,536)
+    texture_weight: float = 0.0  # of differences in roughness, which a mean absolute error smooths away
     adversarial_from: int = 50_001  # step from which the patch discriminator takes part
     adversarial_weight: float = 0.5
     discriminator_channels: int = 64

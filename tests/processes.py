@@ -110,17 +110,24 @@ def train(result: str, stage: str, batch_size: int, accumulate: int, precision: 
     torch.save({"items": seen, "gradients": gradients, "weights": plain.state_dict()}, f"{result}.{index}")
 
 
-def whole_run(data: str, out: str, batch_size: int) -> None:
-    """A VAE with its discriminator, by the command's own way in."""
-    overrides = [f"batch_size={batch_size}", "steps=8", "adversarial_from=4", "save_every=4", "validate_every=8"]
-    run("vae", "tiny", Path(data), Path(out), overrides=[*overrides, "trackers=[]"])
+def whole_runs(data: str, out: str, parts: str, batch_size: int) -> None:
+    """All stages by the command's own way in, the VAE with its discriminator; diffusion with the parts of ``parts``."""
+    shared = ["trackers=[]", "steps=8", "log_every=1", "save_every=4", "validate_every=8", f"batch_size={batch_size}"]
+    own = {
+        "vae": ["adversarial_from=4"],
+        "vocoder": [],
+        "clap": ["dropout=0"],
+        "diffusion": [f"{part}={parts}/{part}/final" for part in ("vae", "vocoder", "clap")],
+    }
+    for stage, overrides in own.items():
+        run(stage, "tiny", Path(data), Path(out) / stage, overrides=shared + overrides)
 
 
 def work(tasks: list[tuple[str, list]]) -> None:
     """Call functions of this module, each as in a new process."""
     for name, arguments in tasks:
         GradientState._reset_state()
-        {"train": train, "whole_run": whole_run}[name](*arguments)
+        {"train": train, "whole_runs": whole_runs}[name](*arguments)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,18 @@ def test_parts_of_other_spectrograms_are_refused(trained, collection, tmp_path):
         run("diffusion", CONFIGS / "diffusion.yaml", collection, tmp_path / "run", overrides=overrides)
 
 
+def test_clips_of_another_length_need_no_other_vocoder(trained, collection, tmp_path):
+    """What is trained on half the length plays that length unless told."""
+    from musicldm import MusicLDMPipeline
+
+    whole_s = trained["diffusion"] / "final"
+    clip_s = MusicLDMPipeline.from_pretrained(whole_s)("a tone", num_inference_steps=2).audios.shape[1] / RATE
+    overrides = [f"init={whole_s}", f"mel.clip_s={clip_s / 2}", "steps=1"]
+    final = run("diffusion", CONFIGS / "diffusion.yaml", collection, tmp_path / "run", overrides=overrides)
+    half = MusicLDMPipeline.from_pretrained(final)("a tone", num_inference_steps=2).audios.shape[1]
+    assert half / RATE == pytest.approx(clip_s / 2)
+
+
 @pytest.mark.parametrize("stage", ["vae", "vocoder", "clap", "diffusion"])
 @pytest.mark.parametrize("whole", [False, True], ids=["stage", "model"])
 def test_a_stage_continues_from_another_run_or_a_whole_model(trained, collection, tmp_path, stage, whole):

@@ -24,7 +24,10 @@ def mel_loss(generated: Tensor, real: Tensor, config: MelConfig) -> Tensor:
 def multi_resolution_stft_loss(
     generated: Tensor, real: Tensor, resolutions: tuple[tuple[int, int, int], ...] = RESOLUTIONS
 ) -> Tensor:
-    """Spectral convergence plus mean absolute log-magnitude difference, averaged over ``resolutions``."""
+    """Spectral convergence plus mean absolute log-magnitude difference, averaged over ``resolutions``.
+
+    The former is a ratio of norms over the whole batch: of a silent item alone it would be beyond all others.
+    """
     losses = []
     for n_fft, hop, window_length in resolutions:
         window = torch.hann_window(window_length, device=real.device, dtype=real.dtype)

@@ -6,10 +6,12 @@ is one number, a run that was killed and resumed equals a straight one, and so d
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,12 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from musicldm.config import TrainConfig
+from musicldm.config import TrainConfig, differences
 from musicldm.data.clips import Item, batch_items, item_rng
 from musicldm.loading import bundled_models
 from musicldm.train.checkpoints import State, record_best, save_state
 from musicldm.train.progress import Log
+from vocoder import MelConfig
 
 
 def model_folder(setting: str, name: str) -> Path:
@@ -57,6 +60,16 @@ def initial_folder(config: TrainConfig, part: str = "") -> Path:
     return folder / part if (folder / part).is_dir() else folder
 
 
+def check_mel(part: str, trained: MelConfig, config: TrainConfig) -> None:
+    """Refuse ``part`` if it was trained on other spectrograms than ``config.mel``; the length of clips may differ.
+
+    Raises:
+        ValueError: naming each difference.
+    """
+    if changes := differences(replace(trained, clip_s=config.mel.clip_s), config.mel, "mel."):
+        raise ValueError(f"{part} was trained on other spectrograms ({'; '.join(changes)}): set the former")
+
+
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     """The devices, processes, precision and trackers of a run.
 
@@ -80,6 +93,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         project_dir=out,
         kwargs_handlers=[patience],
     )
+    atexit.register(accelerator.state.destroy_process_group)  # not before: another run may follow among them
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision=fp16 needs a GPU; take bf16, or no, on a CPU")
     torch.backends.cudnn.benchmark = True  # batches have one shape

@@ -35,6 +35,7 @@ from musicldm.train.checkpoints import CONFIG_FILE, Average, State, final_folder
 from musicldm.train.common import (
     after_batch,
     batches,
+    check_mel,
     fastest_layout,
     initial_folder,
     make_accelerator,
@@ -113,6 +114,7 @@ def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: i
     for name, trained in initial_settings(config).items():
         if trained != (asked := getattr(config, name)):
             raise ValueError(f"{config.init} was trained for {name}={trained}, not {asked}: set it so")
+    unet.register_to_config(sample_size=latent_frames)  # what the pipeline plays unless told
     return unet
 
 
@@ -156,11 +158,9 @@ def load_parts(config: DiffusionConfig) -> Parts:
         if not folders[name].is_dir():
             raise FileNotFoundError(f"no trained {name} at {named}: train it first (musicldm train {name})")
     vocoder = install_matching(SpeechT5HifiGan.from_pretrained(folders["vocoder"]).float())
-    if mel_config(vocoder) != config.mel:
-        raise ValueError(f"the vocoder was trained on {mel_config(vocoder)}, the configuration says {config.mel}")
-    recorded = folders["vae"] / CONFIG_FILE
-    if recorded.exists() and (of_vae := load_config(VAEConfig, recorded).mel) != config.mel:
-        raise ValueError(f"the VAE was trained on {of_vae}, the configuration says {config.mel}")
+    check_mel("the vocoder", mel_config(vocoder), config)
+    if (recorded := folders["vae"] / CONFIG_FILE).exists():
+        check_mel("the VAE", load_config(VAEConfig, recorded).mel, config)
     vae = AutoencoderKL.from_pretrained(folders["vae"]).float()
     return Parts(vae, vocoder, load_conditioner(folders["clap"]))
 

@@ -89,7 +89,8 @@ class Log:
     def __exit__(self, *_) -> None:
         self.stop.__exit__()
         self.bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Count one batch."""

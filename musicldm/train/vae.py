@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
-from musicldm.config import VAEConfig, differences, load_config
+from musicldm.config import VAEConfig, load_config
 from musicldm.data.clips import Item, SegmentDataset, batch_items, load_clips, split_clips
 from musicldm.train.checkpoints import CONFIG_FILE, State, final_folder, load_state, start
 from musicldm.train.common import (
     after_batch,
     batches,
+    check_mel,
     fastest_layout,
     initial_folder,
     item_generators,
@@ -37,6 +38,9 @@ from musicldm.train.common import (
 from musicldm.train.progress import EXAMPLES, Log, announce
 from vocoder import MelConfig, log_mel_spectrogram, mel_config
 
+TEXTURE_LAGS = {2: (1, 2, 4, 8), 3: (1, 2)}  # axis of (B, 1, T, F): frames, bands
+TEXTURE_WINDOW = 32  # frames
+
 
 def initial_vae(config: VAEConfig) -> AutoencoderKL:
     """The autoencoder to train: that of ``config.init``, or a fresh one.
@@ -47,8 +51,8 @@ def initial_vae(config: VAEConfig) -> AutoencoderKL:
     """
     if not config.init:
         return make_vae(config)
-    if (trained := initial_mel(config)) and (changes := differences(trained, config.mel, "mel.")):
-        raise ValueError(f"{config.init} was trained on other spectrograms ({'; '.join(changes)}): set the former")
+    if trained := initial_mel(config):
+        check_mel(config.init, trained, config)
     vae = AutoencoderKL.from_pretrained(initial_folder(config, "vae")).float()
     if (factor := 2 ** (len(vae.config.block_out_channels) - 1)) != config.factor:
         raise ValueError(f"{config.init} has factor {factor}, the configuration's channels make {config.factor}")
@@ -108,10 +112,37 @@ def latent_noise(vae: AutoencoderKL, mel: Tensor, generators: list[torch.Generat
 def reconstruction_losses(vae: nn.Module, mel: Tensor, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction of ``mel (B, 1, T, F)``, and its losses; from latents drawn with ``noise``, or their means.
 
-    ``l1`` is the mean absolute error, ``kl`` the divergence from the unit normal in nats for each latent value.
+    ``l1`` is the mean absolute error, ``kl`` the divergence from the unit normal in nats for each latent value,
+    ``texture`` the `texture_loss`.
     """
     reconstruction, posterior = vae(mel, noise)
-    return reconstruction, {"l1": (reconstruction - mel).abs().mean(), "kl": kl_divergence(posterior)}
+    losses = {"l1": (reconstruction - mel).abs().mean(), "kl": kl_divergence(posterior)}
+    return reconstruction, losses | {"texture": texture_loss(mel, reconstruction)}
+
+
+def roughness(mel: Tensor, window: int = TEXTURE_WINDOW) -> Tensor:
+    """Mean absolute differences over each of ``TEXTURE_LAGS`` of ``mel (B, 1, T, F)``, in nats, flat: ``(N,)``.
+
+    Along time and across bands, in windows of ``window`` frames of each band, half a window apart.
+    """
+    features = []
+    for axis, lags in TEXTURE_LAGS.items():
+        for lag in (lag for lag in lags if lag < mel.shape[axis]):
+            length = mel.shape[axis] - lag
+            change = (mel.narrow(axis, lag, length) - mel.narrow(axis, 0, length)).abs()
+            frames = min(window, change.shape[2])
+            features.append(functional.avg_pool2d(change, (frames, 1), stride=(max(1, frames // 2), 1)).flatten())
+    return torch.cat(features)
+
+
+def texture_loss(mel: Tensor, reconstruction: Tensor) -> Tensor:
+    """Mean absolute difference of the `roughness` of both ``(B, 1, T, F)``, in nats: how much was smoothed away.
+
+    An absolute error is smallest where every change that cannot be told exactly is left out; this asks for changes of
+    the right size, wherever they come. After the statistics of McDermott and Simoncelli (2011), Sound texture
+    perception via statistics of the auditory periphery.
+    """
+    return (roughness(reconstruction.float()) - roughness(mel)).abs().mean()
 
 
 def kl_divergence(posterior: DiagonalGaussianDistribution) -> Tensor:
@@ -155,7 +186,7 @@ def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: A
     noise = latent_noise(accelerator.unwrap_model(vae).vae, mel, item_generators(config, state, "posterior"))
     with accelerator.autocast():
         reconstruction, losses = reconstruction_losses(vae, mel, noise)
-        loss = losses["l1"] + config.kl_weight * losses["kl"]
+        loss = losses["l1"] + config.kl_weight * losses["kl"] + config.texture_weight * losses["texture"]
     adversarial = state.step >= config.adversarial_from
     if adversarial:
         judge = accelerator.unwrap_model(discriminator).requires_grad_(False)  # its own update comes below
@@ -182,13 +213,12 @@ def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: A
 def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device: torch.device) -> dict[str, float]:
     """Mean losses on held-out segments; ``constant_l1`` is what each segment's own median would cost."""
     vae.eval()
-    sums = {"l1": 0.0, "kl": 0.0, "constant_l1": 0.0}
+    sums = {"l1": 0.0, "kl": 0.0, "texture": 0.0, "constant_l1": 0.0}
     n = min(len(dataset), config.validation_batches * config.batch_size)
     for index in range(n):
         mel = mel_of(dataset[Item(0, index)][None].to(device), config)
-        reconstruction, posterior = vae(mel, None)
-        sums["l1"] += float((reconstruction - mel).abs().mean())
-        sums["kl"] += float(kl_divergence(posterior))
+        for name, loss in reconstruction_losses(vae, mel)[1].items():
+            sums[name] += float(loss)
         sums["constant_l1"] += float((mel - mel.median()).abs().mean())
     vae.train()
     return {name: total / n for name, total in sums.items()}

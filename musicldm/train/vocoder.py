@@ -24,6 +24,7 @@ from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import (
     after_batch,
     batches,
+    check_mel,
     initial_folder,
     make_accelerator,
     make_optimizer,
@@ -57,8 +58,7 @@ def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
         )
     else:
         generator = SpeechT5HifiGan.from_pretrained(initial_folder(config, "vocoder")).float()
-        if (trained := mel_config(generator)) != config.mel:
-            raise ValueError(f"{config.init} was trained on {trained}, the configuration says {config.mel}")
+        check_mel(config.init, mel_config(generator), config)
     generator.config.match_passes = config.match_passes
     return generator.train()  # what from_pretrained loads is in evaluation mode
 
