@@ -1,13 +1,15 @@
 """Is a run that is killed at random moments and resumed each time the same as one that was left alone?
 
-    python -m benchmarks.kills [--kills 10] [--out benchmarks/results/kills.json]
+    python -m benchmarks.kills [--kills 10] [--stages vae vocoder clap diffusion] [--out benchmarks/results/kills.json]
 
-Trains the VAE of configs/tiny, discriminator included, on noises made here; every start is a new process.
+Trains all stages of configs/tiny on noises made here, the VAE with its discriminator and the diffusion model with two
+processes that read ahead; every start is a new process.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -26,20 +28,23 @@ from musicldm.train.checkpoints import STATE_FILE, checkpoints
 from musicldm.train.progress import METRICS_FILE
 
 STEPS, RATE = 240, 16_000
-OVERRIDES = [f"steps={STEPS}", "save_every=7", "validate_every=50", "adversarial_from=60", "log_every=1"]
+OVERRIDES = [f"steps={STEPS}", "save_every=7", "validate_every=50", "log_every=1", "trackers=[]"]
+STAGES = {"vae": ["adversarial_from=60"], "vocoder": [], "clap": [], "diffusion": ["workers=2"]}
 
 
 def make_collection(folder: Path) -> None:
-    """Ten noises of one second."""
+    """Ten noises of one second, with captions."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(10):
         soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(RATE).cumsum() / (i + 30), RATE)
+    rows = [json.dumps({"file_name": f"{i}.wav", "text": f"noise {i}"}) + "\n" for i in range(10)]
+    (folder / "metadata.jsonl").write_text("".join(rows))
 
 
-def begin(data: Path, out: Path, *options: str) -> subprocess.Popen:
+def begin(stage: str, data: Path, out: Path, options: list[str]) -> subprocess.Popen:
     """Start training in a process of its own."""
-    command = [sys.executable, "-m", "musicldm", "train", "vae", "--config", "tiny", f"data={data}", "--out", str(out)]
+    command = [sys.executable, "-m", "musicldm", "train", stage, "--config", "tiny", f"data={data}", "--out", str(out)]
     return subprocess.Popen(
         [*command, *OVERRIDES, *options],
         stdout=subprocess.DEVNULL,
@@ -49,7 +54,7 @@ def begin(data: Path, out: Path, *options: str) -> subprocess.Popen:
 
 
 def lines(out: Path) -> int:
-    """Steps that the run has logged."""
+    """Lines that the run has logged, one or two for each step."""
     return len((out / METRICS_FILE).read_text().splitlines()) if (out / METRICS_FILE).exists() else 0
 
 
@@ -84,34 +89,43 @@ def parts(out: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def try_stage(stage: str, own: list[str], n_kills: int, moments: random.Random, scratch: Path) -> dict:
+    """A straight run, and one that is killed ``n_kills`` times: what was hit, and the tensors that differ."""
+    data, straight, killed = scratch / "data", scratch / stage, scratch / f"{stage}-killed"
+    if begin(stage, data, straight, own).wait():
+        raise SystemExit(f"the straight run of {stage} failed")
+    targets = sorted(moments.sample(range(5, STEPS - 5), n_kills))  # steps, hit within the next 50 ms
+    kills = []
+    for target in targets:
+        process = begin(stage, data, killed, [*own, *(["--resume"] if kills else [])])
+        if not kill_at(process, killed, target, moments.uniform(0, 0.05)):
+            raise SystemExit(f"the run of {stage} ended before it could be killed at step {target}")
+        kills.append({"logged": lines(killed), "checkpoints": [int(p.name.split("-")[1]) for p in checkpoints(killed)]})
+        print(stage, kills[-1], file=sys.stderr)
+    if begin(stage, data, killed, [*own, "--resume"]).wait():
+        raise SystemExit(f"the last resume of {stage} failed")
+    expected, resumed = parts(straight), parts(killed)
+    different = [name for name in expected if not torch.equal(expected[name], resumed[name])]
+    print(f"{stage}: {len(kills)} kills, {len(expected)} tensors compared, {len(different)} differ")
+    return {"steps": STEPS, "kills": kills, "tensors": len(expected), "different_tensors": different}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="diffusion needs the others")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kills.json")
     args = parser.parse_args()
-    moments = random.Random(args.seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        data, straight, killed = (Path(scratch) / name for name in ("data", "straight", "killed"))
-        make_collection(data)
-        if begin(data, straight).wait():
-            raise SystemExit("the straight run failed")
-        targets = sorted(moments.sample(range(5, STEPS - 5), args.kills))  # steps, hit within the next 50 ms
-        kills = []
-        for target in targets:
-            process = begin(data, killed, *(["--resume"] if kills else []))
-            if not kill_at(process, killed, target, moments.uniform(0, 0.05)):
-                raise SystemExit(f"the run ended before it could be killed at step {target}")
-            logged, saved = lines(killed), [int(path.name.split("-")[1]) for path in checkpoints(killed)]
-            kills.append({"steps_logged": logged, "checkpoints": saved})
-            print(kills[-1], file=sys.stderr)
-        if begin(data, killed, "--resume").wait():
-            raise SystemExit("the last resume failed")
-        expected, resumed = parts(straight), parts(killed)
-    different = [name for name in expected if not torch.equal(expected[name], resumed[name])]
-    result = {"steps": STEPS, "kills": kills, "tensors": len(expected), "different_tensors": different}
+    moments, result = random.Random(args.seed), {}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        make_collection(scratch / "data")
+        for stage in args.stages:
+            made = [f"{part}={scratch / part / 'final'}" for part in ("vae", "vocoder", "clap")]
+            own = STAGES[stage] + (made if stage == "diffusion" else [])
+            result[stage] = try_stage(stage, own, args.kills, moments, scratch) | {"settings": STAGES[stage]}
     keep(args.out, {"kills": result})
-    print(f"{len(kills)} kills, {len(expected)} tensors compared, {len(different)} differ")
 
 
 if __name__ == "__main__":

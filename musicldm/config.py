@@ -169,8 +169,9 @@ class VAEConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "segment_s", "layers_per_level", "latent_channels", "norm_groups", "discriminator_rate")
-        if self.discriminator_lead < 0:
-            raise ValueError(f"discriminator_lead must not be negative, got {self.discriminator_lead}")
+        for name in ("discriminator_lead", "texture_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.freeze_encoder and not self.init:
             raise ValueError("freeze_encoder needs a trained encoder: say which with init=MODEL")
         if bad := [width for width in self.channels if width % self.norm_groups]:

@@ -310,10 +310,10 @@ def test_a_run_at_a_constant_rate_may_end_later_until_its_cooldown_begins(collec
 
 
 def test_a_decoder_trains_on_with_its_encoder_held_still(trained, collection, tmp_path):
-    """Also against the discriminator; latents stay what they were, to the bit."""
+    """Also against the discriminator and for texture; latents stay what they were, to the bit."""
     start = trained["vae"] / "final"
     overrides = [f"init={start}", "freeze_encoder=true", "steps=6", "weight_decay=0.1", "log_every=1"]
-    overrides += ["adversarial_from=3", "discriminator_lead=2", "discriminator_rate=2"]
+    overrides += ["adversarial_from=3", "discriminator_lead=2", "discriminator_rate=2", "texture_weight=0.5"]
     final = run("vae", CONFIGS / "vae.yaml", collection, tmp_path / "run", overrides=overrides)
     before, after = (AutoencoderKL.from_pretrained(folder).state_dict() for folder in (start, final))
     same = {name for name in before if torch.equal(before[name], after[name])}
@@ -321,6 +321,8 @@ def test_a_decoder_trains_on_with_its_encoder_held_still(trained, collection, tm
     logged = metrics(tmp_path / "run", "train")
     assert ["discriminator" in row for row in logged] == [False] + 5 * [True]
     assert ["generator" in row for row in logged] == 3 * [False] + 3 * [True]
+    first = logged[0]
+    assert first["loss"] == pytest.approx(first["l1"] + 1e-4 * first["kl"] + 0.5 * first["texture"])
     with pytest.raises(ValueError, match="init=MODEL"):
         run("vae", CONFIGS / "vae.yaml", collection, tmp_path / "other", overrides=["freeze_encoder=true"])
 

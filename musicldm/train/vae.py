@@ -112,12 +112,10 @@ def latent_noise(vae: AutoencoderKL, mel: Tensor, generators: list[torch.Generat
 def reconstruction_losses(vae: nn.Module, mel: Tensor, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction of ``mel (B, 1, T, F)``, and its losses; from latents drawn with ``noise``, or their means.
 
-    ``l1`` is the mean absolute error, ``kl`` the divergence from the unit normal in nats for each latent value,
-    ``texture`` the `texture_loss`.
+    ``l1`` is the mean absolute error, ``kl`` the divergence from the unit normal in nats for each latent value.
     """
     reconstruction, posterior = vae(mel, noise)
-    losses = {"l1": (reconstruction - mel).abs().mean(), "kl": kl_divergence(posterior)}
-    return reconstruction, losses | {"texture": texture_loss(mel, reconstruction)}
+    return reconstruction, {"l1": (reconstruction - mel).abs().mean(), "kl": kl_divergence(posterior)}
 
 
 def roughness(mel: Tensor, window: int = TEXTURE_WINDOW) -> Tensor:
@@ -186,7 +184,10 @@ def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: A
     noise = latent_noise(accelerator.unwrap_model(vae).vae, mel, item_generators(config, state, "posterior"))
     with accelerator.autocast():
         reconstruction, losses = reconstruction_losses(vae, mel, noise)
-        loss = losses["l1"] + config.kl_weight * losses["kl"] + config.texture_weight * losses["texture"]
+        loss = losses["l1"] + config.kl_weight * losses["kl"]
+        if config.texture_weight:
+            losses["texture"] = texture_loss(mel, reconstruction)
+            loss = loss + config.texture_weight * losses["texture"]
     adversarial = state.step >= config.adversarial_from
     if adversarial:
         judge = accelerator.unwrap_model(discriminator).requires_grad_(False)  # its own update comes below
@@ -217,7 +218,8 @@ def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device:
     n = min(len(dataset), config.validation_batches * config.batch_size)
     for index in range(n):
         mel = mel_of(dataset[Item(0, index)][None].to(device), config)
-        for name, loss in reconstruction_losses(vae, mel)[1].items():
+        reconstruction, losses = reconstruction_losses(vae, mel)
+        for name, loss in (losses | {"texture": texture_loss(mel, reconstruction)}).items():
             sums[name] += float(loss)
         sums["constant_l1"] += float((mel - mel.median()).abs().mean())
     vae.train()
