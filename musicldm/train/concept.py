@@ -29,7 +29,7 @@ from musicldm.config import ConceptConfig
 from musicldm.data.clips import Clip, Item, batch_items, item_rng, load_clips, of_share
 from musicldm.lora import add_adapter
 from musicldm.pipeline import MusicLDMPipeline
-from musicldm.train.cache import Conditioner, build_cache
+from musicldm.train.cache import Conditioner, build_cache, latent_shape
 from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import after_batch, batches, make_accelerator, make_optimizer, optimise
 from musicldm.train.condition import former_clap
@@ -182,7 +182,8 @@ def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False)
     clips = of_share(clips, config.share)
     vae, vocoder, conditioner = load_parts(config)
     former_clap(config, conditioner)  # refuses another one
-    unet = initial_unet(config, vae.config.latent_channels, 0, conditioner.clap.config.projection_dim)
+    channels, frames, _ = latent_shape(vae, config.mel)
+    unet = initial_unet(config, channels, frames, conditioner.clap.config.projection_dim)
     add_adapter(unet, config.lora)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
