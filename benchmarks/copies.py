@@ -13,6 +13,7 @@ check and by all three together. A quarter of the pieces is set aside: the check
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -38,6 +39,8 @@ from musicldm.novelty.build import build_index
 from musicldm.novelty.check import judge
 from musicldm.novelty.index import VERSION, NoveltyIndex
 from musicldm.novelty.windows import embed_windows, query_windows
+from musicldm.pipeline import MusicLDMPipeline
+from musicldm.reconstruct import reconstruct
 
 OFFSET_S = 3.37  # no multiple of a frame or a beat
 PHRASE_S = 3.0
@@ -85,6 +88,19 @@ def phrase(waveform: np.ndarray, other: np.ndarray, rate: int) -> np.ndarray:
     return np.concatenate([other[:first], waveform[first : first + n], other[first + n :]])
 
 
+@functools.cache
+def mini() -> MusicLDMPipeline:
+    return MusicLDMPipeline.from_pretrained("mini")
+
+
+def played_again(waveform: np.ndarray, rate: int) -> np.ndarray:
+    """As a model that knew it by heart would play it: through VAE and vocoder."""
+    own = mini().sampling_rate
+    heard = librosa.resample(waveform, orig_sr=rate, target_sr=own) if rate != own else waveform
+    played = reconstruct(heard, mini().vae, mini().vocoder).waveform
+    return librosa.resample(played, orig_sr=own, target_sr=rate) if rate != own else played
+
+
 KINDS: dict[str, Callable] = {  # of waveform, other waveform, rate, generator
     "unchanged": lambda x, other, rate, rng: x,
     "gain -12 dB": lambda x, other, rate, rng: 0.25 * x,
@@ -98,6 +114,8 @@ KINDS: dict[str, Callable] = {  # of waveform, other waveform, rate, generator
     "MP3 64 kbit/s": lambda x, other, rate, rng: through_mp3(x, rate),
     "-6 dB under other music": lambda x, other, rate, rng: mixed(x, other, -6),
     "3 s inside other music": lambda x, other, rate, rng: phrase(x, other, rate),
+    "VAE and vocoder": lambda x, other, rate, rng: played_again(x, rate),
+    "VAE and vocoder, 5 s": lambda x, other, rate, rng: played_again(x[: 5 * rate], rate),
 }
 
 

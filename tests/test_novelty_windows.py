@@ -14,7 +14,7 @@ from musicldm.cli.novelty import load_embedder
 from musicldm.evaluate.measurements import pitch_bands
 from musicldm.novelty.build import build_index
 from musicldm.novelty.check import check, judge, nearest_window, record
-from musicldm.novelty.index import NoveltyIndex, make_faiss
+from musicldm.novelty.index import VERSION, NoveltyIndex, make_faiss
 from musicldm.novelty.windows import cut_windows, embed_windows
 
 BASE_RATE = {"similarity_99": 0.9, "score_95": 0.5, "score_99": 0.6, "window_similarity_99": 0.8}
@@ -175,7 +175,7 @@ def test_older_indexes_and_wrong_vectors_are_refused(index, tmp_path):
         index.search_windows(np.full((1, 60), np.nan))
     about = json.loads((index.folder / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(about | {"version": 2}))
-    with pytest.raises(ValueError, match="index of version 2, this is version 3; build it again"):
+    with pytest.raises(ValueError, match=f"index of version 2, this is version {VERSION}; build it again"):
         NoveltyIndex(tmp_path)
 
 

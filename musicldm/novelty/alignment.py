@@ -26,7 +26,8 @@ CHANGED_TEMPO = 0.98  # what a score at another tempo is worth: short passages f
 WINDOWS = tuple(round(seconds * FRAMES_PER_S) for seconds in WINDOWS_S)  # frames
 BLOCK = 250  # candidates compared roughly at a time
 SHORTLIST = 10  # candidates that are compared at every tempo
-ENVELOPE = 9  # bands over which the spectral envelope is taken
+ENVELOPE = 11  # bands over which the spectral envelope is taken
+BLUR = 0.7  # bands, standard deviation: what a model played was a mel spectrogram once, whose low bands are wide
 HELD = 0.7  # of a frame that the one before tells; what is held says little, what begins or ends says much
 PHASES = (0.0, 0.5)  # frames by which the query's grid in time may lie off the candidate's
 
@@ -58,12 +59,13 @@ def whiten(frames: np.ndarray) -> np.ndarray:
 
     Music hardly changes from frame to frame, and so agrees for a while with all music that holds the same notes. With
     neighbours in time and in bands made independent, correlation is the best test of a pattern under another of its
-    kind (the matched filter).
+    kind (the matched filter). The square root lets a partial count more for being there than for its level, which an
+    autoencoder and a vocoder change.
     """
-    from scipy.ndimage import uniform_filter1d
+    from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
-    x = frames.astype(np.float32) / 255
-    x = (x - uniform_filter1d(x, ENVELOPE, axis=1, mode="nearest")).clip(min=0)
+    x = gaussian_filter1d(frames.astype(np.float32) / 255, BLUR, axis=1, mode="nearest")
+    x = np.sqrt((x - uniform_filter1d(x, ENVELOPE, axis=1, mode="nearest")).clip(min=0))
     x[1:] -= HELD * x[:-1]
     x = x - x.mean(axis=0, keepdims=True)
     lengths = np.linalg.norm(x, axis=1, keepdims=True)

@@ -19,7 +19,7 @@ import numpy as np
 from musicldm.audio import write_whole
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, Match, best_match
 
-VERSION = 3  # version 2 knows no windows, thresholds of version 1 belong to another score
+VERSION = 4  # version 2 knows no windows; thresholds of versions 1 and 3 belong to other scores
 FILES = ("clips.faiss", "clips.npz", "frames.npy", "recordings.jsonl")
 WINDOW_FILES = ("windows.faiss", "windows.npz")  # there unless windows were left out
 EXACT_UP_TO = 20_000  # vectors; more are searched in cells
