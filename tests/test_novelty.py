@@ -2,14 +2,17 @@
 
 import io
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from test_evaluate_measures import RATE, tones
 
-from musicldm.audio import write_audio
+from musicldm import MusicLDMPipeline
+from musicldm.audio import read_audio, write_audio
 from musicldm.clap import clap_feature_extractor
 from musicldm.cli import main
 from musicldm.data.prepare_index import IndexWriter
@@ -19,7 +22,9 @@ from musicldm.novelty.alignment import best_match, pitch_frames
 from musicldm.novelty.build import build_index
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex, make_faiss
+from musicldm.reconstruct import reconstruct
 
+ROOT = Path(__file__).parent.parent
 PIECES = 24
 CLIP_S = 5
 
@@ -107,6 +112,25 @@ def test_transposed_slowed_and_noisy_copies_are_aligned(semitones):
     assert (found.semitones, found.tempo) == (semitones, 1.0)
     others = [pitch_frames(melody(seed), RATE) for seed in range(20, 30)]
     assert best_match(pitch_frames(moved, RATE), others).score < found.score / 1.5
+
+
+def test_real_music_that_a_model_plays_by_heart_is_aligned():
+    """Five seconds of recordings, as they come back from the bundled autoencoder and vocoder."""
+    shared = os.environ.get("MUSICLDM_SHARED")
+    if not shared:
+        pytest.skip("needs recordings: set MUSICLDM_SHARED")
+    pipeline = MusicLDMPipeline.from_pretrained("mini")
+    originals, played = [], []
+    for path in sorted(path for path in (ROOT / shared / "audio").iterdir() if path.suffix in (".ogg", ".flac")):
+        rate = pipeline.sampling_rate
+        waveform = read_audio(path, rate)[0][20 * rate : 25 * rate]
+        if len(waveform) == 5 * rate:
+            originals.append(pitch_frames(waveform, rate))
+            played.append(pitch_frames(reconstruct(waveform, pipeline.vae, pipeline.vocoder).waveform, rate))
+    assert len(originals) > 8
+    own = [best_match(query, [original]).score for query, original in zip(played, originals, strict=True)]
+    others = [best_match(query, originals[:i] + originals[i + 1 :]).score for i, query in enumerate(played)]
+    assert min(own) > 1.3 * max(others)
 
 
 def test_large_collections_are_searched_in_cells():
