@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,6 +85,12 @@ def test_a_signal_saves_and_stops(collection, straight, tmp_path, monkeypatch, c
     run("vae", CONFIG, collection, tmp_path / "run", resume=True, overrides=SHORT)
     expected, resumed = last_weights(straight), last_weights(tmp_path / "run")
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_processes_that_read_ahead_change_nothing(collection, straight, tmp_path):
+    run("vae", CONFIG, collection, tmp_path / "run", overrides=[*SHORT, "workers=2"])
+    expected, weights = last_weights(straight), last_weights(tmp_path / "run")
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
 def test_the_command_ends_with_the_signals_code(collection, tmp_path):
@@ -300,6 +307,22 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint-10" / STATE_FILE).read_bytes() == before
     save_state(state, tmp_path, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
+
+
+def test_a_run_that_filled_the_disk_goes_on_with_more_room(collection, straight, tmp_path, monkeypatch):
+    out, overrides = tmp_path / "run", [name for name in SHORT if not name.startswith("save_every")]
+
+    def save_while_there_is_room(state, *arguments, original=save_state, **options):
+        with full_disk(5000) if state.step == 8 else nullcontext():
+            original(state, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("musicldm.train.common.save_state", save_while_there_is_room)
+        with pytest.raises(OSError, match=r"checkpoint-8 cannot be written .*kept: checkpoint-4"):
+            run("vae", CONFIG, collection, out, overrides=[*overrides, "save_every=4"])
+    run("vae", CONFIG, collection, out, resume=True, overrides=[*overrides, "save_every=4"])
+    expected, weights = last_weights(straight), last_weights(out)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
 def test_the_best_weights_can_be_exported(collection, tmp_path):
