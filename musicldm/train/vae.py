@@ -118,17 +118,17 @@ def reconstruction_losses(vae: nn.Module, mel: Tensor, noise: Tensor | None = No
     return reconstruction, {"l1": (reconstruction - mel).abs().mean(), "kl": kl_divergence(posterior)}
 
 
-def roughness(mel: Tensor, window: int = TEXTURE_WINDOW) -> Tensor:
-    """Mean absolute differences over each of ``TEXTURE_LAGS`` of ``mel (B, 1, T, F)``, in nats, flat: ``(N,)``.
+def roughness(mel: Tensor) -> Tensor:
+    """Mean absolute differences over each of `TEXTURE_LAGS` of ``mel (B, 1, T, F)``, in nats, flat: ``(N,)``.
 
-    Along time and across bands, in windows of ``window`` frames of each band, half a window apart.
+    Along time and across bands, in windows of `TEXTURE_WINDOW` frames of each band, half a window apart.
     """
     features = []
     for axis, lags in TEXTURE_LAGS.items():
         for lag in (lag for lag in lags if lag < mel.shape[axis]):
             length = mel.shape[axis] - lag
             change = (mel.narrow(axis, lag, length) - mel.narrow(axis, 0, length)).abs()
-            frames = min(window, change.shape[2])
+            frames = min(TEXTURE_WINDOW, change.shape[2])
             features.append(functional.avg_pool2d(change, (frames, 1), stride=(max(1, frames // 2), 1)).flatten())
     return torch.cat(features)
 
