@@ -3,7 +3,8 @@
     python -m benchmarks.scaling --data data/train --held data/held --runs RUNS --out benchmarks/results/scaling.json
 
 VAE, CLAP and vocoder are those of the bundled model; steps, batches and seeds are the same for every share, and smaller
-shares are parts of larger ones. Reported: the loss on the collection's own held-out clips as training goes on, and of
+shares are parts of larger ones. Reported: the loss on the collection's own held-out clips as training goes on, beside
+that of always predicting 0 (both depend on the scale of the latents, which a run takes from its first batch), and of
 what the result plays for the captions of ``held``, of pieces that are in no share: CLAP's similarity of prompt and
 music, kernel and Frechet distances to the recordings, beside those of recordings among themselves. Runs that were
 interrupted continue.
@@ -118,8 +119,8 @@ def main() -> None:
         pipeline.scheduler = make_scheduler(DEFAULTS["scheduler"], pipeline.scheduler)
         played = embed(play(pipeline, prompts, mel.clip_s, options.sampler_steps, DEFAULTS["guidance"]))
         rows = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
-        curve = [[row["step"], row["loss"]] for row in rows if row["group"] == "validation"]
-        of_share = {"training_clips": len(split_clips(clips, share)[0]), "validation_loss": curve}
+        curve = [[row["step"], row["loss"], row["constant_loss"]] for row in rows if row["group"] == "validation"]
+        of_share = {"training_clips": len(split_clips(clips, share)[0]), "validation_loss_and_constant": curve}
         of_share |= figures(played, played)
         result["shares"][f"{share:g}"] = of_share
         print(json.dumps({f"{share:g}": of_share}, indent=1), flush=True)
