@@ -25,6 +25,8 @@ from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBas
 ZERO_CROSSINGS = 6  # of the resampler's sinc, to either side
 ROLL_OFF = 0.99  # the resampler's cut-off, as a fraction of the lower Nyquist frequency
 POWER_FLOOR = 1e-10  # -100 dB
+TEMPO_CENTRE = 112.0  # BPM of a first component of 0
+TEMPO_OCTAVES = 10.0  # that a first component of 1 would be above it
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # ids 0 to 4; the first four as in RoBERTa
 
 
@@ -310,6 +312,22 @@ def contrary_loss(views: Tensor, wrong: Tensor, scale: Tensor | float) -> Tensor
     gaps = torch.einsum("ubd,vbd->uvb", views, captions - wrong)  # cosines of the right, less those of the wrong
     asked = ~torch.eye(len(views), dtype=torch.bool, device=views.device)[:, 1:, None] & there  # (1 + V, V, B)
     return functional.softplus(-scale * gaps[asked]).sum() / asked.sum().clamp(min=1)
+
+
+def tempo_loss(embeddings: Tensor, octaves: Tensor) -> Tensor:
+    """Mean squared error of what `read_tempo` reads in ``embeddings (..., D)``, where ``octaves (...)`` is not NaN."""
+    known = ~octaves.isnan()
+    errors = read_tempo(embeddings)[known] - octaves[known]
+    return (errors**2).sum() / known.sum().clamp(min=1)
+
+
+def read_tempo(embeddings: Tensor) -> Tensor:
+    """The tempo (...) that embeddings (..., D) trained with `tempo_loss` say, as log2 of BPM: their first component.
+
+    0.1 of it is an octave. Contrasts leave to chance how much of a unit vector says what; here a fixed part of it is
+    the tempo's, about a hundredth of its squared length, as much as tells instruments apart.
+    """
+    return TEMPO_OCTAVES * embeddings[..., 0] + math.log2(TEMPO_CENTRE)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> RobertaTokenizer:

@@ -219,6 +219,7 @@ class CLAPConfig(TrainConfig):
 
     caption_views: int = 1  # captions of each clip that are contrasted at a time, with the audio and with one another
     contrary_weight: float = 0.0  # of telling captions from such as differ in tempo or drums (musicldm.data.contrary)
+    tempo_weight: float = 0.0  # of reading the tempo that captions state from their embeddings, and from the audio's
     vocabulary: int = 50_265  # byte-level BPE pieces, at most
     embedding_size: int = 512
     text_width: int = 768
@@ -244,8 +245,9 @@ class CLAPConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "caption_views")
-        if self.contrary_weight < 0:
-            raise ValueError(f"contrary_weight must not be negative, got {self.contrary_weight}")
+        for name in ("contrary_weight", "tempo_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.fusion and not self.mel.clip_s > self.audio_s:
             raise ValueError(
                 f"fusion is for clips longer than audio_s ({self.audio_s} s), but they are {self.mel.clip_s} s: "

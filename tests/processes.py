@@ -90,7 +90,7 @@ def train(result: str, stage: str, batch_size: int, accumulate: int, precision: 
         sizes = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_positions": 30, "embedding_size": 8}
         sizes |= {"audio_width": 8, "audio_depths": (1, 1), "audio_heads": (1, 2), "audio_image": 64, "audio_s": 1.0}
         sizes |= {"audio_sample_rate": 16_000, "audio_hop_length": 320, "audio_f_max": 8000.0, "dropout": 0.0}
-        config = CLAPConfig(**shared, **sizes, contrary_weight=2.0)
+        config = CLAPConfig(**shared, **sizes, contrary_weight=2.0, tempo_weight=1.0)
         accelerator, state, dataset, network, step = clap_run(config, double)
     seen, gradients = [], {}
     plain = accelerator.unwrap_model(network)

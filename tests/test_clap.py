@@ -19,7 +19,9 @@ from musicldm.clap import (
     embed_text,
     fit_to_clip,
     fused_log_mel,
+    read_tempo,
     resample,
+    tempo_loss,
     train_tokenizer,
     views_loss,
 )
@@ -296,6 +298,20 @@ def test_contrary_captions_are_told_from_right_ones():
     assert torch.isclose(contrary_loss(views, wrong, 7.0), torch.cat(costs).mean())
     assert contrary_loss(views, views[1:], 7.0) == pytest.approx(math.log(2))  # what says the same cannot be told
     assert contrary_loss(views, torch.zeros_like(wrong), 7.0) == 0
+
+
+def test_tempo_is_read_from_what_is_known_alone():
+    octaves = torch.tensor([[7.0, float("nan"), 6.0]])
+    embeddings = torch.nn.functional.normalize(torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    embeddings.requires_grad_(True)
+    loss = tempo_loss(embeddings, octaves)
+    errors = (read_tempo(embeddings) - octaves)[0, [0, 2]]
+    assert loss.item() == pytest.approx((errors**2).mean().item())
+    (gradient,) = torch.autograd.grad(loss, embeddings)
+    assert (gradient[..., 0] != 0).tolist() == [[True, False, True]]
+    assert (gradient[..., 1:] == 0).all()
+    assert tempo_loss(embeddings, torch.full((1, 3), float("nan"))) == 0
+    assert tempo_loss(embeddings, read_tempo(embeddings)) == 0
 
 
 def test_tokenizer_survives_saving(tokenizer, tmp_path):

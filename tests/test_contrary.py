@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicldm.data.captions import TEMPO, tempo_words
-from musicldm.data.contrary import contradict
+from musicldm.data.contrary import contradict, stated_tempo
 
 LEVELS = {word: level for level, (_, words) in enumerate(TEMPO) for word in words}
 SPEED = re.compile("|".join(sorted(LEVELS, key=len, reverse=True)), re.IGNORECASE)
@@ -60,3 +60,26 @@ def test_what_can_be_contradicted_in_two_ways_is_in_both():
     made = {contradict("slow piano, no drums", np.random.default_rng(seed)) for seed in range(20)}
     assert "slow piano, drums" in made
     assert any(text.endswith(", no drums") and "slow" not in text.split()[0] for text in made)
+
+
+@pytest.mark.parametrize(
+    ("caption", "bpm"),
+    [
+        ("A slow waltz for organ at 70 BPM.", 70.0),
+        ("Piano, 132 beats per minute, fast", 132.0),
+        ("a slow waltz", np.sqrt(60 * 80)),
+        ("A very slow waltz", np.sqrt(45 * 60)),
+        ("rapid music for flute", np.sqrt(144 * 200)),
+        ("slowly, in 3/4 and Op. 80", None),
+        ("", None),
+    ],
+)
+def test_stated_tempo(caption, bpm):
+    assert stated_tempo(caption) == (bpm if bpm is None else pytest.approx(bpm))
+
+
+@given(st.sampled_from(sorted(LEVELS)), st.integers(0, 2**32 - 1))
+def test_contrary_captions_state_another_tempo(word, seed):
+    caption = f"{word} music for organ"
+    assert stated_tempo(contradict(caption, np.random.default_rng(seed))) != stated_tempo(caption)
+    assert tempo_words(stated_tempo(caption)) == TEMPO[LEVELS[word]][1]

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from musicldm.clap import embed_audio, embed_text, regression_loss
+from musicldm.clap import embed_audio, embed_text, read_tempo, regression_loss
 from musicldm.config import CLAPConfig
 from musicldm.train import clap, run
 from musicldm.train.cache import load_conditioner
@@ -89,9 +89,10 @@ def test_settings_that_could_not_take_effect_are_refused(tiny_folder, collection
     unfused = [f"init={tiny_folder}", "fusion=true", "audio_s=0.6"]
     with pytest.raises(ValueError, match="has no fusion; start from a model with it"):
         run("clap", "tiny", collection, tmp_path / "a", overrides=[*SHORT, *unfused])
-    both = [f"distill={tiny_folder}", "contrary_weight=2"]
-    with pytest.raises(ValueError, match="leave one of them out"):
-        run("clap", "tiny", collection, tmp_path / "a", overrides=[*SHORT, *both])
+    for weight in ("contrary_weight=2", "tempo_weight=2"):
+        both = [f"distill={tiny_folder}", weight]
+        with pytest.raises(ValueError, match=rf"{weight}.*leave one out"):
+            run("clap", "tiny", collection, tmp_path / "a", overrides=[*SHORT, *both])
     assert not (tmp_path / "a").exists()
 
 
@@ -127,3 +128,22 @@ def test_contrary_captions_teach_what_other_clips_do_not(collection, tmp_path):
             )
         nearer[name] = float((heard * (right - wrong)).sum(dim=1).mean())
     assert nearer["1"] > 0.05 > nearer["0"]
+
+
+def test_the_tempo_of_captions_is_read_from_captions_and_audio(collection, tmp_path):
+    rows = [json.loads(line) for line in (collection / "metadata.jsonl").read_text().splitlines()]
+    timed = tmp_path / "timed"
+    timed.mkdir()
+    for row in rows:
+        (timed / row["file_name"]).symlink_to(collection / row["file_name"])
+        row["texts"] = [f"{text} at {160 if 'high' in text else 65} BPM" for text in row["texts"]]
+    (timed / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [*SHORT, "steps=60", "tempo_weight=4", "contrary_weight=1"]
+    clap, tokenizer, front_end = load_conditioner(run("clap", "tiny", timed, tmp_path / "run", overrides=overrides))
+    waveforms = torch.stack([torch.from_numpy(soundfile.read(timed / row["file_name"])[0]).float() for row in rows])
+    with torch.no_grad():
+        heard = read_tempo(embed_audio(clap.eval(), front_end, waveforms, RATE)).exp2()
+        slow, fast = read_tempo(embed_text(clap, tokenizer, ["low tone at 65 BPM", "low tone at 160 BPM"])).exp2()
+    high = torch.tensor(["160" in row["texts"][0] for row in rows])
+    assert heard[high].min() > heard[~high].max()
+    assert slow < 90 < 120 < fast

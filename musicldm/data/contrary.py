@@ -1,4 +1,4 @@
-"""Captions that contradict a clip in one respect: another tempo, or drums where there are none.
+"""The tempo that a caption states; and captions that contradict a clip in one respect: another tempo, or the drums.
 
     "A slow waltz for piano at 70 BPM."  ->  "A rapid waltz for piano at 161 BPM."
     "jazz, saxophone, drums"             ->  "jazz, saxophone, no drums"
@@ -34,6 +34,20 @@ def contradict(caption: str, rng: np.random.Generator) -> str | None:
     """``caption`` with its tempo or its drums changed to what is not so; None if it says nothing of either."""
     changes = [change for change in (_other_tempo(caption, rng), _other_drums(caption)) if change is not None]
     return changes[int(rng.integers(len(changes)))] if changes else None
+
+
+def stated_tempo(caption: str) -> float | None:
+    """The tempo in BPM that ``caption`` states: its number, else the middle of what its adjective means; or None.
+
+    ``"A slow waltz at 70 BPM"`` -> 70.0, ``"a slow waltz"`` -> 69.3. Adjectives are those of `captions.TEMPO`.
+    """
+    if number := _NUMBER.search(caption):
+        return float(number[1])
+    if not (word := _WORD.search(caption)):
+        return None
+    limits = [SLOWEST, *(limit for limit, _ in TEMPO[:-1]), FASTEST]
+    level = _LEVELS[word[2].lower()]
+    return float(np.sqrt(limits[level] * limits[level + 1]))
 
 
 def _other_drums(caption: str) -> str | None:

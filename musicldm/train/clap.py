@@ -9,6 +9,7 @@ Wu et al. (2023), https://arxiv.org/abs/2211.06687. The tokenizer is a byte-leve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,13 @@ from musicldm.clap import (
     log_mel_for,
     regression_loss,
     resample,
+    tempo_loss,
     train_tokenizer,
     views_loss,
 )
 from musicldm.config import CLAPConfig
 from musicldm.data.clips import Clip, Item, item_rng, load_clips, read_clip, split_clips
-from musicldm.data.contrary import contradict
+from musicldm.data.contrary import contradict, stated_tempo
 from musicldm.train.cache import load_conditioner
 from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import (
@@ -220,14 +222,30 @@ def train_step(
     if teacher:
         loss = regression_loss(views.float(), wanted) + 0 * scale  # which keeps its place among the gradients
     else:
-        views, contrary = gather(views.float(), accelerator).split([1 + len(captions), len(wrong)])
+        everything = gather(views.float(), accelerator)
+        views, contrary = everything.split([1 + len(captions), len(wrong)])
         loss = views_loss(views, scale)
         if len(wrong):
             told = contrary_loss(views, contrary, scale.detach())
             loss = loss + config.contrary_weight * told
             shown["contrary"] = told.detach()
+        if config.tempo_weight:
+            octaves = stated_octaves(captions, wrong).to(everything)
+            heard = tempo_loss(everything, accelerator.gather(octaves.T.contiguous()).T)
+            loss = loss + config.tempo_weight * heard
+            shown["tempo"] = heard.detach()
     norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
     return {"loss": loss.detach(), **shown, **norm}
+
+
+def stated_octaves(captions: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]) -> Tensor:
+    """log2 of the BPM (1 + V + W, B) that V captions of each of B clips state, and W wrong ones; NaN where none is.
+
+    The first row is the audio's: the mean of what its captions state.
+    """
+    tempi = [[stated_tempo(caption) or math.nan for caption in view] for view in (*captions, *wrong)]
+    octaves = torch.tensor(tempi).log2()
+    return torch.cat([octaves[: len(captions)].nanmean(dim=0, keepdim=True), octaves])
 
 
 def gather(views: Tensor, accelerator: Accelerator) -> Tensor:
@@ -284,11 +302,11 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
             or the model to be distilled does not fit, or contrary captions are to be told apart beside it.
     """
     refuse_checkpointing(config, "CLAP model")
-    if config.distill and config.contrary_weight:
-        raise ValueError(
-            f"contrary_weight={config.contrary_weight} is a part of the contrast, which distill={config.distill} "
-            "replaces: leave one of them out"
-        )
+    for name in ("contrary_weight", "tempo_weight"):
+        if config.distill and (weight := getattr(config, name)):
+            raise ValueError(
+                f"{name}={weight} goes with the contrast, which distill={config.distill} replaces: leave one out"
+            )
     clips = load_clips(data, config.mel.clip_s)
     if bare := [clip.path for clip in clips if not clip.texts]:
         raise ValueError(f"{len(bare)} recordings of {data} have no caption, the first is {bare[0].name}: add text")
