@@ -5,8 +5,8 @@
 A small generator cannot be as quiet as it should between harmonics and after a note: it leaves noise there, which the
 log-mel spectrogram, being known, tells from music. Each pass multiplies the short-time spectrum by the ratio of wanted
 to found, band by band, as a Wiener filter would, and keeps the phases. Spectra of overlapping frames that do not agree
-become a waveform by least squares (Griffin and Lim, 1984, https://doi.org/10.1109/TASSP.1984.1164317), so a second pass
-finds a little left to do.
+become a waveform by least squares (Griffin and Lim, 1984, https://doi.org/10.1109/TASSP.1984.1164317), which blurs the
+gains over neighbouring frames and bands: so passes overshoot, as in successive over-relaxation, and follow one another.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import SpeechT5HifiGan
 from vocoder.hifigan import mel_config
 from vocoder.mel import MelConfig, log_mel_spectrogram, mel_filters
 
+RELAXATION = 1.5  # by how much of what is found wanting a pass changes the spectrum
 LEAST_GAIN, MOST_GAIN = math.log(0.01), math.log(10)  # -40 and 20 dB in each pass
 
 
@@ -67,7 +68,7 @@ def match_mel(waveform: Tensor, log_mel: Tensor, config: MelConfig, passes: int 
     spread = _spread(config).to(waveform.device)
     for _ in range(passes):
         found = log_mel_spectrogram(waveform, config)
-        gain = (wanted - found).clamp(LEAST_GAIN, MOST_GAIN) @ spread  # (B, T, K), natural logarithm
+        gain = (RELAXATION * (wanted - found)).clamp(LEAST_GAIN, MOST_GAIN) @ spread  # (B, T, K), natural logarithm
         spectrum = torch.stft(waveform, **frame, return_complex=True) * gain.exp().transpose(1, 2)
         waveform = torch.istft(spectrum, **frame, length=waveform.shape[1]).clamp(-1.0, 1.0)
     return waveform
