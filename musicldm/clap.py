@@ -324,7 +324,7 @@ def tempo_loss(embeddings: Tensor, octaves: Tensor) -> Tensor:
 def read_tempo(embeddings: Tensor) -> Tensor:
     """The tempo (...) that embeddings (..., D) trained with `tempo_loss` say, as log2 of BPM: their first component.
 
-    0.1 of it is an octave. Contrasts leave to chance how much of a unit vector says what; this fixes what the tempo has.
+    0.1 of it is an octave. Contrasts leave to chance how much of a unit vector says what; this fixes it for the tempo.
     """
     return TEMPO_OCTAVES * embeddings[..., 0] + math.log2(TEMPO_CENTRE)
 
