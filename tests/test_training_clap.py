@@ -10,6 +10,7 @@ import torch
 
 from musicldm.clap import embed_audio, embed_text, read_tempo, regression_loss
 from musicldm.config import CLAPConfig
+from musicldm.data.clips import metadata_rows
 from musicldm.train import clap, run
 from musicldm.train.cache import load_conditioner
 
@@ -105,15 +106,20 @@ def test_regression_loss_compares_each_modality_with_itself():
     assert regression_loss(views, opposite) == pytest.approx(1.0)  # half of the audio's 2, none of the captions'
 
 
+def captioned(collection, folder, change):
+    """A ``folder`` with the recordings of ``collection``, each of its captions changed."""
+    folder.mkdir()
+    rows = metadata_rows(collection)
+    for row in rows:
+        (folder / row["file_name"]).symlink_to(collection / row["file_name"])
+        row["texts"] = [change(text) for text in row["texts"]]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def test_contrary_captions_teach_what_other_clips_do_not(collection, tmp_path):
     """All clips are slow, so that only captions which call them fast show what the word means."""
-    rows = [json.loads(line) for line in (collection / "metadata.jsonl").read_text().splitlines()]
-    slow = tmp_path / "slow"
-    slow.mkdir()
-    for row in rows:
-        (slow / row["file_name"]).symlink_to(collection / row["file_name"])
-        row["texts"] = [f"slow {text}" for text in row["texts"]]
-    (slow / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    slow = captioned(collection, tmp_path / "slow", lambda text: f"slow {text}")
     nearer = {}
     for name in ("0", "1"):
         overrides = [*SHORT, "steps=40", "caption_views=2", f"contrary_weight={name}"]
@@ -131,13 +137,8 @@ def test_contrary_captions_teach_what_other_clips_do_not(collection, tmp_path):
 
 
 def test_the_tempo_of_captions_is_read_from_captions_and_audio(collection, tmp_path):
-    rows = [json.loads(line) for line in (collection / "metadata.jsonl").read_text().splitlines()]
-    timed = tmp_path / "timed"
-    timed.mkdir()
-    for row in rows:
-        (timed / row["file_name"]).symlink_to(collection / row["file_name"])
-        row["texts"] = [f"{text} at {160 if 'high' in text else 65} BPM" for text in row["texts"]]
-    (timed / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    timed = captioned(collection, tmp_path / "timed", lambda text: f"{text} at {160 if 'high' in text else 65} BPM")
+    rows = metadata_rows(timed)
     overrides = [*SHORT, "steps=60", "tempo_weight=4", "contrary_weight=1"]
     clap, tokenizer, front_end = load_conditioner(run("clap", "tiny", timed, tmp_path / "run", overrides=overrides))
     waveforms = torch.stack([torch.from_numpy(soundfile.read(timed / row["file_name"])[0]).float() for row in rows])

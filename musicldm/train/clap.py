@@ -299,7 +299,7 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
 
     Raises:
         ValueError: a recording has no caption; or gradient checkpointing is asked for, which ClapModel does not know;
-            or the model to be distilled does not fit, or contrary captions are to be told apart beside it.
+            or the model to be distilled does not fit, or contrary captions or tempi are to be learned beside it.
     """
     refuse_checkpointing(config, "CLAP model")
     for name in ("contrary_weight", "tempo_weight"):
