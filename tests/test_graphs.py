@@ -134,12 +134,13 @@ def test_a_saved_model_is_as_before(pipeline, recorder, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_graphs_replay_the_step_and_nothing_waits(tiny_folder, dtype):
+def test_graphs_replay_the_step_and_nothing_waits(tiny_folder, dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which rounds each layout's sums in its own way
     plain = MusicLDMPipeline.from_pretrained(tiny_folder, torch_dtype=dtype).to("cuda")
     fast = MusicLDMPipeline.from_pretrained(tiny_folder, torch_dtype=dtype).to("cuda").optimize()
     for prompt in ("solo flute", "a fast waltz"):
         expected, made = (pipeline(prompt, **OPTIONS).audios for pipeline in (plain, fast))
-        assert (made - expected).norm() <= 8 * torch.finfo(dtype).eps * expected.norm() + 1e-5
+        assert (made - expected).norm() <= max(1e-4, 8 * torch.finfo(dtype).eps) * expected.norm()
     (recording,) = fast.step_graphs.recordings.values()
     assert recording is not None
     condition, unconditional = fast.encode_prompt("solo flute")
