@@ -201,14 +201,16 @@ class VocoderConfig(TrainConfig):
     mel_weight: float = 45.0
     stft_weight: float = 0.0
     features_weight: float = 2.0
+    texture_weight: float = 0.0  # of differences in roughness, which a mean absolute error smooths away
     adversarial_from: int = 0  # step from which the discriminators take part
     match_passes: int = 0  # how often the finished vocoder corrects its waveform by the spectrogram (vocoder.match_mel)
 
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "channels")
-        if self.match_passes < 0:
-            raise ValueError(f"match_passes must not be negative, got {self.match_passes}")
+        for name in ("match_passes", "texture_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.segment_samples < self.mel.n_fft:
             raise ValueError(f"segment_samples must be at least n_fft ({self.mel.n_fft}), got {self.segment_samples}")
 

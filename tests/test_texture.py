@@ -1,9 +1,15 @@
-"""What an absolute error smooths away: the roughness of spectrograms, and the autoencoder trained to keep it."""
+"""What an absolute error smooths away: the roughness of spectrograms, and networks trained to keep it."""
+
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import MEL
 
-from musicldm.train.vae import TEXTURE_LAGS, TEXTURE_WINDOW, roughness, texture_loss
+from musicldm.config import VocoderConfig
+from musicldm.data.clips import Item
+from musicldm.train.vocoder import initial_generator, spectral_losses, validate
+from vocoder.texture import TEXTURE_LAGS, TEXTURE_WINDOW, roughness, texture_loss
 
 
 def test_roughness_of_known_spectrograms():
@@ -41,3 +47,25 @@ def test_flips_from_frame_to_frame_are_no_noise():
 
 def test_a_spectrogram_shorter_than_the_lags():
     assert roughness(torch.randn(1, 1, 4, 8)).isfinite().all()
+
+
+def test_a_vocoder_may_be_asked_for_texture():
+    """Beside its other losses; the best checkpoint is then known by their sum."""
+    torch.manual_seed(0)
+    config = VocoderConfig(
+        mel=MEL, segment_samples=1280, channels=16, upsample_rates=(5, 4, 4), upsample_kernel_sizes=(15, 8, 8)
+    )
+    real, fake = torch.randn(2, 2, 1280)
+    asked = replace(config, texture_weight=3.0)
+    (before, plain), (after, losses) = (spectral_losses(fake, real, c) for c in (config, asked))
+    assert "texture" not in plain
+    assert losses["texture"] > 0
+    torch.testing.assert_close(after, before + 3 * losses["texture"])
+    generator = initial_generator(asked)
+    held_out = {Item(0, index): waveform for index, waveform in enumerate(real)}
+    of_plain, of_asked = (validate(generator, held_out, c, torch.device("cpu")) for c in (config, asked))
+    assert next(iter(of_asked)) == "loss"
+    assert next(iter(of_plain)) == "mel"
+    assert of_asked["loss"] == pytest.approx(config.mel_weight * of_asked["mel"] + 3 * of_asked["texture"])
+    with pytest.raises(ValueError, match="texture_weight"):
+        replace(config, texture_weight=-1.0)

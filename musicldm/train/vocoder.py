@@ -36,6 +36,7 @@ from vocoder import log_mel_spectrogram, make_generator, match_mel, mel_config
 from vocoder.hifigan import fold_weight_norm
 from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss
 from vocoder.match import match_passes
+from vocoder.texture import texture_loss
 
 
 def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
@@ -82,7 +83,16 @@ def spectral_losses(fake: Tensor, real: Tensor, config: VocoderConfig) -> tuple[
     if config.stft_weight:
         losses["stft"] = multi_resolution_stft_loss(fake, real)
         loss = loss + config.stft_weight * losses["stft"]
+    if config.texture_weight:
+        losses["texture"] = mel_texture_loss(fake, real, config)
+        loss = loss + config.texture_weight * losses["texture"]
     return loss, losses
+
+
+def mel_texture_loss(fake: Tensor, real: Tensor, config: VocoderConfig) -> Tensor:
+    """`texture_loss` of the log-mels of waveforms (B, L)."""
+    true, made = (log_mel_spectrogram(waveform, config.mel).unsqueeze(1) for waveform in (real, fake))
+    return texture_loss(true, made)
 
 
 def train_step(
@@ -120,15 +130,22 @@ def train_step(
 def validate(
     generator: nn.Module, dataset: SegmentDataset, config: VocoderConfig, device: torch.device
 ) -> dict[str, float]:
-    """Mean losses on held-out segments; ``constant_mel`` is the mel distance of each segment to its own median."""
+    """Mean losses on held-out segments; ``constant_mel`` is the mel distance of each segment to its own median.
+
+    With ``texture_weight`` first the sum of spectral losses that is trained for, by which the best is known.
+    """
     generator.eval()
-    sums = {"mel": 0.0, "stft": 0.0, "constant_mel": 0.0}
+    sums = {"loss": 0.0} if config.texture_weight else {}
+    sums |= {"mel": 0.0, "stft": 0.0, "texture": 0.0, "constant_mel": 0.0}
     n = min(len(dataset), config.validation_batches * config.batch_size)
     for index in range(n):
         real = dataset[Item(0, index)][None].to(device)
         mel = generator_input(real, config)
         fake = generate(generator, mel, real.shape[1])
+        if config.texture_weight:
+            sums["loss"] += float(spectral_losses(fake, real, config)[0])
         sums["mel"] += float(mel_loss(fake, real, config.mel))
+        sums["texture"] += float(mel_texture_loss(fake, real, config))
         sums["stft"] += float(multi_resolution_stft_loss(fake, real))
         sums["constant_mel"] += float((mel - mel.median()).abs().mean())
     generator.train()
