@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the first clip, 0 by default; clip i has seed + i")
     parser.add_argument("--seconds", type=positive(float), help="of each clip (default: as the model was trained)")
     parser.add_argument("--steps", type=positive(int), help="of the sampler dpm++ (default: 25)")
-    parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 2)")
+    parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 3.5)")
     parser.add_argument("--batch", type=positive(int), help="clips generated at a time (default: 4)")
     parser.add_argument("--no-tempo", action="store_true", help="leave beat tracking out, the slowest measure")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")

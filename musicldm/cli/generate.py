@@ -30,7 +30,7 @@ DEFAULTS = {
     "model": "mini",
     "seconds": None,  # the length that the model was trained on
     "steps": 25,
-    "guidance": 2.0,
+    "guidance": 3.5,
     "negative": "",
     "candidates": 1,
     "scheduler": "dpm++",

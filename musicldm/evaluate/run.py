@@ -43,7 +43,7 @@ def run_evaluation(
     seed: int = 0,
     seconds: float | None = None,
     steps: int = 25,
-    guidance: float = 2.0,
+    guidance: float = 3.5,
     batch_size: int = 4,
     tempo: bool = True,
 ) -> dict:
