@@ -14,6 +14,7 @@ from disk import full_disk
 from musicldm import MusicLDMPipeline
 from musicldm.audio import read_audio, read_recipe, write_audio
 from musicldm.cli import main
+from musicldm.cli.generate import DEFAULTS
 from musicldm.schedulers import SCHEDULERS, make_scheduler
 
 STEP = 1 / 2**15  # of 16-bit samples
@@ -86,7 +87,8 @@ def test_best_of_several_candidates(generate, tiny_folder):
     pipeline = MusicLDMPipeline.from_pretrained(tiny_folder)
     pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    output = pipeline("calm piano", num_inference_steps=2, num_waveforms_per_prompt=3, seed=1)
+    options = {"num_inference_steps": 2, "guidance_scale": DEFAULTS["guidance"]}
+    output = pipeline("calm piano", num_waveforms_per_prompt=3, seed=1, **options)
     assert record["score"] == pytest.approx(output.scores.max(), abs=1e-5)
     assert np.abs(read_audio(record["file"])[0] - output.audios[0]).max() < 1e-4 + STEP
     assert [r["seed"] for r in generate("a", "b", "--candidates", 3, "--seed", 1)] == [1, 4]
