@@ -62,13 +62,12 @@ def measure(pipelines: dict, embeddings: torch.Tensor, batch: int, steps: int, r
         play(pipeline, embeddings, batch, steps)  # records, and lets cuDNN choose
     for _ in range(repetitions):
         for name, pipeline in pipelines.items():
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
             began = time.perf_counter()
             waveforms[name] = play(pipeline, embeddings, batch, steps).float()
             times[name].append(time.perf_counter() - began)
-            peaks[name] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+            peaks[name] = torch.cuda.max_memory_allocated()
     medians = {name: statistics.median(values) for name, values in times.items()}
     exact = waveforms["diffusers"]
     return {

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
+from benchmarks.retrieval import recall
 from musicldm import MusicLDMPipeline
 from musicldm.clap import embed_audio, embed_text
 from musicldm.cli.generate import DEFAULTS
@@ -97,19 +98,13 @@ def main() -> None:
             for measure, function in (("kernel", kernel_distance), ("frechet", frechet_distance))
         }
         results[name]["clap_text_similarity"] = float((torch.from_numpy(embedded["clap"]) * text).sum(1).mean())
-    ranks = (text.numpy() @ reference["clap"].T).argsort(axis=1)[:, ::-1]
-    place = np.argmax(ranks == np.arange(len(ranks))[:, None], axis=1)
     report = {
         "machine": describe_machine(),
         "settings": {key: str(value) for key, value in vars(arguments).items()},
         "clips": len(clips),
         "distances": results,
         "round_trip_log_mel_error": float(np.mean([trip.log_mel_error for trip in trips])),
-        "text_to_audio_recall": {
-            "at_1": float((place < 1).mean()),
-            "at_10": float((place < 10).mean()),
-            "chance_at_10": 10 / len(place),
-        },
+        "text_to_audio_recall": recall(text.numpy(), reference["clap"], np.arange(len(text))),
     }
     if arguments.train:
         train = load_clips(arguments.train, mel.clip_s)
