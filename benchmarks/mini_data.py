@@ -19,7 +19,7 @@ LEFT_OUT = ("pop909",)  # recent songs that belong to others
 SHARES = {"held": 0.15, "probe": 0.10}  # of the pieces; the rest is for training
 COMMON = {"soundfonts": SOUNDFONTS, "captions": 6, "timeout_s": 60.0}
 FOLDERS = {
-    "train": RenderConfig(**COMMON, max_clips=2, variants=6, orchestrate="original,all"),
+    "train": RenderConfig(**COMMON, max_clips=2, variants=6, orchestrate="original,all", drumless_share=0.33),
     "probe": RenderConfig(**COMMON, max_clips=2, variants=5, orchestrate=",".join(FAMILIES), seed=1),
     "held": RenderConfig(**COMMON, max_clips=1, variants=3, orchestrate="original,all", seed=2),
 }

@@ -135,6 +135,33 @@ def test_rescored_clips_say_and_play_that_family_only(tmp_path, config, target):
         assert row["drums"] is (target == "drums")
 
 
+def test_a_band_without_its_drums_keeps_the_rest_and_its_style(tmp_path, config):
+    score = band(tmp_path / "a.mid")
+    index = tmp_path / "index.csv"
+    columns = "path,source,licence,piece_id,title,composer,genre,tempo_bpm,tempo_source,time_signature,key"
+    index.write_text(f"{columns}\na.mid,x,CC0-1.0,p7,A tune,Somebody,rock,120,stated,4/4,C\n")
+    made = replace(config, max_clips=1, variants=12, program_share=0.0, drumless_share=0.5, captions=6)
+    render_scores([score], tmp_path / "out", made, index=index)
+    found = rows(tmp_path / "out")
+    without = [row for row in found if row["drums_left_out"]]
+    assert 2 < len(without) < 10 and len(found) == 12
+    for row in found:
+        assert row["orchestration"] == "original"
+        assert row["drums"] is not row["drums_left_out"]
+        assert {0, 32, 73} <= set(row["programs"])
+        assert row["genres"] == ["rock"]
+        told = [text for text in row["texts"] if "no drums" in text.lower() or "without drums" in text.lower()]
+        assert not told or row["drums_left_out"]
+    assert sum("rock" in text and "drums" in text for row in without for text in row["texts"]) > 3
+
+
+def test_drums_alone_are_not_left_out(tmp_path, config):
+    score = write_score(tmp_path / "a.mid", [(at, 0.2, 38, 9) for at in range(60)])
+    render_scores([score], tmp_path / "out", replace(config, max_clips=1, drumless_share=1.0))
+    (row,) = rows(tmp_path / "out")
+    assert row["drums"] and not row["drums_left_out"]
+
+
 def test_original_takes_turns_with_the_families(tmp_path, config):
     made = replace(config, orchestrate="original,guitar,organ", variants=6, max_clips=1)
     render_scores([band(tmp_path / "a.mid")], tmp_path / "out", made)

@@ -26,6 +26,7 @@ HELP = {
     "transpose_range": "semitones between which the transposition is drawn",
     "velocity_range": "factors between which the loudness of the notes is drawn",
     "program_share": "how often a part gets another program of its kind, 0 to 1",
+    "drumless_share": "how often a piece leaves its drums out, and is said to be without, 0 to 1",
     "peak_db_range": "decibels below full scale between which each clip's peak is drawn",
     "min_sound": "share of a clip in which something must sound",
     "max_silence_s": "longest silence inside a clip, in seconds",

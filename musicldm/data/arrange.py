@@ -20,6 +20,7 @@ class Choices(Protocol):
     transpose_range: tuple[int, int]
     velocity_range: tuple[float, float]
     program_share: float
+    drumless_share: float
 
 
 class Rendering(NamedTuple):
@@ -33,6 +34,12 @@ def can_play(score: Score, target: str) -> bool:
     """Whether ``score`` has notes for ``target``: drums for "drums", others for another family."""
     drums = score.notes["channel"] == DRUM_CHANNEL
     return target == "original" or bool(drums.any() if target == "drums" else (~drums).any())
+
+
+def can_leave_drums(score: Score) -> bool:
+    """Whether ``score`` has drums, and music without them."""
+    drums = score.notes["channel"] == DRUM_CHANNEL
+    return bool(drums.any() and not drums.all())
 
 
 def draw_rendering(score: Score, target: str, rng: np.random.Generator, choices: Choices) -> Rendering:
@@ -51,6 +58,8 @@ def draw_rendering(score: Score, target: str, rng: np.random.Generator, choices:
     kit = int(rng.choice(DRUM_KITS)) if rng.random() < choices.program_share else None
     if target == "original":
         programs = {part: _other_program(part[1], rng, choices.program_share) for part in melodic}
+        if choices.drumless_share and can_leave_drums(score) and rng.random() < choices.drumless_share:
+            kept = frozenset(melodic)
     elif target == "drums":
         programs, kept = {}, frozenset([DRUMS])
     else:

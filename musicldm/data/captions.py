@@ -118,6 +118,7 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
     texture = ("sparse", "spacious") if onsets < SPARSE else ("busy", "dense") if onsets > BUSY else (None,)
     register = None if pitch is None else "low" if pitch < LOW else "high" if pitch > HIGH else None
     melodic = any(name not in ("drums", "percussion") for name in attributes["instruments"])
+    absence = 0.6 if attributes.get("drums_left_out") else 0.3  # that drums are absent is worth a word
     return Words(
         instruments=instruments,
         solo=solo,
@@ -130,7 +131,7 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
         texture=perhaps(0.3, _pick(rng, texture)),
         register=perhaps(0.4, register),
         line=attributes["one_line"] and rng.random() < 0.35,
-        no_drums=melodic and not attributes["percussion"] and rng.random() < 0.3,
+        no_drums=melodic and not attributes["percussion"] and rng.random() < absence,
         drums_only=not melodic,
     )
 

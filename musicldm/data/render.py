@@ -56,6 +56,7 @@ class RenderConfig:
     transpose_range: tuple[int, int] = (-5, 6)  # semitones
     velocity_range: tuple[float, float] = (0.7, 1.2)
     program_share: float = 0.5  # how often a part gets another program of its kind
+    drumless_share: float = 0.0  # how often a rendering for the original instruments leaves the drums out
     peak_db_range: tuple[float, float] = (-9.0, -1.0)  # of each clip, relative to full scale
     min_sound: float = 0.85  # share of a clip in which something sounds
     max_silence_s: float = 1.0  # longest silence inside a clip
@@ -92,7 +93,7 @@ class RenderConfig:
         for name in ("max_silence_s", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("program_share", "min_sound", "validation_share"):
+        for name in ("program_share", "drumless_share", "min_sound", "validation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         orchestrations(self.orchestrate)
@@ -311,6 +312,7 @@ def _render_variant(
                 transpose=drawn.change.transpose,
                 rescored=None if target == "original" else target,
             )
+            attributes["drums_left_out"] = target == "original" and drawn.change.parts is not None
             texts = write_captions(attributes, rng, config.captions)
             rows.append(
                 {"file_name": file_name, "text": texts[0], "texts": texts}
