@@ -98,6 +98,7 @@ class Player:
                 prompts[first : first + 4],
                 num_inference_steps=DEFAULTS["steps"],
                 guidance_scale=DEFAULTS["guidance"],
+                guidance_interval=tuple(DEFAULTS["guidance_interval"]),
                 seed=FIRST_SEED + first,
             ).audios
             for first in range(0, len(prompts), 4)
@@ -237,7 +238,7 @@ def main() -> None:
     add_word(player.pipeline.text_encoder, player.pipeline.tokenizer, "<new>")  # as every concept begins
     before = {"word": player.play(["<new>"] * arguments.clips), "unrelated": player.play(prompts(arguments.clips))}
     settings = {key: getattr(arguments, key) for key in ("model", "clips", "threads", "overrides")}
-    settings |= {name: DEFAULTS[name] for name in ("scheduler", "steps", "guidance")}
+    settings |= {name: DEFAULTS[name] for name in ("scheduler", "steps", "guidance", "guidance_interval")}
     settings["revision"] = model_revision(find_folder(arguments.model, MusicLDMPipeline.download))
     with tempfile.TemporaryDirectory() as work:
         for part in arguments.only or PARTS:

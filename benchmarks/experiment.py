@@ -105,6 +105,7 @@ def evaluate(options: argparse.Namespace, run: Path, work: Path, reference: list
         seed=1000 * seed,
         steps=options.sampler_steps,
         guidance=options.guidance,
+        guidance_interval=(0.0, 1.0),
         batch_size=options.batch,
         tempo=False,
     )

@@ -70,7 +70,7 @@ def main() -> None:
     rate, n = mel.sample_rate, arguments.phrases
 
     def music(prompts: list[str]) -> torch.Tensor:
-        return play(pipeline, prompts, mel.clip_s, arguments.steps, arguments.guidance)
+        return play(pipeline, prompts, mel.clip_s, arguments.steps, arguments.guidance, arguments.interval)
 
     probe, reachable = make_probe(arguments.probe, pipeline, arguments.solos)
     asked = [family for family in FAMILIES for _ in FAMILIES[family][:n]]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,20 @@ from musicldm.schedulers import make_scheduler
 from vocoder import mel_config
 
 
-def play(pipeline: MusicLDMPipeline, prompts: list[str], seconds: float, steps: int, guidance: float) -> torch.Tensor:
+def play(
+    pipeline: MusicLDMPipeline,
+    prompts: list[str],
+    seconds: float,
+    steps: int,
+    guidance: float,
+    interval: Sequence[float] = DEFAULTS["guidance_interval"],
+) -> torch.Tensor:
     """Waveforms (N, L), one for each prompt, in batches of eight."""
     waveforms = []
     for first in tqdm(range(0, len(prompts), 8), desc="generate"):
         some = prompts[first : first + 8]
         options = {"audio_length_in_s": seconds, "num_inference_steps": steps, "guidance_scale": guidance}
+        options["guidance_interval"] = tuple(interval)
         waveforms.append(pipeline(some, seed=first, output_type="pt", **options).audios)
     return torch.cat(waveforms)
 
@@ -45,6 +54,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULTS["model"])
     parser.add_argument("--steps", type=int, default=DEFAULTS["steps"])
     parser.add_argument("--guidance", type=float, default=DEFAULTS["guidance"])
+    parser.add_argument("--interval", type=float, nargs=2, default=DEFAULTS["guidance_interval"])
     parser.add_argument("--scheduler", default=DEFAULTS["scheduler"])
 
 
@@ -94,7 +104,7 @@ def main() -> None:
         trips = [reconstruct(some.numpy(), pipeline.vae, pipeline.vocoder) for some in tqdm(real, desc="round trip")]
         round_trip = torch.from_numpy(np.stack([trip.waveform for trip in trips]))
         text = torch.cat([embed_text(pipeline.text_encoder, pipeline.tokenizer, [prompt]) for prompt in prompts])
-    played = play(pipeline, prompts, mel.clip_s, arguments.steps, arguments.guidance)
+    played = play(pipeline, prompts, mel.clip_s, arguments.steps, arguments.guidance, arguments.interval)
 
     reference = embeddings(real)
     embedded = {"round_trip": embeddings(round_trip), "model": embeddings(played)}

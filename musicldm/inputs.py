@@ -62,6 +62,7 @@ def _count(name: str, texts: list[str]) -> int:
 def check_options(
     *,
     guidance_scale: float,
+    guidance_interval: tuple[float, float],
     eta: float,
     num_waveforms_per_prompt: int,
     callback_steps: int,
@@ -71,6 +72,8 @@ def check_options(
 ) -> None:
     """ValueError unless each option is in its range and they go together."""
     _check_number("guidance_scale", guidance_scale)
+    if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+        raise ValueError(f"guidance_interval must be two shares of the noise from 0 to 1, got {guidance_interval}")
     _check_number("eta", eta)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 (DDIM, no noise) to 1 (as much as DDPM), got {eta}")

@@ -193,6 +193,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
         return_best: int | None = None,
         novelty: str | None = None,
         max_similarity: float | None = None,
+        guidance_interval: tuple[float, float] = sampling.ALL_NOISE,
     ) -> MusicLDMPipelineOutput | tuple:
         """Music for each prompt.
 
@@ -225,6 +226,8 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
                 does too, but never raises CopyError.
             max_similarity: cosine similarity above which a clip of the training set is too near; by default what one
                 clip in a hundred of other music exceeds. A passage that agrees too well is too near by itself.
+            guidance_interval: the least and the most noise that is guided, of 0 (none) to 1 (nothing else). Guidance
+                at the highest levels makes music less varied, at the lowest it does nothing but double the work.
 
         Raises:
             ValueError: naming the argument that cannot be used, and what can.
@@ -243,6 +246,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
         n_prompts = check_texts(*texts, self.unet.config.projection_class_embeddings_input_dim)
         check_options(
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
             eta=eta,
             num_waveforms_per_prompt=num_waveforms_per_prompt,
             callback_steps=callback_steps,
@@ -293,6 +297,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
                 embedding,
                 timesteps,
                 guidance_scale,
+                guidance_interval=guidance_interval,
                 eta=eta,
                 generator=generator,
                 on_step=on_step,

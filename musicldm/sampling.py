@@ -3,7 +3,8 @@
     noise (B, C, T, F)  -> UNet and scheduler, step by step ->  latents (B, C, T, F)
 
 Song et al. (2021), DDIM. https://arxiv.org/abs/2010.02502
-Ho and Salimans (2022), classifier-free guidance. https://arxiv.org/abs/2207.12598
+Ho and Salimans (2022), classifier-free guidance. https://arxiv.org/abs/2207.12598; in a part of the steps only:
+Kynkäänniemi et al. (2024), https://arxiv.org/abs/2404.07724
 """
 
 import inspect
@@ -19,6 +20,7 @@ from musicldm.inputs import check_count, check_seed
 
 Noise = Generator | list[Generator] | None  # one generator for a batch, one for each of its items, or torch's own
 OnStep = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+ALL_NOISE = (0.0, 1.0)  # an interval of guidance: the shares of the training's time steps between which there is some
 Correct = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -82,6 +84,7 @@ def denoise(
     timesteps: Tensor,
     guidance_scale: float = 1.0,
     *,
+    guidance_interval: tuple[float, float] = ALL_NOISE,
     eta: float = 0.0,
     generator: Noise = None,
     on_step: OnStep | None = None,
@@ -92,7 +95,8 @@ def denoise(
     """``latents (B, C, T, F)``, of any window in time, taken from the first to the last of ``timesteps``.
 
     ``timesteps`` are the prepared scheduler's: all of them, or the last few for latents that are partly denoised.
-    ``embedding`` is (B, D), or for guidance (2B, D) with the unconditional rows first. After each step
+    ``embedding`` is (B, D), or for guidance (2B, D) with the unconditional rows first, which are left out at steps
+    outside of ``guidance_interval``, shares of the training's time steps. After each step
     ``on_step(i, t, latents, embedding)`` returns the latents and the embedding to go on with, or None to stop: this
     is where a part of the latents can be held to something known. ``correct(prediction, model_input, t)`` may change
     what the UNet predicts, guidance included, of what it was given. ``evaluate`` takes the place of `predict`.
@@ -105,11 +109,13 @@ def denoise(
     evaluate, timesteps = evaluate or predict, timesteps.cpu()
     precision = torch.float32 if timesteps.is_floating_point() else timesteps.dtype  # not every device has float64
     there = timesteps.to(latents.device, precision)
+    low, high = (share * scheduler.config.num_train_timesteps for share in guidance_interval)
     for i, t in enumerate(timesteps):
         scaled = latents
         if hasattr(scheduler, "scale_model_input"):  # flows have none
             scaled = scheduler.scale_model_input(latents, t)
-        prediction = evaluate(unet, scaled, there[i], embedding, guidance_scale, cross_attention_kwargs)
+        rows = embedding if low <= float(t) <= high else embedding[-len(latents) :]
+        prediction = evaluate(unet, scaled, there[i], rows, guidance_scale, cross_attention_kwargs)
         if correct is not None:
             prediction = correct(prediction, scaled, t)
         latents = scheduler.step(prediction, t, latents, **step_options).prev_sample

@@ -91,6 +91,8 @@ def test_command_and_module_are_the_same():
         (["generate", "a", "--steps", "2.5"], "'2.5'"),
         (["generate", "a", "--guidance", "-2"], "'-2'"),
         (["generate", "a", "--guidance", "nan"], "'nan'"),
+        (["generate", "a", "--guidance-interval", "0", "2"], "'2'"),
+        (["generate", "a", "--guidance-interval", "0.5"], "expected 2 arguments"),
         (["generate", "a", "--seconds", "-3"], "'-3'"),
         (["generate", "a", "--seconds", "inf"], "'inf'"),
         (["generate", "a", "--seconds", "long"], "'long'"),

@@ -75,6 +75,7 @@ def test_it_is_what_the_pipeline_makes(generate, adapters, tiny_folder):
     pipeline.load_lora_weights(warm, adapter_name="warm")
     pipeline.set_adapters(["mine", "yours", "warm"], [1.0, 0.5, 1.0])
     options = {"num_inference_steps": 2, "guidance_scale": DEFAULTS["guidance"]}
+    options["guidance_interval"] = DEFAULTS["guidance_interval"]
     again = pipeline("<mine> and <yours>", seed=0, **options).audios[0]
     torch.testing.assert_close(made, torch.from_numpy(again), atol=1e-3, rtol=0)
 

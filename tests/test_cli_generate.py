@@ -57,12 +57,12 @@ def test_files_and_recipe(generate, tmp_path, tiny_folder, tiny_pipeline):
 
 
 def test_it_is_what_the_pipeline_makes(generate, tiny_folder):
-    options = "--guidance", 3.5, "--seconds", 0.3, "--scheduler", "euler", "--no-fast"
+    options = "--guidance", 3.5, "--guidance-interval", 0.6, 1, "--seconds", 0.3, "--scheduler", "euler", "--no-fast"
     (record,) = generate("calm piano", "--seed", 3, *options)
     pipeline = MusicLDMPipeline.from_pretrained(tiny_folder)
     pipeline.scheduler = make_scheduler("euler", pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    expected = pipeline("calm piano", 0.3, 2, 3.5, seed=3).audios[0]
+    expected = pipeline("calm piano", 0.3, 2, 3.5, seed=3, guidance_interval=(0.6, 1.0)).audios[0]
     waveform, _ = read_audio(record["file"])
     assert len(waveform) == 0.3 * record["sampling_rate"]
     assert np.abs(waveform - expected).max() < 1.5 * STEP
@@ -88,6 +88,7 @@ def test_best_of_several_candidates(generate, tiny_folder):
     pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "guidance_scale": DEFAULTS["guidance"]}
+    options["guidance_interval"] = DEFAULTS["guidance_interval"]
     output = pipeline("calm piano", num_waveforms_per_prompt=3, seed=1, **options)
     assert record["score"] == pytest.approx(output.scores.max(), abs=1e-5)
     assert np.abs(read_audio(record["file"])[0] - output.audios[0]).max() < 1e-4 + STEP
@@ -101,6 +102,16 @@ def test_same_music_again(generate, tmp_path):
     assert np.array_equal(read_audio(first["file"])[0], read_audio(again["file"])[0])
     differing = {key for key in first if first[key] != again[key]}
     assert differing == {"file", "figure"}
+
+
+def test_a_recipe_without_an_interval_of_guidance_was_guided_everywhere(generate, tmp_path):
+    (first,) = generate("calm piano", "--guidance-interval", 0, 1, "--no-figure")
+    waveform, rate = read_audio(first["file"])
+    early = {name: value for name, value in read_recipe(first["file"]).items() if name != "guidance_interval"}
+    write_audio(tmp_path / "early.wav", waveform, rate, early)
+    (again,) = generate("--from", tmp_path / "early.wav", model=None, steps=())
+    assert again["guidance_interval"] == [0, 1]
+    assert np.array_equal(read_audio(again["file"])[0], waveform)
 
 
 def test_options_given_beside_a_recipe_win(generate):

@@ -173,6 +173,19 @@ def test_without_guidance_half_the_work_is_done(counted, guidance_scale):
     assert rows["unet"] == [2, 2]
 
 
+def test_guidance_is_left_out_outside_of_its_interval(counted):
+    pipeline, rows = counted
+    options = {"num_inference_steps": 5, "audio_length_in_s": 0.16, "seed": 0, "guidance_scale": 7.0}
+    pipeline("drums", guidance_interval=(0.2, 0.8), **options)  # steps at 801, 601, 401, 201 and 1 of 1000
+    assert rows["unet"] == [1, 2, 2, 2, 1]
+    nowhere = pipeline("drums", guidance_interval=(0.9, 1.0), **options).audios
+    unguided = pipeline("drums", **options | {"guidance_scale": 1.0}).audios
+    np.testing.assert_allclose(nowhere, unguided, atol=1e-5)
+    everywhere = pipeline("drums", guidance_interval=(0.0, 1.0), **options).audios
+    assert np.array_equal(everywhere, pipeline("drums", **options).audios)
+    assert np.abs(everywhere - unguided).max() > 1e-3
+
+
 def test_prompts_are_heard_and_equal_their_embeddings(tiny_pipeline):
     prompts, negatives = ["drums", "a flute"], ["noise", "hum"]
     audios = tiny_pipeline(prompts, negative_prompt=negatives, seed=0, **FAST).audios
@@ -216,6 +229,8 @@ def test_the_empty_prompt_is_allowed(tiny_pipeline):
         ({"prompt": "a", "num_inference_steps": 10**9}, "1000000000 exceeds the 1000 steps"),
         ({"prompt": "a", "num_inference_steps": 1000}, "start from step 1000, beyond the training's 999"),
         ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
+        ({"prompt": "a", "guidance_interval": (0.8, 0.2)}, r"guidance_interval must be .* got \(0.8, 0.2\)"),
+        ({"prompt": "a", "guidance_interval": (0.2, 20)}, "guidance_interval must be two shares of the noise"),
         ({"prompt": "a", "eta": 1.5}, "eta must be from 0 .* got 1.5"),
         ({"prompt": "a", "num_waveforms_per_prompt": 0}, "num_waveforms_per_prompt must be .* got 0"),
         ({"prompt": "a", "num_waveforms_per_prompt": None}, "num_waveforms_per_prompt must be .* got None"),

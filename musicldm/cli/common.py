@@ -34,6 +34,17 @@ def positive(kind: type, most: float = math.inf) -> Callable[[str], float]:
     return convert
 
 
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1 is needed, got {text!r}")
+    return value
+
+
 def choose_device(name: str):
     """The torch device called ``name``.
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from musicldm.cli.adapters import add_adapter_arguments, load_adapters
-from musicldm.cli.common import choose_device, choose_dtype, load_quietly, output_folder, positive, report
+from musicldm.cli.common import choose_device, choose_dtype, load_quietly, output_folder, positive, report, share
 
-GENERATING = ("seed", "seconds", "steps", "guidance", "batch")
+GENERATING = ("seed", "seconds", "steps", "guidance", "guidance_interval", "batch")
 EVALUATING = ("reference", "index", "probe", "cache", "most")
 
 
@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the first clip, 0 by default; clip i has seed + i")
     parser.add_argument("--seconds", type=positive(float), help="of each clip (default: as the model was trained)")
     parser.add_argument("--steps", type=positive(int), help="of the sampler dpm++ (default: 25)")
-    parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 3.5)")
+    parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 5)")
+    parser.add_argument(
+        "--guidance-interval", type=share, nargs=2, metavar=("LEAST", "MOST"), help="noise at which (default: 0.2 0.8)"
+    )
     parser.add_argument("--batch", type=positive(int), help="clips generated at a time (default: 4)")
     parser.add_argument("--no-tempo", action="store_true", help="leave beat tracking out, the slowest measure")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -136,7 +139,8 @@ def evaluate(args: argparse.Namespace) -> None:
     about = {"model": args.model, "revision": model_revision(folder), "scheduler": "dpm++"}
     if adapters := load_adapters(pipeline, args.lora, args.concept):
         about |= {"lora": args.lora, "concept": args.concept, "adapters": adapters}
-    chosen = {"seed": args.seed, "steps": args.steps, "guidance": args.guidance, "batch_size": args.batch}
+    chosen = {name: getattr(args, name) for name in ("seed", "steps", "guidance", "guidance_interval")}
+    chosen["batch_size"] = args.batch
     made = run_evaluation(
         pipeline,
         args.out,

@@ -19,6 +19,7 @@ from musicldm.cli.common import (
     output_folder,
     positive,
     report,
+    share,
     slug,
 )
 from musicldm.figures import save_figure
@@ -30,7 +31,8 @@ DEFAULTS = {
     "model": "mini",
     "seconds": None,  # the length that the model was trained on
     "steps": 25,
-    "guidance": 3.5,
+    "guidance": 5.0,
+    "guidance_interval": [0.2, 0.8],
     "negative": "",
     "candidates": 1,
     "scheduler": "dpm++",
@@ -87,6 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance",
         type=positive(float),
         help=f"how strongly to follow the prompt; 1 is not at all, and twice as fast (default: {DEFAULTS['guidance']})",
+        **setting,
+    )
+    parser.add_argument(
+        "--guidance-interval",
+        type=share,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="noise, as shares from 0 to 1, between which guidance works; at more noise it makes music less varied, at "
+        f"less it only takes time (default: {' '.join(map(str, DEFAULTS['guidance_interval']))})",
         **setting,
     )
     parser.add_argument("--negative", metavar="TEXT", help="what the music should not be like", **setting)
@@ -171,7 +182,7 @@ def usable_recipe(path: Path) -> dict:
                 f"{path} carries no recipe of `musicldm generate`: its {name} is {recipe.get(name)!r}; "
                 "give the options themselves"
             )
-    return recipe
+    return {"guidance_interval": [0.0, 1.0]} | recipe  # what those did that do not say
 
 
 def collect_prompts(prompts: list[str], file: Path | None, recipe: dict) -> list[str]:
@@ -262,6 +273,7 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
                 audio_length_in_s=settings["seconds"],
                 num_inference_steps=settings["steps"],
                 guidance_scale=settings["guidance"],
+                guidance_interval=settings["guidance_interval"],
                 negative_prompt=settings["negative"] or None,
                 num_waveforms_per_prompt=candidates,
                 seed=batch_seed,

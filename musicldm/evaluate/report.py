@@ -52,12 +52,19 @@ def markdown(report: dict) -> str:
     return f"# {report['title']}\n\n{report['about']}\n\n{_table(report)}"
 
 
+def guidance_words(settings: dict) -> str:
+    """ "guidance 5 from 0.2 to 0.8 of the noise"; earlier evaluations name no interval."""
+    least, most = settings.get("guidance_interval", (0, 1))
+    where = "" if (least, most) == (0, 1) else f" from {least:g} to {most:g} of the noise"
+    return f"guidance {settings['guidance']:g}{where}"
+
+
 def card_text(report: dict) -> str:
     """An evaluation as a section of its model's card; names no folder of the machine that it was made on."""
     made = report["settings"]
     about = (
         f"{len(report['clips'])} clips of revision {made['revision']}, by `musicldm evaluate`: seed {made['seed']}, "
-        f"{made['steps']} steps of {made['scheduler']}, guidance {made['guidance']:g}."
+        f"{made['steps']} steps of {made['scheduler']}, {guidance_words(made)}."
     )
     return f"{about}\n\n{_table(report)}"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from musicldm.evaluate.collect import Clip, begin, embed_clips, folder_clips, ge
 from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
 from musicldm.evaluate.families import ZeroShotFamilies
 from musicldm.evaluate.probe import FamilyProbe
-from musicldm.evaluate.report import markdown, page
+from musicldm.evaluate.report import guidance_words, markdown, page
 from musicldm.evaluate.similarity import paired_similarity
 from musicldm.evaluate.summary import Judged, few_clips, summarize
 from musicldm.info import package_versions
@@ -43,7 +44,8 @@ def run_evaluation(
     seed: int = 0,
     seconds: float | None = None,
     steps: int = 25,
-    guidance: float = 3.5,
+    guidance: float = 5.0,
+    guidance_interval: Sequence[float] = (0.2, 0.8),
     batch_size: int = 4,
     tempo: bool = True,
 ) -> dict:
@@ -71,6 +73,7 @@ def run_evaluation(
         "seconds": seconds,
         "steps": steps,
         "guidance": guidance,
+        "guidance_interval": list(guidance_interval),
         "tempo": tempo,
     }
     if pairs is not None and len(pairs) != len(prompts or ()):
@@ -94,9 +97,14 @@ def run_evaluation(
 
     if clips is None:
         pipeline.set_progress_bar_config(disable=True)  # there is one over all batches
-        options = {"num_inference_steps": steps, "guidance_scale": guidance, "audio_length_in_s": seconds}
-        recipe = {"generated_by": "AI (musicldm)", **about, "steps": steps, "guidance": guidance}
-        recipe["versions"] = package_versions()
+        options = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "guidance_interval": tuple(guidance_interval),
+            "audio_length_in_s": seconds,
+        }
+        recipe = {"generated_by": "AI (musicldm)", **about, "versions": package_versions()}
+        recipe |= {name: settings[name] for name in ("steps", "guidance", "guidance_interval")}
         clips = generate_clips(pipeline, prompts, out, seed, batch_size, recipe, **options)
     rate = pipeline.sampling_rate
     if cache is not None:
@@ -232,7 +240,7 @@ def _about(count: int, settings: dict) -> str:
         return f"{count} recordings, heard by the CLAP of {model}."
     return (
         f"{count} clips; model {model}; seed {settings['seed']}, {settings['steps']} steps of {settings['scheduler']}, "
-        f"guidance {settings['guidance']:g}."
+        f"{guidance_words(settings)}."
     )
 
 
