@@ -24,7 +24,7 @@ from benchmarks.retrieval import recall
 from musicldm import MusicLDMPipeline
 from musicldm.clap import embed_audio, embed_text
 from musicldm.cli.generate import DEFAULTS
-from musicldm.data.clips import load_clips, read_clip
+from musicldm.data.clips import Clip, load_clips, read_clip
 from musicldm.evaluate import frechet_distance, kernel_distance, log_mel_statistics, nearest_similarity
 from musicldm.reconstruct import reconstruct
 from musicldm.schedulers import make_scheduler
@@ -80,17 +80,22 @@ def main() -> None:
     add_sampler_arguments(parser)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train", type=Path, help="what the model was trained on, to look for copies")
+    parser.add_argument("--recordings", type=Path, help="real recordings, for the error of the round trip")
     parser.add_argument("--clips", type=int, default=1000, help="spread evenly over the collection")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
     pipeline = load_pipeline(arguments)
     mel = mel_config(pipeline.vocoder)
+
+    def read(clip: Clip) -> np.ndarray:
+        return read_clip(clip, mel.sample_rate, mel.clip_samples)
+
     clips = [clip for clip in load_clips(arguments.data, mel.clip_s) if clip.texts]
     if len(clips) > arguments.clips:
         clips = [clips[i * len(clips) // arguments.clips] for i in range(arguments.clips)]
     prompts = [clip.texts[0] for clip in clips]
-    real = torch.from_numpy(np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips]))
+    real = torch.from_numpy(np.stack([read(clip) for clip in clips]))
 
     @torch.no_grad()
     def embeddings(waveforms: torch.Tensor) -> dict[str, np.ndarray]:
@@ -119,10 +124,14 @@ def main() -> None:
         "round_trip_log_mel_error": float(np.mean([trip.log_mel_error for trip in trips])),
         "text_to_audio_recall": recall(text.numpy(), reference["clap"], np.arange(len(text))),
     }
+    if arguments.recordings:
+        others = load_clips(arguments.recordings, mel.clip_s)
+        errors = [reconstruct(read(clip), pipeline.vae, pipeline.vocoder).log_mel_error for clip in tqdm(others)]
+        report["recordings"] = {"clips": len(errors), "round_trip_log_mel_error": float(np.mean(errors))}
     if arguments.train:
         train = load_clips(arguments.train, mel.clip_s)
         heard = [
-            embeddings(torch.from_numpy(np.stack([read_clip(c, mel.sample_rate, mel.clip_samples) for c in some])))
+            embeddings(torch.from_numpy(np.stack([read(clip) for clip in some])))
             for some in tqdm([train[i : i + 16] for i in range(0, len(train), 16)], desc="training clips")
         ]
         learned = {space: np.concatenate([some[space] for some in heard]) for space in reference}
