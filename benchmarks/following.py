@@ -5,7 +5,8 @@
 FOLDER holds solo renderings of pieces that no training clip comes from (``benchmarks.mini_data`` makes it as
 ``probe``): they teach a support-vector machine to tell families apart. Prompts are the hand-written phrases of
 ``benchmarks.phrases``. What the model could reach at best is what a probe that was taught on half of the pieces says of
-solos of the others, as recorded, after the vocoder, and after VAE and vocoder.
+solos of the others, as recorded, after the vocoder, and after VAE and vocoder. How far percussive energy tells drums
+from their absence, RENDERINGS say (``train`` of the same command): bands with their drums and the same without.
 """
 
 from __future__ import annotations
@@ -57,10 +58,29 @@ def make_probe(folder: Path, pipeline: MusicLDMPipeline, n_solos: int) -> tuple[
     return FamilyProbe(features, families), shares
 
 
+def drums_of_renderings(folder: Path, most: int, rate: int) -> dict[str, float]:
+    """How well percussive energy tells renderings of ``folder`` with drums from those of the same scores without.
+
+    One of either kind of at most ``most`` scores: what a model reaches that does just as it is asked.
+    """
+    kinds: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for row in metadata_rows(folder):
+        if row["orchestration"] == "original" and (row["drums"] or row.get("drums_left_out")):
+            kinds[not row["drums"]].setdefault(row["score"], row["file_name"])
+    scores = sorted(set(kinds[0]) & set(kinds[1]))
+    scores = [scores[i * len(scores) // most] for i in range(most)] if len(scores) > most else scores
+    shares = [
+        percussive_share(librosa.load(folder / kind[score], sr=rate)[0], rate) for kind in kinds for score in scores
+    ]
+    with_drums = np.arange(len(shares)) < len(scores)
+    return {"scores": len(scores), "drums_auc": area_under_curve(with_drums, np.array(shares))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_sampler_arguments(parser)
     parser.add_argument("--probe", type=Path, required=True)
+    parser.add_argument("--renderings", type=Path, help="of bands, with and without their drums")
     parser.add_argument("--phrases", type=int, default=25, help="of each family, and pairs for drums and tempo")
     parser.add_argument("--solos", type=int, default=128, help="that are sent through the model's parts")
     parser.add_argument("--out", type=Path)
@@ -109,6 +129,8 @@ def main() -> None:
         "stated_tempo": tempo_adherence(stated, tracked)._asdict(),
         "stated_tempo_chance_within_5_percent": float(np.mean([one.within_5_percent for one in shuffled])),
     }
+    if arguments.renderings:
+        report["renderings"] = drums_of_renderings(arguments.renderings, 100, rate)
     print(json.dumps(report, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
