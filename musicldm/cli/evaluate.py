@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 def refuse(args: argparse.Namespace, what: str, others: tuple[str, ...]) -> None:
     """ValueError if one of the options ``others`` was given beside ``what``, which does not use it."""
     if given := [name for name in others if getattr(args, name) is not None]:
-        raise ValueError(f"{what} does not use --{given[0]}; leave it out")
+        raise ValueError(f"{what} does not use --{given[0].replace('_', '-')}; leave it out")
 
 
 def print_comparison(args: argparse.Namespace) -> None:
