@@ -58,6 +58,7 @@ def test_arguments_are_those_of_diffusers_and_more():
         "return_best",
         "novelty",
         "max_similarity",
+        "guidance_interval",
     ]
     constructors = [inspect.signature(cls).parameters for cls in (MusicLDMPipeline, diffusers.MusicLDMPipeline)]
     assert list(constructors[0]) == list(constructors[1])
