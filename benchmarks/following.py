@@ -1,6 +1,6 @@
 """Does the bundled model play what it is asked? Instrument family, drums and tempo, measured without its own parts.
 
-    python -m benchmarks.following --probe FOLDER --out benchmarks/results/following.json
+    python -m benchmarks.following --probe FOLDER --renderings RENDERINGS --out benchmarks/results/following.json
 
 FOLDER holds solo renderings of pieces that no training clip comes from (``benchmarks.mini_data`` makes it as
 ``probe``): they teach a support-vector machine to tell families apart. Prompts are the hand-written phrases of

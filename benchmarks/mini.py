@@ -1,6 +1,6 @@
 """How good the bundled model is: distances of its music from held-out renderings, beside a yardstick.
 
-    python -m benchmarks.mini --data FOLDER --out benchmarks/results/mini.json
+    python -m benchmarks.mini --data FOLDER --train TRAIN --recordings RECORDINGS --out benchmarks/results/mini.json
 
 FOLDER is a collection (``musicldm render``) of pieces that no training clip comes from. Its captions are the prompts.
 Kernel and Frechet distances to its recordings are given for what the model plays, and for two yardsticks: the same
