@@ -241,6 +241,9 @@ class CLAPConfig(TrainConfig):
     audio_f_max: float = 14_000.0  # Hz
     audio_s: float = 10.0  # seconds; shorter clips are repeated, longer ones cut
     fusion: bool = False  # longer clips are heard whole: shrunk, with a clip of each third
+    freeze_audio: bool = (
+        False  # train the text tower of init alone: embeddings of audio, and indexes, stay what they are
+    )
     distill: str = ""  # a model or a folder of this stage, whose embeddings are learned instead of the contrast
     dropout: float = 0.1
 
@@ -250,6 +253,8 @@ class CLAPConfig(TrainConfig):
         for name in ("contrary_weight", "tempo_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.freeze_audio and not self.init:
+            raise ValueError("freeze_audio needs a trained audio tower: say which with init=MODEL")
         if self.fusion and not self.mel.clip_s > self.audio_s:
             raise ValueError(
                 f"fusion is for clips longer than audio_s ({self.audio_s} s), but they are {self.mel.clip_s} s: "

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicldm.data.captions import FAMILY_WORDS, SYNONYMS, write_captions
+from musicldm.data.captions import FAMILY_WORDS, IMITATIONS, OWN_WORDS, SYNONYMS, write_captions
 from musicldm.data.gm import PROGRAMS
 
 SPEEDS = {
@@ -44,7 +44,14 @@ GENRES = [
     "New Orleans",
     "English country dance",
 ]
-INSTRUMENT_WORDS = {word for p in PROGRAMS for word in (p.word, *SYNONYMS.get(p.word, ()))}
+
+
+def words_for(program) -> tuple[str, ...]:
+    own = OWN_WORDS.get(program.name, ())
+    return IMITATIONS.get(program.name, (program.word, *SYNONYMS.get(program.word, ()), *own))
+
+
+INSTRUMENT_WORDS = {word for p in PROGRAMS for word in words_for(p)}
 INSTRUMENT_WORDS |= {word for words in FAMILY_WORDS.values() for word in words} | {"drums", "drum kit", "percussion"}
 
 
@@ -105,9 +112,7 @@ def false_statements(text: str, facts: dict) -> list[str]:
 
     by_name = {p.name: p for p in PROGRAMS}
     melodic = [by_name[name] for name in facts["instruments"] if name in by_name]
-    allowed = {
-        w for p in melodic for word in (p.word, *SYNONYMS.get(p.word, ())) for w in (word, word + "s", word + "es")
-    }
+    allowed = {w for p in melodic for word in words_for(p) for w in (word, word + "s", word + "es")}
     if len(melodic) > 1 and len({p.family for p in melodic}) == 1:
         allowed |= set(FAMILY_WORDS.get(melodic[0].family, ()))
     if "drums" in facts["instruments"]:
@@ -115,6 +120,8 @@ def false_statements(text: str, facts: dict) -> list[str]:
     if "percussion" in facts["instruments"]:
         allowed |= {"percussion"}
     rest = any_of(allowed).sub(" ", rest)
+    electronic = {p.family for p in melodic} in ({"synth"}, {"synth effects"}, {"synth", "synth effects"})
+    claim("electronic" not in rest.lower() or electronic, "electronic")
     wrong += INSTRUMENTS.findall(rest)
     one = len(facts["instruments"]) == 1
     claim(not re.search(r"\b(solo|unaccompanied)\b", rest, re.IGNORECASE) or (one and bool(melodic)), "solo")
@@ -164,6 +171,8 @@ PIANO_WALTZ = {
         ("A waltz with drums", "drums"),
         ("organ in 4/4", "organ"),
         ("A busy piece for piano in a high register", "busy"),
+        ("Electronic music for piano", "electronic"),
+        ("a sawtooth lead and a piano", "sawtooth lead"),
     ],
 )
 def test_the_check_above_finds_what_is_false(text, wrong):
@@ -185,6 +194,16 @@ def test_captions_depend_on_the_generator_alone():
     first, second = (write_captions(PIANO_WALTZ, np.random.default_rng(3), 5) for _ in range(2))
     assert first == second
     assert first != write_captions(PIANO_WALTZ, np.random.default_rng(4), 5)
+
+
+def test_a_program_is_called_by_its_own_name():
+    sawtooth = PIANO_WALTZ | {"instruments": ["lead 2 (sawtooth)"], "chords": [], "one_line": True}
+    texts = write_captions(sawtooth, np.random.default_rng(0), 100)
+    assert 20 < sum(bool(re.search("saw", text, re.IGNORECASE)) for text in texts) < 80
+    calliope = sawtooth | {"instruments": ["lead 3 (calliope)"]}
+    assert all(
+        re.search("calliope", text, re.IGNORECASE) for text in write_captions(calliope, np.random.default_rng(0), 50)
+    )
 
 
 def test_there_are_many_phrasings_of_the_same_facts():

@@ -236,6 +236,24 @@ def test_a_diffusion_model_learns_to_hear_another_clap(trained, collection, tmp_
         run("diffusion", config, collection, tmp_path / "lora", overrides=[*overrides, other, "lora.rank=2"])
 
 
+def test_a_diffusion_model_goes_on_with_a_clap_that_learned_words_alone(trained, collection, tmp_path):
+    from musicldm import MusicLDMPipeline
+
+    source, config = trained["diffusion"] / "final", CONFIGS / "diffusion.yaml"
+    words = ["freeze_audio=true", f"init={source}", "steps=2", "learning_rate=0.01"]
+    clap = f"clap={run('clap', CONFIGS / 'clap.yaml', collection, tmp_path / 'clap', overrides=words)}"
+    overrides = [f"init={source}", clap, "steps=2", "learning_rate=1e-6", "ema_decay=0"]
+    final = run("diffusion", config, collection, tmp_path / "run", overrides=overrides)
+    before, after = weights(trained["diffusion"]), weights(tmp_path / "run")
+    heard, word = "unet/class_embedding.weight", "text_encoder/text_projection.linear1.weight"
+    torch.testing.assert_close(after[heard], before[heard], atol=1e-4, rtol=1e-3)
+    assert word in after
+    assert not torch.equal(after[word], before[word])
+    assert MusicLDMPipeline.from_pretrained(final)("a tone", num_inference_steps=2).audios.size
+    with pytest.raises(ValueError, match="its own CLAP"):
+        run("diffusion", config, collection, tmp_path / "lora", overrides=[*overrides, "lora.rank=2"])
+
+
 @pytest.mark.parametrize(
     ("stage", "override", "message"),
     [

@@ -86,6 +86,18 @@ def test_smaller_towers_learn_the_embeddings_of_a_larger_model(fused, collection
     assert likeness.min() > 0.8
 
 
+def test_a_frozen_audio_tower_keeps_its_embeddings(tiny_folder, collection, tmp_path):
+    with pytest.raises(ValueError, match="freeze_audio needs a trained audio tower"):
+        run("clap", "tiny", collection, tmp_path / "a", overrides=["freeze_audio=true"])
+    overrides = [*SHORT, f"init={tiny_folder}", "freeze_audio=true", "steps=4", "audio_s=0.6"]
+    frozen = run("clap", "tiny", collection, tmp_path / "b", overrides=overrides)
+    before, after = embeddings(tiny_folder, collection), embeddings(frozen, collection)
+    assert torch.equal(before[:2], after[:2])  # audio
+    assert not torch.allclose(before[2:], after[2:], atol=1e-4)  # texts
+    both = run("clap", "tiny", collection, tmp_path / "c", overrides=[o for o in overrides if "freeze" not in o])
+    assert not torch.allclose(before[:2], embeddings(both, collection)[:2], atol=1e-4)
+
+
 def test_settings_that_could_not_take_effect_are_refused(tiny_folder, collection, tmp_path):
     unfused = [f"init={tiny_folder}", "fusion=true", "audio_s=0.6"]
     with pytest.raises(ValueError, match="has no fusion; start from a model with it"):

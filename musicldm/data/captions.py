@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musicldm.data.gm import PROGRAMS
+from musicldm.data.gm import PROGRAMS, Program
 
 SYNONYMS = {  # of the words in musicldm.data.gm
     "piano": ("piano", "piano", "piano", "grand piano"),
@@ -29,20 +29,41 @@ SYNONYMS = {  # of the words in musicldm.data.gm
     "string ensemble": ("string ensemble", "strings", "string section"),
     "brass section": ("brass section", "brass"),
     "church organ": ("church organ", "pipe organ", "organ"),
-    "synth lead": ("synth lead", "synthesizer lead", "synthesizer"),
-    "synth pad": ("synth pad", "synthesizer pad", "synthesizer"),
+    "synth lead": ("synth lead", "synthesizer lead", "synthesizer", "synth"),
+    "synth pad": ("synth pad", "synthesizer pad", "synthesizer", "synth"),
     "synth bass": ("synth bass", "synthesizer bass"),
     "harp": ("harp", "concert harp"),
     "drums": ("drums", "drums", "drum kit"),
+}
+OWN_WORDS = {  # of single programs, said as often as those of their plain noun
+    "lead 1 (square)": ("square wave lead", "square lead", "square wave synth", "chiptune synth"),
+    "lead 2 (sawtooth)": ("sawtooth lead", "saw lead", "sawtooth synth", "sawtooth wave lead"),
+    "lead 5 (charang)": ("charang lead", "distorted synth lead"),
+    "lead 7 (fifths)": ("fifths lead", "synth lead in fifths"),
+    "lead 8 (bass + lead)": ("fat synth lead", "low synth lead"),
+    "pad 1 (new age)": ("new age pad", "new age synth pad"),
+    "pad 2 (warm)": ("warm pad", "warm synth pad"),
+    "pad 3 (polysynth)": ("polysynth", "polyphonic synth", "polysynth pad"),
+    "pad 6 (metallic)": ("metallic pad", "metallic synth pad"),
+    "pad 7 (halo)": ("halo pad", "halo synth pad"),
+    "pad 8 (sweep)": ("sweep pad", "sweeping synth pad"),
+}
+IMITATIONS = {  # programs called by these words alone: by their plain noun one would expect another sound
+    "lead 3 (calliope)": ("calliope lead", "calliope synth"),
+    "lead 4 (chiff)": ("chiff lead", "breathy synth lead"),
+    "lead 6 (voice)": ("voice lead", "vocal synth lead"),
+    "pad 4 (choir)": ("choir pad", "synth choir pad"),
+    "pad 5 (bowed)": ("bowed pad", "bowed glass pad"),
 }
 FAMILY_WORDS = {  # for two or more instruments that are all of one family
     "strings": ("strings", "string instruments", "bowed and plucked strings"),
     "brass": ("brass", "brass instruments"),
     "winds": ("woodwinds", "wind instruments"),
-    "synth": ("synthesizers", "synths"),
+    "synth": ("synthesizers", "synths", "electronic instruments"),
     "guitar": ("guitars",),
     "mallets": ("pitched percussion",),
 }
+ELECTRONIC = {"synth", "synth effects"}  # families; with drums or without them, their music may be called electronic
 # Takes no article, is no soloist: words in -s but not a bass
 MANY = re.compile(r".*((?<!bas)s|brass|choir|section|ensemble|percussion|timpani|applause)$")
 PLURAL_FAMILIES = ("strings", "brass", "winds")
@@ -117,9 +138,11 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
     metre = attributes["time_signature"]
     texture = ("sparse", "spacious") if onsets < SPARSE else ("busy", "dense") if onsets > BUSY else (None,)
     register = None if pitch is None else "low" if pitch < LOW else "high" if pitch > HIGH else None
+    families = {p.family for p in PROGRAMS if p.name in attributes["instruments"]}
+    electronic = families and families <= ELECTRONIC
     melodic = any(name not in ("drums", "percussion") for name in attributes["instruments"])
     absence = 0.6 if attributes.get("drums_left_out") else 0.3  # that drums are absent is worth a word
-    return Words(
+    words = Words(
         instruments=instruments,
         solo=solo,
         speed=perhaps(0.65, _pick(rng, tempo_words(bpm))) if bpm else None,
@@ -134,6 +157,7 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
         no_drums=melodic and not attributes["percussion"] and rng.random() < absence,
         drums_only=not melodic,
     )
+    return words._replace(genre="electronic") if electronic and rng.random() < 0.3 else words
 
 
 def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[str, ...], bool]:
@@ -152,7 +176,7 @@ def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[s
     for p in melodic:
         if p.word in words:
             continue
-        word = _pick(rng, SYNONYMS.get(p.word, (p.word,)))
+        word = _pick(rng, _names(p, rng))
         if any(word in q.word for q in melodic if q.word != p.word):
             word = p.word  # "guitar" does not tell an electric from an acoustic one
         if not p.chords and p.name in chords and p.family in PLURAL_FAMILIES and len(names) <= 3:
@@ -164,6 +188,15 @@ def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[s
     if drums and (not shown or rng.random() < 0.85):
         shown += [_pick(rng, SYNONYMS.get(name, (name,))) for name in drums]
     return tuple(shown), solo and not MANY.fullmatch(shown[0])
+
+
+def _names(program: Program, rng: np.random.Generator) -> tuple[str, ...]:
+    """What ``program`` may be called: by its own name, or by its plain noun."""
+    if program.name in IMITATIONS:
+        return IMITATIONS[program.name]
+    if program.name in OWN_WORDS and rng.random() < 0.5:
+        return OWN_WORDS[program.name]
+    return SYNONYMS.get(program.word, (program.word,))
 
 
 def _a(text: str) -> str:

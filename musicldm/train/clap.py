@@ -80,11 +80,23 @@ class CaptionedClips(torch.utils.data.Dataset):
 
 
 class Towers(nn.Module):
-    """Both towers as one module whose forward pass does all: what data-parallel wrappers need."""
+    """Both towers as one module whose forward pass does all: what data-parallel wrappers need.
 
-    def __init__(self, clap: ClapModel, tokenizer: RobertaTokenizer):
+    With ``freeze_audio`` the audio tower stays as it is, the statistics of its batch norm too.
+    """
+
+    def __init__(self, clap: ClapModel, tokenizer: RobertaTokenizer, *, freeze_audio: bool = False):
         super().__init__()
         self.clap, self.tokenizer = clap, tokenizer
+        self.frozen = (clap.audio_model, clap.audio_projection) if freeze_audio else ()
+        for part in self.frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Towers:
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(
         self, log_mel: Tensor, captions: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]] = ()
@@ -115,7 +127,8 @@ def initial_towers(config: CLAPConfig, captions: list[str]) -> tuple[Towers, Cla
             raise ValueError(
                 f"fusion=true: {config.init} has no fusion; start from a model with it, or leave out init or fusion"
             )
-        return Towers(clap.float(), tokenizer).train(), feature_extractor  # which come in evaluation mode
+        towers = Towers(clap.float(), tokenizer, freeze_audio=config.freeze_audio)
+        return towers.train(), feature_extractor  # they come in evaluation mode
     tokenizer = train_tokenizer(captions, config.vocabulary)
     return Towers(make_clap(config, len(tokenizer)), tokenizer), make_feature_extractor(config)
 

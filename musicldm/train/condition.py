@@ -35,7 +35,9 @@ def empty_embedding(conditioner: Conditioner) -> Tensor:
 
 
 def former_clap(config: DiffusionConfig, conditioner: Conditioner) -> Conditioner | None:
-    """The CLAP that the UNet of ``config.init`` was trained with, if it is another than ``conditioner``'s.
+    """The CLAP that the UNet of ``config.init`` was trained with, if ``conditioner``'s embeds audio in another way.
+
+    One whose text tower alone was trained on (``freeze_audio``) speaks of the same space, and the UNet goes on.
 
     Raises:
         ValueError: an adapter, or a concept, is to be trained with another CLAP than its model's.
@@ -43,12 +45,15 @@ def former_clap(config: DiffusionConfig, conditioner: Conditioner) -> Conditione
     if not (config.init and config.clap and initial_folder(config, "text_encoder").name == "text_encoder"):
         return None
     former = load_conditioner(initial_folder(config))
-    same = fingerprint([], config.mel, former.clap) == fingerprint([], config.mel, conditioner.clap)
-    if same:
-        return None
-    if config.lora.rank:
+
+    def same(*parts: str) -> bool:
+        before, now = ([getattr(some.clap, part) for part in parts] for some in (former, conditioner))
+        return fingerprint([], config.mel, *before) == fingerprint([], config.mel, *now)
+
+    audio, text = ("audio_model", "audio_projection"), ("text_model", "text_projection")
+    if config.lora.rank and not same(*audio, *text):
         raise ValueError(f"an adapter of {config.init} goes with its own CLAP; leave out clap={config.clap}")
-    return former
+    return None if same(*audio) else former
 
 
 def prepare_condition(
