@@ -241,9 +241,7 @@ class CLAPConfig(TrainConfig):
     audio_f_max: float = 14_000.0  # Hz
     audio_s: float = 10.0  # seconds; shorter clips are repeated, longer ones cut
     fusion: bool = False  # longer clips are heard whole: shrunk, with a clip of each third
-    freeze_audio: bool = (
-        False  # train the text tower of init alone: embeddings of audio, and indexes, stay what they are
-    )
+    freeze_audio: bool = False  # train the text tower of init alone: embeddings of audio stay what they are
     distill: str = ""  # a model or a folder of this stage, whose embeddings are learned instead of the contrast
     dropout: float = 0.1
 
