@@ -75,6 +75,11 @@ def distances(some: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> 
     }
 
 
+def full_scale(waveforms: torch.Tensor) -> float:
+    """Share of ``waveforms (N, L)`` that come within 2 % of full scale, where there is no more room."""
+    return float((waveforms.abs().amax(dim=1) >= 0.98).float().mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_sampler_arguments(parser)
@@ -122,6 +127,7 @@ def main() -> None:
         "clips": len(clips),
         "distances": results,
         "round_trip_log_mel_error": float(np.mean([trip.log_mel_error for trip in trips])),
+        "full_scale": {name: full_scale(some) for name, some in (("model", played), ("held_out", real))},
         "text_to_audio_recall": recall(text.numpy(), reference["clap"], np.arange(len(text))),
     }
     if arguments.recordings:

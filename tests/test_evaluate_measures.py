@@ -257,6 +257,8 @@ def test_prompts_ask_for_one_family_or_none():
         "solo French horn with no drums or bass": "brass",
         "a church organ": "organ",
         "synth pads": "synth",
+        "a sawtooth lead": "synth",
+        "Warm pad, slow": "synth",
     }.items():
         assert asked_family(prompt) == family, prompt
     for prompt in ("piano and violin", "fast music", "bass guitar", "a guitar and a harp", "", None):

@@ -40,7 +40,7 @@ OWN_WORDS = {  # of single programs, said as often as those of their plain noun
     "lead 2 (sawtooth)": ("sawtooth lead", "saw lead", "sawtooth synth", "sawtooth wave lead"),
     "lead 5 (charang)": ("charang lead", "distorted synth lead"),
     "lead 7 (fifths)": ("fifths lead", "synth lead in fifths"),
-    "lead 8 (bass + lead)": ("fat synth lead", "low synth lead"),
+    "lead 8 (bass + lead)": ("fat synth lead",),
     "pad 1 (new age)": ("new age pad", "new age synth pad"),
     "pad 2 (warm)": ("warm pad", "warm synth pad"),
     "pad 3 (polysynth)": ("polysynth", "polyphonic synth", "polysynth pad"),

@@ -31,7 +31,8 @@ REFUSED = re.compile(r"\b(?:without|no)\s+(?:any\s+)?[a-z-]+(?:\s+(?:or|and)\s+[
 def _words() -> tuple[dict[str, str], re.Pattern]:
     """Family of each word for an instrument, and a pattern that finds them, the longer ones first."""
     words = {program.word.lower(): program.family for program in PROGRAMS if program.family in ORCHESTRATIONS}
-    words |= {word: "synth" for own in (OWN_WORDS, IMITATIONS) for some in own.values() for word in some}
+    own = OWN_WORDS | IMITATIONS
+    words |= {word: program.family for program in PROGRAMS for word in own.get(program.name, ())}
     words |= {name: name for name in ORCHESTRATIONS if name not in ("plucked", "mallets", "voices")}
     words |= {name.removesuffix("s"): name for name in ("strings", "winds")} | MORE_WORDS
     words |= {"harp": "harp", "pianist": "piano", "flautist": "winds", "choir": "voices"}
