@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from vocoder import mel_config
-from vocoder.match import match_passes
+from vocoder.match import match_passes, match_reach
 
 LONGEST_WHOLE = 4096  # mel frames, 41 s: what is longer is decoded in pieces
 LATENT_FRAMES = 64  # of a piece
@@ -147,5 +147,5 @@ def reach(vocoder: SpeechT5HifiGan) -> int:
     block = max(sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations) for kernel, dilations in blocks)
     for rate, kernel in zip(reversed(config.upsample_rates), reversed(config.upsample_kernel_sizes), strict=True):
         samples = -(-(samples + block + kernel) // rate)
-    matched = -(-match_passes(vocoder) * mel_config(vocoder).n_fft // samples_of_a_frame(vocoder))
+    matched = -(-match_reach(match_passes(vocoder), mel_config(vocoder)) // samples_of_a_frame(vocoder))
     return samples + vocoder.conv_pre.kernel_size[0] // 2 + matched

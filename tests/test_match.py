@@ -8,6 +8,7 @@ from musicldm.config import VocoderConfig
 from musicldm.tiles import vocode as vocode_in_tiles
 from musicldm.train.vocoder import initial_generator
 from vocoder import install_matching, log_mel_spectrogram, make_generator, match_mel
+from vocoder.match import CEILING, limit
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,37 @@ def test_a_waveform_that_agrees_is_left_as_it_is(tone_and_noise):
 def test_gains_and_samples_are_bounded(tone_and_noise):
     tone, _ = tone_and_noise
     louder = match_mel(tone, log_mel_spectrogram(tone, MEL) + 20.0, MEL)
-    assert louder.abs().max() == 1.0
+    torch.testing.assert_close(louder.abs().max(), torch.tensor(CEILING))
     whisper = match_mel(tone, torch.full_like(log_mel_spectrogram(tone, MEL), -30.0), MEL)
     assert 0.5e-2 < float(whisper[:, 4800:7200].abs().max() / tone[:, 4800:7200].abs().max()) < 2e-2  # 40 dB
+
+
+def test_what_is_asked_beyond_full_scale_is_turned_down_and_not_cut_off(tone_and_noise):
+    tone, _ = tone_and_noise
+    asked = log_mel_spectrogram(tone, MEL)
+    asked[:, 60:80] += 1.5  # a moment of a tone of 2.2 times full scale
+
+    def harmonics(waveform):  # energy beside the tone's, of the loud moment
+        power = torch.fft.rfft(waveform[0, 4896:6304] * torch.hann_window(1408)).abs().square()
+        return float(power[100:].sum() / power.sum())
+
+    passes = [match_mel(tone, asked, MEL, n) for n in (2, 6)]
+    assert max(float(waveform.abs().max()) for waveform in passes) < CEILING + 1e-6
+    assert float(passes[1][:, 5200:6000].abs().max()) > 0.9 * CEILING
+    assert max(map(harmonics, passes)) < 1e-4 < 1e-2 < harmonics((2.2 / 0.5 * tone).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("look_ahead", [1, 40])
+def test_a_limiter_changes_nothing_but_what_is_near_a_peak(look_ahead):
+    waveform = 0.5 * torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).clamp(-1.5, 1.5)
+    waveform[0, [0, 500]] = torch.tensor([-3.0, 1.2])
+    limited = limit(waveform, look_ahead)
+    assert limited.abs().max() < CEILING + 1e-6
+    far = (torch.arange(1000) > 2 * look_ahead) & ((torch.arange(1000) - 500).abs() > 2 * look_ahead)
+    assert torch.equal(limited[1], waveform[1])
+    assert torch.equal(limited[0, far], waveform[0, far])
+    assert (limited.sign() == waveform.sign()).all()
+    torch.testing.assert_close(limited[0, 500], torch.tensor(CEILING))
 
 
 @torch.no_grad()

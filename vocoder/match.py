@@ -7,6 +7,7 @@ log-mel spectrogram, being known, tells from music. Each pass multiplies the sho
 to found, band by band, as a Wiener filter would, and keeps the phases. Spectra of overlapping frames that do not agree
 become a waveform by least squares (Griffin and Lim, 1984, https://doi.org/10.1109/TASSP.1984.1164317), which blurs the
 gains over neighbouring frames and bands: so passes overshoot, as in successive over-relaxation, and follow one another.
+What is then louder than full scale allows is turned down as a whole, as a limiter does, and not cut off.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from vocoder.hifigan import mel_config
-from vocoder.mel import MelConfig, log_mel_spectrogram, mel_filters
+from vocoder.mel import MelConfig, mel_filters
 
 RELAXATION = 1.5  # by how much of what is found wanting a pass changes the spectrum
 LEAST_GAIN, MOST_GAIN = math.log(0.01), math.log(10)  # -40 and 20 dB in each pass
+CEILING = 0.97  # of the samples, where full scale is 1: a converter's filters need some room
+LOOK_AHEAD = 0.25  # of n_fft: how early a limiter's gain begins to fall, and how late it has risen again, is twice this
 
 
 def install_matching(generator: SpeechT5HifiGan) -> SpeechT5HifiGan:
@@ -52,9 +56,12 @@ def match_passes(generator: SpeechT5HifiGan) -> int:
 def match_mel(waveform: Tensor, log_mel: Tensor, config: MelConfig, passes: int = 1) -> Tensor:
     """``waveform (B, L)`` with its mel bands as loud as in ``log_mel (B, T, F)``.
 
-    A pass changes them by -40 to 20 dB. Samples are float32 and stay within [-1, 1]. Frames beyond T are taken to be
-    like the last. A sample depends on ``passes * n_fft`` samples to either side.
+    A pass changes them by -40 to 20 dB. Samples are float32; where the spectrogram asks for more than `CEILING` they are
+    limited to it. Frames beyond T are taken to be like the last. A sample depends on `match_reach` samples to either
+    side.
     """
+    if not passes:
+        return waveform
     waveform = waveform.float()
     log_mel = log_mel.to(waveform)  # with offload it may lie elsewhere
     n_frames = 1 + waveform.shape[1] // config.hop_length
@@ -65,17 +72,35 @@ def match_mel(waveform: Tensor, log_mel: Tensor, config: MelConfig, passes: int 
         "hop_length": config.hop_length,
         "window": torch.hann_window(config.n_fft, device=waveform.device),
     }
-    spread = _spread(config).to(waveform.device)
+    filters = mel_filters(config).to(waveform.device)
+    spread = _spread(filters)
     for _ in range(passes):
-        found = log_mel_spectrogram(waveform, config)
-        gain = (RELAXATION * (wanted - found)).clamp(LEAST_GAIN, MOST_GAIN) @ spread  # (B, T, K), natural logarithm
-        spectrum = torch.stft(waveform, **frame, return_complex=True) * gain.exp().transpose(1, 2)
-        waveform = torch.istft(spectrum, **frame, length=waveform.shape[1]).clamp(-1.0, 1.0)
-    return waveform
+        spectrum = torch.stft(waveform, **frame, return_complex=True).transpose(1, 2)  # (B, T, K)
+        # as `log_mel_spectrogram`, without its clipping: what is beyond full scale now is found to be so
+        found = (spectrum.abs() @ filters.T).clamp(min=config.floor).log()
+        gain = (RELAXATION * (wanted - found)).clamp(LEAST_GAIN, MOST_GAIN) @ spread  # natural logarithm
+        waveform = torch.istft((spectrum * gain.exp()).transpose(1, 2), **frame, length=waveform.shape[1])
+    return limit(waveform, round(LOOK_AHEAD * config.n_fft))
 
 
-def _spread(config: MelConfig) -> Tensor:
+def match_reach(passes: int, config: MelConfig) -> int:
+    """Samples to either side that a matched sample depends on."""
+    return passes * config.n_fft + 2 * round(LOOK_AHEAD * config.n_fft) if passes else 0
+
+
+def limit(waveform: Tensor, look_ahead: int, ceiling: float = CEILING) -> Tensor:
+    """``waveform (B, L)`` with no sample beyond ``ceiling``, turned down smoothly around those that were.
+
+    The gain is the least that the samples within ``look_ahead`` need, averaged over as many: so none is exceeded.
+    """
+    window = {"kernel_size": 2 * look_ahead + 1, "stride": 1}
+    peaks = functional.max_pool1d(waveform.abs()[:, None], padding=look_ahead, **window)
+    gain = functional.pad((ceiling / peaks).clamp(max=1.0), (look_ahead, look_ahead), mode="replicate")
+    gain = functional.avg_pool1d(gain, **window)[:, 0]  # (B, L)
+    return (waveform * gain).clamp(-ceiling, ceiling)  # for rounding
+
+
+def _spread(filters: Tensor) -> Tensor:
     """Weights (F, K) by which bins take after the bands around them: linear in between, nothing outside all bands."""
-    triangles = mel_filters(config)
-    triangles = triangles / triangles.amax(dim=1, keepdim=True).clamp(min=1e-12)  # (F, K), of height 1
+    triangles = filters / filters.amax(dim=1, keepdim=True).clamp(min=1e-12)  # (F, K), of height 1
     return triangles / triangles.sum(dim=0).clamp(min=1e-12)
