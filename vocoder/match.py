@@ -56,9 +56,9 @@ def match_passes(generator: SpeechT5HifiGan) -> int:
 def match_mel(waveform: Tensor, log_mel: Tensor, config: MelConfig, passes: int = 1) -> Tensor:
     """``waveform (B, L)`` with its mel bands as loud as in ``log_mel (B, T, F)``.
 
-    A pass changes them by -40 to 20 dB. Samples are float32; where the spectrogram asks for more than `CEILING` they are
-    limited to it. Frames beyond T are taken to be like the last. A sample depends on `match_reach` samples to either
-    side.
+    A pass changes them by -40 to 20 dB. Samples are float32; where the spectrogram asks for more than `CEILING`, they
+    are limited to it. Frames beyond T are taken to be like the last. A sample depends on `match_reach` samples to
+    either side.
     """
     if not passes:
         return waveform
