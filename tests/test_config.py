@@ -7,7 +7,7 @@ import pytest
 from musicldm.config import STAGES, VAEConfig, differences, find_config, load_config, save_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
-assert len(CONFIGS) == 16
+assert len(CONFIGS) == 17
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")

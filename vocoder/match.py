@@ -93,6 +93,8 @@ def limit(waveform: Tensor, look_ahead: int, ceiling: float = CEILING) -> Tensor
 
     The gain is the least that the samples within ``look_ahead`` need, averaged over as many: so none is exceeded.
     """
+    if waveform.abs().max() <= ceiling:
+        return waveform
     window = {"kernel_size": 2 * look_ahead + 1, "stride": 1}
     peaks = functional.max_pool1d(waveform.abs()[:, None], padding=look_ahead, **window)
     gain = functional.pad((ceiling / peaks).clamp(max=1.0), (look_ahead, look_ahead), mode="replicate")
