@@ -78,6 +78,9 @@ def main() -> None:
             groups[name] += [(i, text) for text in chosen[:1]]
     results = {}
     for name, chosen in groups.items():
+        if not chosen:
+            print(f"{name}: none of the captions")
+            continue
         texts = [text for _, text in chosen]
         batches = [texts[i : i + 64] for i in range(0, len(texts), 64)]
         read = torch.cat([embed_text(clap, tokenizer, some) for some in batches]).numpy()
