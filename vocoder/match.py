@@ -88,18 +88,18 @@ def match_reach(passes: int, config: MelConfig) -> int:
     return passes * config.n_fft + 2 * round(LOOK_AHEAD * config.n_fft) if passes else 0
 
 
-def limit(waveform: Tensor, look_ahead: int, ceiling: float = CEILING) -> Tensor:
-    """``waveform (B, L)`` with no sample beyond ``ceiling``, turned down smoothly around those that were.
+def limit(waveform: Tensor, look_ahead: int) -> Tensor:
+    """``waveform (B, L)`` with no sample beyond `CEILING`, turned down smoothly around those that were.
 
     The gain is the least that the samples within ``look_ahead`` need, averaged over as many: so none is exceeded.
     """
-    if waveform.abs().max() <= ceiling:
+    if waveform.abs().max() <= CEILING:
         return waveform
     window = {"kernel_size": 2 * look_ahead + 1, "stride": 1}
     peaks = functional.max_pool1d(waveform.abs()[:, None], padding=look_ahead, **window)
-    gain = functional.pad((ceiling / peaks).clamp(max=1.0), (look_ahead, look_ahead), mode="replicate")
+    gain = functional.pad((CEILING / peaks).clamp(max=1.0), (look_ahead, look_ahead), mode="replicate")
     gain = functional.avg_pool1d(gain, **window)[:, 0]  # (B, L)
-    return (waveform * gain).clamp(-ceiling, ceiling)  # for rounding
+    return (waveform * gain).clamp(-CEILING, CEILING)  # for rounding
 
 
 def _spread(filters: Tensor) -> Tensor:
