@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive(int), help="of the sampler dpm++ (default: 25)")
     parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 5)")
     parser.add_argument(
-        "--guidance-interval", type=share, nargs=2, metavar=("LEAST", "MOST"), help="noise at which (default: 0.2 0.8)"
+        "--guidance-interval", type=share, nargs=2, metavar=("LEAST", "MOST"), help="noise at which (default: 0.2 0.7)"
     )
     parser.add_argument("--batch", type=positive(int), help="clips generated at a time (default: 4)")
     parser.add_argument("--no-tempo", action="store_true", help="leave beat tracking out, the slowest measure")

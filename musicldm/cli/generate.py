@@ -32,7 +32,7 @@ DEFAULTS = {
     "seconds": None,  # the length that the model was trained on
     "steps": 25,
     "guidance": 5.0,
-    "guidance_interval": [0.2, 0.8],
+    "guidance_interval": [0.2, 0.7],
     "negative": "",
     "candidates": 1,
     "scheduler": "dpm++",
