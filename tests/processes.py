@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.state import GradientState
+from accelerate.state import GradientState, PartialState
 
 from musicldm.clap import train_tokenizer
 from musicldm.config import CLAPConfig, DiffusionConfig
 from musicldm.train import clap, diffusion, run
-from musicldm.train.cache import Cache
+from musicldm.train.cache import BLOCK, Cache, KeptArrays
 from musicldm.train.checkpoints import Average, State
 from musicldm.train.common import batches, make_accelerator, make_optimizer
 
@@ -123,11 +123,19 @@ def whole_runs(data: str, out: str, parts: str, batch_size: int) -> None:
         run(stage, "tiny", Path(data), Path(out) / stage, overrides=shared + overrides)
 
 
+def fill(folder: str) -> None:
+    """Fill four blocks and a half, each process with its number."""
+    n = 9 * BLOCK // 2
+    kept = KeptArrays(Path(folder), "key", n, {"by": ((n,), np.int64)})
+    for first, last in kept.batches("rows", "row"):
+        kept.arrays["by"][first:last] = 1 + PartialState().process_index
+
+
 def work(tasks: list[tuple[str, list]]) -> None:
     """Call functions of this module, each as in a new process."""
     for name, arguments in tasks:
         GradientState._reset_state()
-        {"train": train, "whole_runs": whole_runs}[name](*arguments)
+        {"train": train, "whole_runs": whole_runs, "fill": fill}[name](*arguments)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_mixtures_made_ahead_are_continued_and_not_made_again(collection, parts,
         return original(self, dataset, items, drawn)
 
     monkeypatch.setattr(mixtures.Maker, "moments_and_condition", counted)
-    monkeypatch.setattr("musicldm.train.cache.BATCHES_BETWEEN_SAVES", 1)
+    monkeypatch.setattr("musicldm.train.cache.BLOCK", 8)
     stop_after = 2
     with pytest.raises(KeyboardInterrupt):
         train(collection, parts, tmp_path / "run", "mixup=audio")
@@ -249,7 +249,7 @@ def test_runs_share_a_cache_and_mixtures_of_a_seed_of_their_own(collection, part
     stamps = [path.stat().st_mtime_ns for path in sorted((tmp_path / "kept").rglob("*.npy"))]
     second = train(collection, parts, tmp_path / "b", *shared, "seed=1")
     assert stamps == [path.stat().st_mtime_ns for path in sorted((tmp_path / "kept").rglob("*.npy"))]
-    assert len(stamps) == 7
+    assert len(stamps) == 10  # moments, audio and text, text and made of mixtures, and what is filled of each
     assert not (tmp_path / "b" / "cache").exists()
     assert differ(first, second)
     assert not differ(train(collection, parts, tmp_path / "own", *shared[1:], "seed=0"), first)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from processes import work
+from processes import fill, work
 
+from musicldm.train.cache import BLOCK
 from musicldm.train.progress import METRICS_FILE
 
 WORKER = Path(__file__).with_name("processes.py")
@@ -55,6 +56,7 @@ def folder(tmp_path_factory):
         + [("whole_runs", (*(str(folder / name) for name in ("data", f"run-{processes}", "run-1")), 4 // processes))]
         for processes in (1, 2)
     }
+    tasks[2].append(("fill", (str(folder / "filled"),)))
     work(tasks[1])
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
@@ -144,3 +146,18 @@ def test_a_whole_run_of_two_processes_is_that_of_one(folder, stage):
                 assert two[name] == pytest.approx(one[name], rel=1e-3)  # after Adam has made much of float32's rounding
     files = [sorted(path.relative_to(out) for path in (out / "final").rglob("*.safetensors")) for out in runs]
     assert files[0] == files[1] != []
+
+
+def test_processes_fill_a_cache_together(folder):
+    """Each block by one of the two; blocks that are not marked are filled again, by however many there are then."""
+    by = np.load(folder / "filled" / "by.npy")
+    blocks = np.split(by, range(BLOCK, len(by), BLOCK))
+    assert [set(block) for block in blocks] == [{1}, {2}, {1}, {2}, {1}]
+    marks = np.load(folder / "filled" / "filled.npy")
+    assert marks.all()
+    marks[[0, 3]] = False
+    np.save(folder / "filled" / "filled.npy", marks)
+    np.save(folder / "filled" / "by.npy", np.zeros_like(by))
+    fill(str(folder / "filled"))
+    blocks = np.split(np.load(folder / "filled" / "by.npy"), range(BLOCK, len(by), BLOCK))
+    assert [set(block) for block in blocks] == [{1}, {0}, {0}, {1}, {0}]

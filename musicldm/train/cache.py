@@ -8,7 +8,8 @@ captions -> CLAP -> text embeddings (D,)                embeddings/text.npy, row
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from musicldm.tiles import one_by_one
 from vocoder import MelConfig, log_mel_spectrogram
 
 BATCH = 8
-BATCHES_BETWEEN_SAVES = 25
+BLOCK = 25 * BATCH  # rows between two saves
 
 
 class Conditioner(NamedTuple):
@@ -78,45 +80,61 @@ def latent_shape(vae: AutoencoderKL, mel: MelConfig) -> tuple[int, int, int]:
 
 
 class KeptArrays:
-    """Arrays in a folder, filled row by row; one that was interrupted is continued, one of another ``key`` begun anew.
+    """Arrays in a folder, filled block by block by all processes of one machine.
 
-    ``shapes``: shape and type of each array by name.
+    One that was interrupted is continued, by however many processes; one of another ``key`` is begun anew. Processes
+    of other machines wait: two of them that write a page of one file may undo each other's work.
+
+    ``shapes``: shape and type of each array by name; ``n_rows`` of the first axis are counted.
     """
 
-    def __init__(self, folder: Path, key: str, shapes: dict[str, tuple[tuple[int, ...], type]]):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.key, self.progress_file = key, folder / "progress.json"
-        progress = json.loads(self.progress_file.read_text()) if self.progress_file.exists() else {}
-        self.done = progress.get("done", 0) if progress.get("key") == key else 0  # rows
-        self.arrays = {
-            name: open_memmap(
-                folder / f"{name}.npy", "r+" if self.done else "w+", dtype=dtype, shape=None if self.done else size
-            )
-            for name, (size, dtype) in shapes.items()
-        }
+    def __init__(self, folder: Path, key: str, n_rows: int, shapes: dict[str, tuple[tuple[int, ...], type]]):
+        self.n_rows, self.state = n_rows, PartialState()
+        shapes = shapes | {"filled": ((math.ceil(n_rows / BLOCK),), np.bool_)}
+        key_file = folder / "key.txt"
+        if self.state.is_main_process and not (key_file.exists() and key_file.read_text() == key):
+            folder.mkdir(parents=True, exist_ok=True)
+            key_file.unlink(missing_ok=True)
+            for name, (size, dtype) in shapes.items():
+                open_memmap(folder / f"{name}.npy", "w+", dtype=dtype, shape=size)
+            scratch = key_file.with_suffix(".tmp")
+            scratch.write_text(key)
+            scratch.replace(key_file)
+        self.state.wait_for_everyone()
+        self.arrays = {name: open_memmap(folder / f"{name}.npy", "r+") for name in shapes}
+        self.filled = self.arrays.pop("filled")
 
-    def save(self, done: int, *, last: bool) -> None:
-        """Note that ``done`` rows are complete: now and then, and at the ``last``."""
-        if not last and done % (BATCHES_BETWEEN_SAVES * BATCH):
-            return
-        for array in self.arrays.values():
-            array.flush()
-        scratch = self.progress_file.with_suffix(".tmp")
-        scratch.write_text(json.dumps({"key": self.key, "done": done}))
-        scratch.replace(self.progress_file)
-        self.done = done
+    def batches(self, what: str, unit: str) -> Iterator[tuple[int, int]]:
+        """``(first, last)`` of up to `BATCH` rows for this process to fill, which it has when it asks for the next.
+
+        The last answer comes when all processes have filled theirs.
+        """
+        missing = np.flatnonzero(~self.filled)
+        self.state.wait_for_everyone()  # before the first of them fills more
+        index, helpers = self.state.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        mine = missing[index::helpers] if index == self.state.process_index and index < helpers else missing[:0]
+        rows = [(int(block) * BLOCK, min((int(block) + 1) * BLOCK, self.n_rows)) for block in mine]
+        total = sum(end - begin for begin, end in rows)
+        quiet = not self.state.is_main_process
+        bar = tqdm(total=total, unit=unit, desc=what, file=sys.stderr, mininterval=1.0, disable=quiet)
+        for begin, end in rows:
+            for first in range(begin, end, BATCH):
+                last = min(first + BATCH, end)
+                yield first, last
+                bar.update(last - first)
+            for array in self.arrays.values():
+                array.flush()
+            self.filled[begin // BLOCK] = True
+            self.filled.flush()
+        bar.close()
+        self.state.wait_for_everyone()
 
 
 def read_batches(clips: list[Clip], mel: MelConfig, kept: KeptArrays, what: str) -> Iterator[tuple[int, int, Tensor]]:
-    """``(first, last, waveforms (B, L))`` of the clips that ``kept`` lacks; each is saved as the next is asked."""
-    bar = tqdm(total=len(clips), initial=kept.done, unit="clip", desc=what, file=sys.stderr, mininterval=1.0)
-    for first in range(kept.done, len(clips), BATCH):
-        last = min(first + BATCH, len(clips))
+    """``(first, last, waveforms (B, L))`` of this process's share of the clips that ``kept`` lacks."""
+    for first, last in kept.batches(what, "clip"):
         waves = np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips[first:last]])
         yield first, last, torch.from_numpy(waves)
-        kept.save(last, last=last == len(clips))
-        bar.update(last - first)
-    bar.close()
 
 
 @torch.no_grad()
@@ -135,7 +153,7 @@ def encode_clips(
     shape = len(clips), 2 * channels, latent_frames, latent_bands
     encoder = (vae.encoder, vae.quant_conv) if vae.config.use_quant_conv else (vae.encoder,)  # the decoder may train on
     key = fingerprint([clip._replace(texts=()) for clip in clips], mel, *encoder)
-    kept = KeptArrays(folder, key, {"moments": (shape, np.float16)})
+    kept = KeptArrays(folder, key, len(clips), {"moments": (shape, np.float16)})
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     for first, last, waveforms in read_batches(clips, mel, kept, "latents"):
         log_mel = log_mel_spectrogram(waveforms.to(device), mel)[:, :frames]  # (B, T, F)
@@ -152,7 +170,7 @@ def build_cache(
     folder: Path,
     device: torch.device,
 ) -> Cache:
-    """Fill ``folder``, continuing where an interrupted run stopped.
+    """Fill ``folder``, all processes of a machine together, continuing where an interrupted run stopped.
 
     Another collection starts it anew, another VAE the latents, another CLAP the embeddings.
     """
@@ -164,7 +182,7 @@ def build_cache(
         "text": ((int(offsets[-1]), width), np.float32),
     }
     clap = conditioner.clap.to(device).eval()
-    kept = KeptArrays(folder / "embeddings", fingerprint(clips, mel, clap), shapes)
+    kept = KeptArrays(folder / "embeddings", fingerprint(clips, mel, clap), len(clips), shapes)
     for first, last, waveforms in read_batches(clips, mel, kept, "embeddings"):
         heard = embed_audio(clap, conditioner.feature_extractor, waveforms.to(device), mel.sample_rate)
         kept.arrays["audio"][first:last] = heard.cpu().numpy()

@@ -83,7 +83,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
             f"trackers: {missing[0]} is not installed (pip install 'musicldm[train]' for tensorboard); "
             f"here are {', '.join(available) or 'none'}, and trackers=[] does without"
         )
-    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # for who waits while one fills a cache
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # for who waits while others fill a cache
     AcceleratorState._reset_state()  # else a second run in one process could have no other precision than the first
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,

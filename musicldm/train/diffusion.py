@@ -341,10 +341,9 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     held_out_set, used_set = set(held_out), {*used, *held_out}
     clips = [clip for clip in clips if clip in used_set]
     to_mix = [clip for clip in clips if clip not in held_out_set]
-    with accelerator.main_process_first():  # which fills the cache, for the others to read
-        kept = Path(config.cache) if config.cache else out / "cache"
-        cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, kept, accelerator.device)
-        mixtures = make_rounds(config, to_mix, data, *parts, kept / f"mixup-{config.mixup}", accelerator.device)
+    kept = Path(config.cache) if config.cache else out / "cache"
+    cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, kept, accelerator.device)
+    mixtures = make_rounds(config, to_mix, data, *parts, kept / f"mixup-{config.mixup}", accelerator.device)
     index = index_beside(config, data, out, parts.conditioner, accelerator) if config.index else None
     indices = [i for i, clip in enumerate(clips) if clip not in held_out_set]
     n_epochs = math.ceil(config.steps * step_size(config, accelerator) / len(indices))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,6 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import SpeechT5HifiGan
 
 from augment.mixup import mix_latents
@@ -36,7 +34,7 @@ from musicldm.data.mixup import BeatSynchronousMixup, Mixture
 from musicldm.optimize import computes_bfloat16
 from musicldm.precision import lower_decoders
 from musicldm.tiles import one_by_one
-from musicldm.train.cache import BATCH, Conditioner, KeptArrays, encode_moments, fingerprint, latent_shape
+from musicldm.train.cache import Conditioner, KeptArrays, encode_moments, fingerprint, latent_shape
 from vocoder import MelConfig, log_mel_spectrogram
 
 CERTAIN = -30.0  # log variance of a latent that is the target itself: the lowest that the VAE knows
@@ -176,12 +174,11 @@ def make_round(dataset: BeatSynchronousMixup, maker: Maker, folder: Path, number
         "text": ((n, width), np.float32),
         "made": ((n,), np.uint8),
     }
-    kept = KeptArrays(folder, f"{key} {number}", shapes)
+    kept = KeptArrays(folder, f"{key} {number}", n, shapes)
     for module in (maker.vae, maker.vocoder, maker.conditioner.clap):
         module.to(maker.device).eval()
-    bar = tqdm(total=n, initial=kept.done, unit="mixture", desc="mixtures", file=sys.stderr, mininterval=1.0)
-    for first in range(kept.done, n, BATCH):
-        items = [Item(number, index) for index in range(first, min(first + BATCH, n))]
+    for first, last in kept.batches("mixtures", "mixture"):
+        items = [Item(number, index) for index in range(first, last)]
         drawn = [(item, mixture) for item in items if (mixture := dataset[item]) is not None]
         rows = [item.index for item, _ in drawn]
         if drawn:
@@ -190,9 +187,6 @@ def make_round(dataset: BeatSynchronousMixup, maker: Maker, folder: Path, number
         if said := [(item.index, mixture.text) for item, mixture in drawn if mixture.text]:
             rows, captions = map(list, zip(*said, strict=True))
             kept.arrays["text"][rows], kept.arrays["made"][rows] = maker.texts(captions), 2
-        kept.save(items[-1].index + 1, last=items[-1].index + 1 == n)
-        bar.update(len(items))
-    bar.close()
     if not kept.arrays["made"].any():
         raise ValueError(
             f"none of the {n} clips has a partner to be mixed with (mixup={dataset.kind}, mixup_mode={dataset.mode}): "
@@ -246,7 +240,8 @@ def make_rounds(
             "mixup_fresh makes new mixtures in the one process that trains: set workers=0 and start one process, "
             "or take mixup_fresh=false with a larger mixup_per_clip"
         )
-    analysis = unmeasured(data) if config.mixup == "plain" else analyse_collection(data, config.mixup_tracker)
+    with PartialState().main_process_first():  # which measures what is missing, for the others to read
+        analysis = unmeasured(data) if config.mixup == "plain" else analyse_collection(data, config.mixup_tracker)
     mel = config.mel
     seed = config.seed if config.mixup_seed is None else config.mixup_seed
     dataset = BeatSynchronousMixup(
