@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicldm.data.captions import TEMPO, tempo_words
+from musicldm.data.captions import tempo_words
 from musicldm.data.contrary import contradict, stated_tempo
+from musicldm.data.lexicon import TEMPO
 
 LEVELS = {word: level for level, (_, words) in enumerate(TEMPO) for word in words}
 SPEED = re.compile("|".join(sorted(LEVELS, key=len, reverse=True)), re.IGNORECASE)

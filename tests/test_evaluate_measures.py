@@ -259,9 +259,24 @@ def test_prompts_ask_for_one_family_or_none():
         "synth pads": "synth",
         "a sawtooth lead": "synth",
         "Warm pad, slow": "synth",
+        "a Hammond groove": "organ",
+        "a horn section": "brass",
+        "classical guitar": "guitar",
+        "a bamboo flute": "winds",
+        "a violinist practising": "strings",
+        "a drummer warms up": "drums",
     }.items():
         assert asked_family(prompt) == family, prompt
-    for prompt in ("piano and violin", "fast music", "bass guitar", "a guitar and a harp", "", None):
+    for prompt in (
+        "piano and violin",
+        "fast music",
+        "bass guitar",
+        "double bass",
+        "a guitarist and a drummer",
+        "a guitar and a harp",
+        "",
+        None,
+    ):
         assert asked_family(prompt) is None, prompt
     assert asked_family("an accordion", ("accordion", "harp")) == "accordion"
 

@@ -12,81 +12,29 @@ from typing import NamedTuple
 import numpy as np
 
 from musicldm.data.gm import PROGRAMS, Program
-
-SYNONYMS = {  # of the words in musicldm.data.gm
-    "piano": ("piano", "piano", "piano", "grand piano"),
-    "electric piano": ("electric piano", "electric piano", "e-piano"),
-    "voices": ("voices", "wordless voices"),
-    "choir": ("choir", "wordless choir", "choral voices"),
-    "distorted guitar": ("distorted guitar", "distorted electric guitar"),
-    "acoustic guitar": ("acoustic guitar", "acoustic guitar", "guitar"),
-    "electric guitar": ("electric guitar", "electric guitar", "guitar"),
-    "double bass": ("double bass", "upright bass", "acoustic bass"),
-    "contrabass": ("contrabass", "double bass"),
-    "bass guitar": ("bass guitar", "electric bass", "bass"),
-    "fretless bass": ("fretless bass", "bass"),
-    "saxophone": ("saxophone", "sax"),
-    "string ensemble": ("string ensemble", "strings", "string section"),
-    "brass section": ("brass section", "brass"),
-    "church organ": ("church organ", "pipe organ", "organ"),
-    "synth lead": ("synth lead", "synthesizer lead", "synthesizer", "synth"),
-    "synth pad": ("synth pad", "synthesizer pad", "synthesizer", "synth"),
-    "synth bass": ("synth bass", "synthesizer bass"),
-    "harp": ("harp", "concert harp"),
-    "drums": ("drums", "drums", "drum kit"),
-}
-OWN_WORDS = {  # of single programs, said as often as those of their plain noun
-    "lead 1 (square)": ("square wave lead", "square lead", "square wave synth", "chiptune synth"),
-    "lead 2 (sawtooth)": ("sawtooth lead", "saw lead", "sawtooth synth", "sawtooth wave lead"),
-    "lead 5 (charang)": ("charang lead", "distorted synth lead"),
-    "lead 7 (fifths)": ("fifths lead", "synth lead in fifths"),
-    "lead 8 (bass + lead)": ("fat synth lead",),
-    "pad 1 (new age)": ("new age pad", "new age synth pad"),
-    "pad 2 (warm)": ("warm pad", "warm synth pad"),
-    "pad 3 (polysynth)": ("polysynth", "polyphonic synth", "polysynth pad"),
-    "pad 6 (metallic)": ("metallic pad", "metallic synth pad"),
-    "pad 7 (halo)": ("halo pad", "halo synth pad"),
-    "pad 8 (sweep)": ("sweep pad", "sweeping synth pad"),
-}
-IMITATIONS = {  # programs called by these words alone: by their plain noun one would expect another sound
-    "lead 3 (calliope)": ("calliope lead", "calliope synth"),
-    "lead 4 (chiff)": ("chiff lead", "breathy synth lead"),
-    "lead 6 (voice)": ("voice lead", "vocal synth lead"),
-    "pad 4 (choir)": ("choir pad", "synth choir pad"),
-    "pad 5 (bowed)": ("bowed pad", "bowed glass pad"),
-}
-FAMILY_WORDS = {  # for two or more instruments that are all of one family
-    "strings": ("strings", "string instruments", "bowed and plucked strings"),
-    "brass": ("brass", "brass instruments"),
-    "winds": ("woodwinds", "wind instruments"),
-    "synth": ("synthesizers", "synths", "electronic instruments"),
-    "guitar": ("guitars",),
-    "mallets": ("pitched percussion",),
-}
-ELECTRONIC = {"synth", "synth effects"}  # families; with drums or without them, their music may be called electronic
-# Takes no article, is no soloist: words in -s but not a bass
-MANY = re.compile(r".*((?<!bas)s|brass|choir|section|ensemble|percussion|timpani|applause)$")
-PLURAL_FAMILIES = ("strings", "brass", "winds")
-TEMPO = (  # below how many beats a minute, adjectives
-    (60, ("very slow", "extremely slow")),
-    (80, ("slow", "unhurried")),
-    (112, ("moderate", "mid-tempo", "medium-tempo")),
-    (144, ("fast", "quick", "brisk", "lively")),
-    (1000, ("very fast", "rapid")),
+from musicldm.data.lexicon import (
+    DRUMS_ALONE,
+    ELECTRONIC,
+    ELECTRONIC_WORDS,
+    FAMILY_WORDS,
+    IMITATIONS,
+    METRE_WORDS,
+    MOODS,
+    OWN_WORDS,
+    PIECE,
+    PLAYERS,
+    SYNONYMS,
+    TEMPO,
 )
-METRE_WORDS = {
-    "3/4": ("3/4", "3/4 time", "triple time", "three-four time"),
-    "4/4": ("4/4", "4/4 time", "common time", "four-four time"),
-    "2/4": ("2/4", "2/4 time", "duple time"),
-    "2/2": ("2/2", "cut time"),
-    "6/8": ("6/8", "6/8 time", "six-eight time"),
-}
+
+# Takes no article, is no soloist: words in -s but not a bass
+MANY = re.compile(r".*((?<!bas)s|brass|choir|section|ensemble|orchestra|percussion|timpani|applause)$")
+PLURAL_FAMILIES = ("strings", "brass", "winds")
 SPARSE, BUSY = 1.5, 7.0  # onsets a second
 LOW, HIGH = 50.0, 76.0  # mean MIDI pitch
 GENRE_NOUNS = re.compile(
     r".*(waltz|reel|jig|hornpipe|dance|carol|ballad|tango|bolero|polka|lullaby|march|tune|song|soundtrack|quartet|hymn|spiritual)$"
 )
-PIECE = ("piece", "piece of music", "tune", "track", "piece", "composition")
 
 
 class Words(NamedTuple):
@@ -94,6 +42,9 @@ class Words(NamedTuple):
 
     instruments: tuple[str, ...]  # in order of prominence
     solo: bool  # one player
+    player: str | None  # "pianist"
+    alone: bool  # no drums play that are not among the instruments
+    mood: str | None  # "sad"
     speed: str | None  # "slow"
     number: str | None  # "70 BPM"
     key: str | None  # "A minor"
@@ -110,6 +61,13 @@ class Words(NamedTuple):
 def tempo_words(bpm: float) -> tuple[str, ...]:
     """Adjectives for a tempo in beats a minute."""
     return next(words for limit, words in TEMPO if bpm < limit)
+
+
+def mood_words(key: str | None, bpm: float | None) -> tuple[str | None, ...]:
+    """Adjectives for the mood that a key ("A minor") and a tempo in beats a minute give a piece."""
+    if not (key and bpm):
+        return (None,)
+    return next(words for limit, words in MOODS[key.split()[1]] if bpm < limit)
 
 
 def write_captions(attributes: Mapping, rng: np.random.Generator, n: int = 1) -> list[str]:
@@ -138,13 +96,15 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
     metre = attributes["time_signature"]
     texture = ("sparse", "spacious") if onsets < SPARSE else ("busy", "dense") if onsets > BUSY else (None,)
     register = None if pitch is None else "low" if pitch < LOW else "high" if pitch > HIGH else None
-    families = {p.family for p in PROGRAMS if p.name in attributes["instruments"]}
-    electronic = families and families <= ELECTRONIC
+    electronic = _electronic(attributes["instruments"])
     melodic = any(name not in ("drums", "percussion") for name in attributes["instruments"])
     absence = 0.6 if attributes.get("drums_left_out") else 0.3  # that drums are absent is worth a word
     words = Words(
         instruments=instruments,
         solo=solo,
+        alone=not melodic or not {"drums", "percussion"} & {*attributes["instruments"]},
+        player=_player(attributes["instruments"]) if solo or not melodic else None,
+        mood=perhaps(0.3, _pick(rng, mood_words(key, bpm))),
         speed=perhaps(0.65, _pick(rng, tempo_words(bpm))) if bpm else None,
         number=perhaps(0.4, f"{round(bpm)} BPM") if bpm else None,
         key=perhaps(0.4, key) if key else None,
@@ -157,7 +117,20 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
         no_drums=melodic and not attributes["percussion"] and rng.random() < absence,
         drums_only=not melodic,
     )
-    return words._replace(genre="electronic") if electronic and rng.random() < 0.3 else words
+    return words._replace(genre=_pick(rng, electronic)) if electronic and rng.random() < 0.3 else words
+
+
+def _electronic(names: Sequence[str]) -> tuple[str, ...]:
+    """What music by these programs and perhaps drums may be called, if all of it is electronic."""
+    played = [p for p in PROGRAMS if p.name in names]
+    if not played or not {p.family for p in played} <= ELECTRONIC:
+        return ()
+    return next(words for start, words in ELECTRONIC_WORDS.items() if all(p.name.startswith(start) for p in played))
+
+
+def _player(names: Sequence[str]) -> str | None:
+    """Who plays alone."""
+    return next((PLAYERS.get(p.word) for p in PROGRAMS if p.name in names), "drummer" if "drums" in names else None)
 
 
 def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[str, ...], bool]:
@@ -176,32 +149,37 @@ def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[s
     for p in melodic:
         if p.word in words:
             continue
-        word = _pick(rng, _names(p, rng))
+        word = _name(p, rng)
         if any(word in q.word for q in melodic if q.word != p.word):
             word = p.word  # "guitar" does not tell an electric from an acoustic one
         if not p.chords and p.name in chords and p.family in PLURAL_FAMILIES and len(names) <= 3:
-            word += "es" if word.endswith("bass") else "s"
+            word += "es" if word.endswith(("bass", "x")) else "s"
         words[p.word] = word
     shown = list(dict.fromkeys(words.values()))
     if len(shown) > 3 and rng.random() < 0.6:
         shown = shown[: int(rng.integers(2, 5))]
     if drums and (not shown or rng.random() < 0.85):
-        shown += [_pick(rng, SYNONYMS.get(name, (name,))) for name in drums]
+        shown += [_common(name, rng) for name in drums]
     return tuple(shown), solo and not MANY.fullmatch(shown[0])
 
 
-def _names(program: Program, rng: np.random.Generator) -> tuple[str, ...]:
-    """What ``program`` may be called: by its own name, or by its plain noun."""
+def _name(program: Program, rng: np.random.Generator) -> str:
+    """What ``program`` is called this time: by its own name, or by its plain noun or a synonym."""
     if program.name in IMITATIONS:
-        return IMITATIONS[program.name]
+        return _pick(rng, IMITATIONS[program.name])
     if program.name in OWN_WORDS and rng.random() < 0.5:
-        return OWN_WORDS[program.name]
-    return SYNONYMS.get(program.word, (program.word,))
+        return _pick(rng, OWN_WORDS[program.name])
+    return _common(program.word, rng)
+
+
+def _common(word: str, rng: np.random.Generator) -> str:
+    """A plain noun, or as often one of its synonyms."""
+    return _pick(rng, SYNONYMS[word]) if word in SYNONYMS and rng.random() < 0.5 else word
 
 
 def _a(text: str) -> str:
     """``text`` after its indefinite article."""
-    return f"{'an' if text[0].lower() in 'aeiou' else 'a'} {text}"
+    return f"{'an' if text[0].lower() in 'aeiou8' else 'a'} {text}"
 
 
 def _sentence(text: str) -> str:
@@ -211,13 +189,16 @@ def _sentence(text: str) -> str:
 def _list(words: Sequence[str], rng: np.random.Generator | None = None) -> str:
     """ "piano, bass and drums"; sometimes, with ``rng``, with articles."""
     articles = rng is not None and rng.random() < 0.3
-    words = [_a(word) if word == "drum kit" or (articles and not MANY.fullmatch(word)) else word for word in words]
+    words = [
+        _a(word) if word in ("drum kit", "drum set") or (articles and not MANY.fullmatch(word)) else word
+        for word in words
+    ]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _players(words: Words, rng: np.random.Generator) -> str:
     if words.drums_only and rng.random() < 0.5:
-        return _pick(rng, ("drums only", "drums alone")) if "drum" in words.instruments[0] else "percussion only"
+        return _pick(rng, DRUMS_ALONE) if "drum" in words.instruments[0] else "percussion only"
     if words.solo and rng.random() < 0.7:
         return f"{_pick(rng, ('solo', 'solo', 'unaccompanied'))} {words.instruments[0]}"
     return _list(words.instruments, rng)
@@ -226,7 +207,7 @@ def _players(words: Words, rng: np.random.Generator) -> str:
 def _noun_phrase(words: Words, rng: np.random.Generator) -> str:
     """ "slow folk piece", "busy jig": adjectives and a noun, without an article."""
     noun = words.genre if words.genre and GENRE_NOUNS.fullmatch(words.genre) else _pick(rng, PIECE)
-    feel = ", ".join(word for word in (words.texture, words.speed) if word)
+    feel = ", ".join(word for word in (words.mood, words.texture, words.speed) if word)
     return " ".join(word for word in (feel, words.genre if words.genre != noun else None, noun) if word)
 
 
@@ -260,7 +241,7 @@ def _keywords(words: Words, rng: np.random.Generator) -> str:
         instruments[0] = f"solo {instruments[0]}"
     mode = words.mode and f"{words.mode} key"
     register = words.register and f"{words.register} register"
-    rest = [words.genre, words.speed, words.number, words.key or mode, words.metre, words.texture, register]
+    rest = [words.genre, words.mood, words.speed, words.number, words.key or mode, words.metre, words.texture, register]
     rest = [word for word in rest if word] + (["no drums"] if words.no_drums else [])
     if rng.random() < 0.5:
         rest = [rest[i] for i in rng.permutation(len(rest))]
@@ -292,6 +273,8 @@ def _they_play(words: Words, rng: np.random.Generator) -> str:
     """ "Piano and cello play a slow waltz in 3/4." """
     many = len(words.instruments) > 1 or bool(MANY.fullmatch(words.instruments[0]) and words.instruments[0][-1] == "s")
     players = f"solo {words.instruments[0]}" if words.solo and rng.random() < 0.5 else _list(words.instruments, rng)
+    if words.player and rng.random() < 0.3:
+        players, many = _a(words.player), False
     what = "a single melodic line" if words.line and not words.speed else _a(_noun_phrase(words, rng))
     details = _details(words, rng)
     return _finish(f"{players} {'play' if many else 'plays'} {' '.join([what, ', '.join(details)]).strip()}", rng)
@@ -303,6 +286,7 @@ def _terse(words: Words, rng: np.random.Generator) -> str:
         _list(words.instruments) if len(words.instruments) > 1 or not words.solo else f"solo {words.instruments[0]}"
     )
     parts = [
+        words.mood,
         words.speed,
         words.genre and f"{words.genre} {'for' if GENRE_NOUNS.fullmatch(words.genre) else 'music with'}",
     ]
@@ -311,7 +295,7 @@ def _terse(words: Words, rng: np.random.Generator) -> str:
 
 def _music(words: Words, rng: np.random.Generator) -> str:
     """ "Slow, sparse folk music for piano, in A minor." """
-    adjectives = [word for word in (words.speed, words.texture) if word]
+    adjectives = [word for word in (words.mood, words.speed, words.texture) if word]
     genre = words.genre if words.genre and not GENRE_NOUNS.fullmatch(words.genre) else None
     music = " ".join([", ".join(adjectives), genre or "", "music"]).strip()
     music = re.sub(" +", " ", music)
@@ -334,7 +318,7 @@ def _two_sentences(words: Words, rng: np.random.Generator) -> str:
 
 def _players_first(words: Words, rng: np.random.Generator) -> str:
     """ "Solo piano, slow and sparse, in A minor." """
-    adjectives = [word for word in (words.speed, words.texture) if word]
+    adjectives = [word for word in (words.mood, words.speed, words.texture) if word]
     parts = [_players(words, rng)]
     if adjectives:
         parts.append(" and ".join(adjectives))
@@ -348,7 +332,23 @@ def _bare(words: Words, rng: np.random.Generator) -> str:
     players = _players(words, rng)
     if words.genre and rng.random() < 0.6:
         return f"{words.genre} {'for' if GENRE_NOUNS.fullmatch(words.genre) else 'music with'} {players}"
-    return f"{words.speed} {_list(words.instruments)}" if words.speed and rng.random() < 0.5 else players
+    feel = words.mood or words.speed
+    return f"{feel} {_list(words.instruments)}" if feel and rng.random() < 0.5 else players
+
+
+def _everyday(words: Words, rng: np.random.Generator) -> str:
+    """ "just a piano", "the sound of a flute", "accordion tune": as people ask for it."""
+    if len(words.instruments) > 1 or words.drums_only:
+        return f"{_pick(rng, ('the sound of', 'music with', 'something with'))} {_list(words.instruments, rng)}"
+    name, feel = words.instruments[0], words.mood or words.speed
+    if feel and rng.random() < 0.5:
+        return _pick(rng, (f"{feel} {name} music", f"{feel} {name}", f"something {feel} with {name}"))
+    one = name if MANY.fullmatch(name) else _a(name)
+    options = [f"the sound of {one}", f"{name} music"]
+    options += [f"{one} melody", f"{name} tune"] if words.line else []
+    options += [f"{name} only", f"{name} and nothing else"] if words.alone else []
+    options += [f"just {one}", f"{one} alone", f"someone playing the {name}"] if words.solo else []
+    return _pick(rng, options)
 
 
 _STYLES: tuple[Callable[[Words, np.random.Generator], str], ...] = (
@@ -367,4 +367,6 @@ _STYLES: tuple[Callable[[Words, np.random.Generator], str], ...] = (
     _two_sentences,
     _players_first,
     _bare,
+    _everyday,
+    _everyday,
 )

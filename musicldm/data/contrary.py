@@ -14,7 +14,8 @@ import re
 
 import numpy as np
 
-from musicldm.data.captions import TEMPO, tempo_words
+from musicldm.data.captions import tempo_words
+from musicldm.data.lexicon import TEMPO
 
 SLOWEST, FASTEST = 45.0, 200.0  # BPM
 LEAST_RATIO = 1.2  # of a stated tempo and a contrary one
@@ -24,9 +25,9 @@ _NUMBER = re.compile(r"\b([1-9]\d{1,2})(?= (?:BPM|beats per minute))")
 _DRUMS = (  # what is said, and its contrary
     (re.compile(r"\b(?:without|with no) drums\b"), "with drums"),
     (re.compile(r"\bno drums\b"), "drums"),
-    (re.compile(r", ([\w -]+) and (?:drums|a drum kit|drum kit)\b"), r" and \1 without drums"),
-    (re.compile(r" and (?:drums|a drum kit|drum kit)\b"), " without drums"),
-    (re.compile(r", (?:drums|drum kit)\b"), ", no drums"),
+    (re.compile(r", ([\w -]+) and (?:drums|(?:a )?drum (?:kit|set))\b"), r" and \1 without drums"),
+    (re.compile(r" and (?:drums|(?:a )?drum (?:kit|set))\b"), " without drums"),
+    (re.compile(r", (?:drums|drum kit|drum set)\b"), ", no drums"),
 )
 
 
@@ -39,7 +40,7 @@ def contradict(caption: str, rng: np.random.Generator) -> str | None:
 def stated_tempo(caption: str) -> float | None:
     """The tempo in BPM that ``caption`` states: its number, else the middle of what its adjective means; or None.
 
-    ``"A slow waltz at 70 BPM"`` -> 70.0, ``"a slow waltz"`` -> 69.3. Adjectives are those of `captions.TEMPO`.
+    ``"A slow waltz at 70 BPM"`` -> 70.0, ``"a slow waltz"`` -> 69.3. Adjectives are those of `lexicon.TEMPO`.
     """
     if number := _NUMBER.search(caption):
         return float(number[1])

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from musicldm.clap import embed_text
-from musicldm.data.captions import IMITATIONS, OWN_WORDS
 from musicldm.data.gm import ORCHESTRATIONS, PROGRAMS
+from musicldm.data.lexicon import PLAYERS, family_of_words
 from musicldm.evaluate.embedders import ClapEmbedder
 
 FAMILIES = ("piano", "guitar", "strings", "brass", "winds", "organ", "synth", "drums")
@@ -30,12 +30,12 @@ REFUSED = re.compile(r"\b(?:without|no)\s+(?:any\s+)?[a-z-]+(?:\s+(?:or|and)\s+[
 @functools.cache
 def _words() -> tuple[dict[str, str], re.Pattern]:
     """Family of each word for an instrument, and a pattern that finds them, the longer ones first."""
-    words = {program.word.lower(): program.family for program in PROGRAMS if program.family in ORCHESTRATIONS}
-    own = OWN_WORDS | IMITATIONS
-    words |= {word: program.family for program in PROGRAMS for word in own.get(program.name, ())}
+    known = [program for program in PROGRAMS if program.family in ORCHESTRATIONS]
+    words = family_of_words(set(ORCHESTRATIONS)) | {program.word.lower(): program.family for program in known}
+    words |= {PLAYERS[program.word]: program.family for program in known if program.word in PLAYERS}
     words |= {name: name for name in ORCHESTRATIONS if name not in ("plucked", "mallets", "voices")}
     words |= {name.removesuffix("s"): name for name in ("strings", "winds")} | MORE_WORDS
-    words |= {"harp": "harp", "pianist": "piano", "flautist": "winds", "choir": "voices"}
+    words |= {"harp": "harp", "flautist": "winds", "drummer": "drums", "choir": "voices"}
     longest = sorted(words, key=len, reverse=True)
     return words, re.compile(rf"\b({'|'.join(map(re.escape, longest))})(?:e?s)?\b", re.IGNORECASE)
 
