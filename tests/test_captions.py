@@ -148,9 +148,10 @@ def false_statements(text: str, facts: dict) -> list[str]:
         allowed |= {"drums", "drum kit", "drum set", *([] if melodic else ["drummer"])}
     if "percussion" in facts["instruments"]:
         allowed |= {"percussion"}
-    rest = any_of(allowed).sub(" ", rest)
     electronic = {p.family for p in melodic} in ({"synth"}, {"synth effects"}, {"synth", "synth effects"})
-    for word in ("electronic", "ambient", "chiptune", "8-bit", "video game"):
+    allowed |= {"synth"} if electronic else set()
+    rest = any_of(allowed).sub(" ", rest)
+    for word in ("electronic", "ambient", "chiptune", "8-bit", "video game", "arcade", "space music"):
         claim(word not in rest.lower() or electronic, word)
     wrong += INSTRUMENTS.findall(rest)
     one = len(facts["instruments"]) == 1
@@ -263,6 +264,6 @@ def test_the_bare_keyword_list_is_one_style():
 def test_little_to_say_gives_fewer_captions():
     silent = dict.fromkeys(PIANO_WALTZ) | {"instruments": ["drums"], "percussion": True, "onsets_per_s": 4.0}
     silent |= {"chords": [], "genres": [], "one_line": False}
-    texts = write_captions(silent, np.random.default_rng(0), 500)
-    assert 5 < len(texts) < 500
-    assert all("drum" in text.lower() for text in texts)
+    texts = write_captions(silent, np.random.default_rng(0), 4000)
+    assert 5 < len(texts) < 4000
+    assert all(re.search("drum|beat", text, re.IGNORECASE) for text in texts)

@@ -6,9 +6,9 @@ General MIDI's own nouns are in ``musicldm.data.gm``; here is what people call t
 from musicldm.data.gm import PROGRAMS, Program
 
 SYNONYMS = {  # of the plain nouns in musicldm.data.gm, said as often as those
-    "piano": ("grand piano", "acoustic piano", "upright piano"),
-    "honky-tonk piano": ("saloon piano", "barroom piano"),
-    "electric piano": ("e-piano", "Rhodes", "Rhodes piano", "electric keyboard"),
+    "piano": ("grand piano", "acoustic piano", "upright piano", "keyboard", "piano keys"),
+    "honky-tonk piano": ("saloon piano", "barroom piano", "ragtime piano"),
+    "electric piano": ("e-piano", "Rhodes", "Rhodes piano", "electric keyboard", "keyboard"),
     "harpsichord": ("cembalo",),
     "clavinet": ("clav",),
     "glockenspiel": ("orchestra bells",),
@@ -43,7 +43,7 @@ SYNONYMS = {  # of the plain nouns in musicldm.data.gm, said as often as those
     "synth voice": ("synthesizer voice",),
     "saxophone": ("sax",),
     "flute": ("concert flute",),
-    "pan flute": ("pan pipes", "panpipes"),
+    "pan flute": ("pan pipes", "panpipes", "Andean flute"),
     "shakuhachi": ("bamboo flute",),
     "synth lead": ("synthesizer lead", "synthesizer", "synth", "lead synth", "analog synthesizer"),
     "synth pad": (
@@ -74,17 +74,17 @@ OWN_WORDS = {  # of single programs, said as often as all others
     "alto sax": ("alto saxophone", "alto sax"),
     "tenor sax": ("tenor saxophone", "tenor sax"),
     "baritone sax": ("baritone saxophone", "baritone sax"),
-    "lead 1 (square)": ("square wave lead", "square lead", "chiptune synth", "8-bit synth", "video game synth"),
-    "lead 2 (sawtooth)": ("sawtooth lead", "saw lead", "sawtooth synth", "trance lead", "techno lead"),
+    "lead 1 (square)": ("square wave lead", "square lead", "chiptune synth", "8-bit synth", "arcade game synth"),
+    "lead 2 (sawtooth)": ("sawtooth lead", "saw lead", "sawtooth synth", "trance lead", "techno lead", "electro synth"),
     "lead 5 (charang)": ("charang lead", "distorted synth lead"),
     "lead 7 (fifths)": ("fifths lead", "synth lead in fifths"),
-    "lead 8 (bass + lead)": ("fat synth lead", "analog synth lead"),
+    "lead 8 (bass + lead)": ("fat synth lead", "analog synth lead", "Moog", "Moog synth"),
     "pad 1 (new age)": ("new age pad", "new age synth pad"),
     "pad 2 (warm)": ("warm pad", "warm synth pad", "warm analog pad"),
     "pad 3 (polysynth)": ("polysynth", "polyphonic synth", "retro synth"),
     "pad 6 (metallic)": ("metallic pad", "metallic synth pad"),
-    "pad 7 (halo)": ("halo pad", "ethereal synth pad"),
-    "pad 8 (sweep)": ("sweep pad", "sweeping synth pad"),
+    "pad 7 (halo)": ("halo pad", "ethereal synth pad", "space pad"),
+    "pad 8 (sweep)": ("sweep pad", "sweeping synth pad", "synth drone"),
     "fx 2 (soundtrack)": ("cinematic synth", "soundtrack pad"),
     "fx 3 (crystal)": ("crystal synth", "glassy synth"),
     "fx 4 (atmosphere)": ("atmosphere synth", "atmospheric synth"),
@@ -125,7 +125,18 @@ PLAYERS = {  # of the plain nouns: who plays alone
     "trumpet": "trumpeter",
     "trombone": "trombonist",
 }
-DRUMS_ALONE = ("drums only", "drums alone", "just drums", "a drum solo", "a drum beat", "a drum groove", "a drum loop")
+DRUMS_ALONE = (
+    "drums only",
+    "drums alone",
+    "just drums",
+    "a drum solo",
+    "a drum beat",
+    "a drum groove",
+    "a drum loop",
+    "a drum pattern",
+    "a beat and nothing else",
+    "just a beat",
+)
 TEMPO = (  # below how many beats a minute, adjectives
     (60, ("very slow", "extremely slow")),
     (80, ("slow", "unhurried", "leisurely")),
@@ -148,9 +159,9 @@ PIECE = ("piece", "piece of music", "tune", "track", "piece", "composition")
 # Families, all of which make music electronic; what it may then be called, by the programs that play.
 ELECTRONIC = {"synth", "synth effects"}
 ELECTRONIC_WORDS = {
-    "lead 1": ("electronic", "chiptune", "8-bit", "video game"),
-    "pad": ("electronic", "ambient", "ambient electronic"),
-    "": ("electronic",),
+    "lead 1": ("electronic", "chiptune", "8-bit", "video game", "arcade game"),
+    "pad": ("electronic", "ambient", "ambient electronic", "space"),
+    "": ("electronic", "electronic", "synth"),
 }
 
 
