@@ -20,7 +20,7 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.phrases import FAMILIES, PIECES
+from benchmarks.phrases import FAMILIES, OTHERS, PIECES
 from benchmarks.results import keep
 from musicldm.clap import embed_audio, embed_text
 from musicldm.data.clips import metadata_rows, row_texts
@@ -62,11 +62,12 @@ def probe(material: Material, tempo: np.ndarray, phrases: dict[str, np.ndarray])
     rows, result = material.rows, {}
     families = np.array([row["orchestration"] for row in rows])
     train, labels, test, truth = material.parts(families != "original", families)
-    named, of_phrases = classify(train, labels, test, phrases["families"])
+    named, *of_phrases = classify(train, labels, test, phrases["families"], phrases["others"])
     classes = np.unique(labels)
-    asked = np.array([family for family in FAMILIES for _ in FAMILIES[family]])
     result["family"] = float((classes[named.argmax(axis=1)] == truth).mean())
-    result["family_of_phrases"] = float((classes[of_phrases.argmax(axis=1)] == asked).mean())
+    for name, said, sure in zip(("phrases", "other_phrases"), (FAMILIES, OTHERS), of_phrases, strict=True):
+        asked = np.array([family for family in said for _ in said[family]])
+        result[f"family_of_{name}"] = float((classes[sure.argmax(axis=1)] == asked).mean())
 
     drums = np.array([bool(row["drums"]) for row in rows])
     train, labels, test, truth = material.parts(np.ones(len(rows), bool), drums)
@@ -108,6 +109,7 @@ def main() -> None:
     rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(len(rows), arguments.clips)).astype(int)]
     phrases = {
         "families": read([phrase for some in FAMILIES.values() for phrase in some]),
+        "others": read([phrase for some in OTHERS.values() for phrase in some]),
         "with drums": read([f"{piece} and drums" for piece in PIECES]),
         "without drums": read([f"{piece}, without drums" for piece in PIECES]),
         **{f"{bpm} BPM": read([f"{piece} and drums at {bpm} BPM" for piece in PIECES]) for bpm in TEMPI},

@@ -242,7 +242,7 @@ def test_captions_depend_on_the_generator_alone():
 def test_a_program_is_called_by_its_own_name():
     sawtooth = PIANO_WALTZ | {"instruments": ["lead 2 (sawtooth)"], "chords": [], "one_line": True}
     texts = write_captions(sawtooth, np.random.default_rng(0), 100)
-    assert 20 < sum(bool(re.search("saw", text, re.IGNORECASE)) for text in texts) < 80
+    assert 20 < sum(bool(re.search("saw|trance|techno|electro synth", text, re.IGNORECASE)) for text in texts) < 80
     calliope = sawtooth | {"instruments": ["lead 3 (calliope)"]}
     assert all(
         re.search("calliope", text, re.IGNORECASE) for text in write_captions(calliope, np.random.default_rng(0), 50)
@@ -261,7 +261,8 @@ def test_the_bare_keyword_list_is_one_style():
     assert {"piano", "waltz", "slow", "70 BPM", "A minor"} in [set(text.split(", ")) for text in texts]
 
 
-def test_little_to_say_gives_fewer_captions():
+def test_little_to_say_gives_fewer_captions(monkeypatch):
+    monkeypatch.setattr("musicldm.data.captions.OCCASIONS", 0)
     silent = dict.fromkeys(PIANO_WALTZ) | {"instruments": ["drums"], "percussion": True, "onsets_per_s": 4.0}
     silent |= {"chords": [], "genres": [], "one_line": False}
     texts = write_captions(silent, np.random.default_rng(0), 4000)

@@ -18,13 +18,17 @@ from musicldm.data.lexicon import (
     ELECTRONIC_WORDS,
     FAMILY_WORDS,
     IMITATIONS,
+    KINDS,
+    LISTENERS,
     METRE_WORDS,
     MOODS,
     OWN_WORDS,
     PIECE,
+    PLACES,
     PLAYERS,
     SYNONYMS,
     TEMPO,
+    TIMES,
 )
 
 # Takes no article, is no soloist: words in -s but not a bass
@@ -32,6 +36,7 @@ MANY = re.compile(r".*((?<!bas)s|brass|choir|section|ensemble|orchestra|percussi
 PLURAL_FAMILIES = ("strings", "brass", "winds")
 SPARSE, BUSY = 1.5, 7.0  # onsets a second
 LOW, HIGH = 50.0, 76.0  # mean MIDI pitch
+OCCASIONS = 0.15  # share of captions that also say where, when or for whom
 GENRE_NOUNS = re.compile(
     r".*(waltz|reel|jig|hornpipe|dance|carol|ballad|tango|bolero|polka|lullaby|march|tune|song|soundtrack|quartet|hymn|spiritual)$"
 )
@@ -76,7 +81,10 @@ def write_captions(attributes: Mapping, rng: np.random.Generator, n: int = 1) ->
     for _ in range(10 * n):
         words = _draw_words(attributes, rng)
         style = _STYLES[_pick(rng, range(len(_STYLES)))]
-        texts[style(words, rng)] = None
+        text = style(words, rng)
+        if rng.random() < OCCASIONS and ". " not in text:
+            text = _add_occasion(text, rng)
+        texts[text] = None
         if len(texts) == n:
             break
     return list(texts)
@@ -334,6 +342,14 @@ def _bare(words: Words, rng: np.random.Generator) -> str:
         return f"{words.genre} {'for' if GENRE_NOUNS.fullmatch(words.genre) else 'music with'} {players}"
     feel = words.mood or words.speed
     return f"{feel} {_list(words.instruments)}" if feel and rng.random() < 0.5 else players
+
+
+def _add_occasion(text: str, rng: np.random.Generator) -> str:
+    """ "A slow piece for piano, in a dusty attic." """
+    where = f"{_pick(rng, ('in', 'in', 'from', 'near'))} {_a(f'{_pick(rng, KINDS)} {_pick(rng, PLACES)}')}"
+    said = _pick(rng, (where, where, _pick(rng, TIMES), f"for {_pick(rng, LISTENERS)}"))
+    stop = "." if text.endswith(".") else ""
+    return f"{text.removesuffix('.')}{_pick(rng, (' ', ', '))}{said}{stop}"
 
 
 def _everyday(words: Words, rng: np.random.Generator) -> str:

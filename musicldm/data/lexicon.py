@@ -164,6 +164,29 @@ ELECTRONIC_WORDS = {
     "": ("electronic", "electronic", "synth"),
 }
 
+# Where, when and for whom: true of any music, so that a reader learns that such words say nothing of its sound.
+PLACES = (
+    "attic", "balcony", "mill", "beach", "bridge", "cabin", "cafe", "castle", "cellar", "classroom", "courtyard",
+    "desert", "factory", "field", "canyon", "garden", "gallery", "harbour", "hotel", "house", "island", "kitchen",
+    "library", "lobby", "market", "meadow", "museum", "palace", "park", "terrace", "station", "street", "studio",
+    "tavern", "temple", "tent", "theatre", "town", "train", "valley", "village",
+)  # fmt: skip
+KINDS = (
+    "abandoned", "ancient", "blue", "crowded", "distant", "dusty", "enchanted", "famous", "foggy", "forgotten",
+    "golden", "green", "hidden", "lonely", "modern", "neon-lit", "northern", "rainy", "ruined", "rustic", "silver",
+    "smoky", "snowy", "southern", "strange", "sunny", "tiny", "white", "wooden",
+)  # fmt: skip
+TIMES = (
+    "at dawn", "at dusk", "at night", "at noon", "at sunset", "on a Sunday", "in autumn", "in spring",
+    "in the summer", "in winter", "late at night", "on a Monday morning", "after work", "before lunch",
+    "all evening",
+)  # fmt: skip
+LISTENERS = (
+    "friends", "the mayor", "a picnic", "a play", "an opening scene", "a chase scene", "cooking", "reading",
+    "travellers", "children", "guests", "an old friend", "a party", "a road trip", "a birthday",
+    "a documentary", "the neighbours",
+)  # fmt: skip
+
 
 def names_of(program: Program) -> tuple[str, ...]:
     """All that ``program`` may be called."""
