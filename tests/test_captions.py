@@ -151,7 +151,7 @@ def false_statements(text: str, facts: dict) -> list[str]:
     electronic = {p.family for p in melodic} in ({"synth"}, {"synth effects"}, {"synth", "synth effects"})
     allowed |= {"synth"} if electronic else set()
     rest = any_of(allowed).sub(" ", rest)
-    for word in ("electronic", "ambient", "chiptune", "8-bit", "video game", "arcade", "space music"):
+    for word in ("electronic", "electro ", "ambient", "chiptune", "8-bit", "video game", "arcade", "space music"):
         claim(word not in rest.lower() or electronic, word)
     wrong += INSTRUMENTS.findall(rest)
     one = len(facts["instruments"]) == 1
@@ -244,9 +244,9 @@ def test_a_program_is_called_by_its_own_name():
     texts = write_captions(sawtooth, np.random.default_rng(0), 100)
     assert 20 < sum(bool(re.search("saw|trance|techno|electro synth", text, re.IGNORECASE)) for text in texts) < 80
     calliope = sawtooth | {"instruments": ["lead 3 (calliope)"]}
-    assert all(
-        re.search("calliope", text, re.IGNORECASE) for text in write_captions(calliope, np.random.default_rng(0), 50)
-    )
+    texts = write_captions(calliope, np.random.default_rng(0), 100)
+    assert sum(bool(re.search("calliope", text, re.IGNORECASE)) for text in texts) > 85  # others say the genre alone
+    assert not any(re.search("synth lead", text, re.IGNORECASE) for text in texts)
 
 
 def test_there_are_many_phrasings_of_the_same_facts():

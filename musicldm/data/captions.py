@@ -367,6 +367,14 @@ def _everyday(words: Words, rng: np.random.Generator) -> str:
     return _pick(rng, options)
 
 
+def _genre_alone(words: Words, rng: np.random.Generator) -> str:
+    """ "slow jazz", "a happy waltz", "chiptune": nothing of the instruments, if there is a genre."""
+    if not words.genre:
+        return _everyday(words, rng)
+    what = " ".join(word for word in (words.mood or words.speed, words.genre) if word)
+    return _pick(rng, (what, _a(what) if GENRE_NOUNS.fullmatch(words.genre) else f"{what} music"))
+
+
 _STYLES: tuple[Callable[[Words, np.random.Generator], str], ...] = (
     _keywords,
     _keywords,
@@ -385,4 +393,5 @@ _STYLES: tuple[Callable[[Words, np.random.Generator], str], ...] = (
     _bare,
     _everyday,
     _everyday,
+    _genre_alone,
 )

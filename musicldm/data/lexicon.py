@@ -160,8 +160,9 @@ PIECE = ("piece", "piece of music", "tune", "track", "piece", "composition")
 ELECTRONIC = {"synth", "synth effects"}
 ELECTRONIC_WORDS = {
     "lead 1": ("electronic", "chiptune", "8-bit", "video game", "arcade game"),
+    "lead 2": ("electronic", "electro", "electronica"),
     "pad": ("electronic", "ambient", "ambient electronic", "space"),
-    "": ("electronic", "electronic", "synth"),
+    "": ("electronic", "electronica", "synth"),
 }
 
 # Where, when and for whom: true of any music, so that a reader learns that such words say nothing of its sound.
