@@ -2,7 +2,7 @@
 
     attributes -> _draw_words: which facts are said, and in which words -> one of _STYLES: a sentence or two
 
-Every statement is true of the attributes. What is said, and how, comes from ``rng`` alone.
+Every statement about the sound is true of the attributes. What is said, and how, comes from ``rng`` alone.
 """
 
 import re

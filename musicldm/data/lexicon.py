@@ -165,7 +165,7 @@ ELECTRONIC_WORDS = {
     "": ("electronic", "electronica", "synth"),
 }
 
-# Where, when and for whom: true of any music, so that a reader learns that such words say nothing of its sound.
+# Where, when and for whom: neither true nor false of any music, so that a reader learns that such words mean nothing.
 PLACES = (
     "attic", "balcony", "mill", "beach", "bridge", "cabin", "cafe", "castle", "cellar", "classroom", "courtyard",
     "desert", "factory", "field", "canyon", "garden", "gallery", "harbour", "hotel", "house", "island", "kitchen",
