@@ -160,9 +160,9 @@ PIECE = ("piece", "piece of music", "tune", "track", "piece", "composition")
 ELECTRONIC = {"synth", "synth effects"}
 ELECTRONIC_WORDS = {
     "lead 1": ("electronic", "chiptune", "8-bit", "video game", "arcade game"),
-    "lead 2": ("electronic", "electro", "electronica"),
+    "lead 2": ("electronic", "electro"),
     "pad": ("electronic", "ambient", "ambient electronic", "space"),
-    "": ("electronic", "electronica", "synth"),
+    "": ("electronic", "electronic", "synth"),
 }
 
 # Where, when and for whom: neither true nor false of any music, so that a reader learns that such words mean nothing.
