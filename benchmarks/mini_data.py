@@ -13,15 +13,22 @@ from pathlib import Path
 
 from musicldm.data.render import RenderConfig, render_scores
 
-SOUNDFONTS = ("/usr/share/sounds/sf2/FluidR3_GM.sf2", "/usr/share/sounds/sf2/TimGM6mb.sf2")
+FOLDER = Path("/usr/share/sounds/sf2")  # of Debian's packages, which docs/mini.md names
+SOUNDFONTS = (f"{FOLDER}/FluidR3_GM.sf2", f"{FOLDER}/TimGM6mb.sf2")
+TO_LEARN = (*SOUNDFONTS, f"{FOLDER}/MuseScore_General_Full.sf2")
 FAMILIES = ("piano", "guitar", "strings", "brass", "winds", "organ", "synth", "drums")
 LEFT_OUT = ("pop909",)  # recent songs that belong to others
 SHARES = {"held": 0.15, "probe": 0.10}  # of the pieces; the rest is for training
-COMMON = {"soundfonts": SOUNDFONTS, "captions": 6, "timeout_s": 60.0}
+COMMON = {"captions": 6, "timeout_s": 60.0}
+ALL = "original,all"  # orchestrations, in turn
 FOLDERS = {
-    "train": RenderConfig(**COMMON, max_clips=2, variants=6, orchestrate="original,all", drumless_share=0.33),
-    "probe": RenderConfig(**COMMON, max_clips=2, variants=5, orchestrate=",".join(FAMILIES), seed=1),
-    "held": RenderConfig(**COMMON, max_clips=1, variants=3, orchestrate="original,all", seed=2),
+    "train": RenderConfig(
+        **COMMON, soundfonts=TO_LEARN, max_clips=2, variants=10, orchestrate=ALL, drumless_share=0.33
+    ),
+    "probe": RenderConfig(
+        **COMMON, soundfonts=SOUNDFONTS, max_clips=2, variants=5, orchestrate=",".join(FAMILIES), seed=1
+    ),
+    "held": RenderConfig(**COMMON, soundfonts=SOUNDFONTS, max_clips=1, variants=3, orchestrate=ALL, seed=2),
 }
 
 
