@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the first clip, 0 by default; clip i has seed + i")
     parser.add_argument("--seconds", type=positive(float), help="of each clip (default: as the model was trained)")
     parser.add_argument("--steps", type=positive(int), help="of the sampler dpm++ (default: 25)")
-    parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 3)")
+    parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 4)")
     parser.add_argument(
         "--guidance-interval", type=share, nargs=2, metavar=("LEAST", "MOST"), help="noise at which (default: 0.2 0.7)"
     )

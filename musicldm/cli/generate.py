@@ -31,7 +31,7 @@ DEFAULTS = {
     "model": "mini",
     "seconds": None,  # the length that the model was trained on
     "steps": 25,
-    "guidance": 3.0,
+    "guidance": 4.0,
     "guidance_interval": [0.2, 0.7],
     "negative": "",
     "candidates": 1,

@@ -53,7 +53,7 @@ def markdown(report: dict) -> str:
 
 
 def guidance_words(settings: dict) -> str:
-    """ "guidance 3 from 0.2 to 0.7 of the noise"; earlier evaluations name no interval."""
+    """ "guidance 4 from 0.2 to 0.7 of the noise"; earlier evaluations name no interval."""
     least, most = settings.get("guidance_interval", (0, 1))
     where = "" if (least, most) == (0, 1) else f" from {least:g} to {most:g} of the noise"
     return f"guidance {settings['guidance']:g}{where}"

@@ -44,7 +44,7 @@ def run_evaluation(
     seed: int = 0,
     seconds: float | None = None,
     steps: int = 25,
-    guidance: float = 3.0,
+    guidance: float = 4.0,
     guidance_interval: Sequence[float] = (0.2, 0.7),
     batch_size: int = 4,
     tempo: bool = True,
