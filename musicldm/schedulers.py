@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# How the commands sample unless told otherwise; docs/speed.md and docs/mini.md have what else was measured.
+SAMPLER, STEPS = "dpm++", 25
+GUIDANCE, GUIDANCE_INTERVAL = 4.0, (0.2, 0.7)  # the latter as shares of the noise
+
 # Class in diffusers, and what differs from the model's own scheduler. "trailing" and "linspace" start from the
 # noisiest step, which matters with few steps; DDIM keeps the spacing that its model says.
 SCHEDULERS: dict[str, tuple[str, dict]] = {

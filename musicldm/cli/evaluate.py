@@ -9,6 +9,7 @@ from pathlib import Path
 
 from musicldm.cli.adapters import add_adapter_arguments, load_adapters
 from musicldm.cli.common import choose_device, choose_dtype, load_quietly, output_folder, positive, report, share
+from musicldm.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS, make_scheduler
 
 GENERATING = ("seed", "seconds", "steps", "guidance", "guidance_interval", "batch")
 EVALUATING = ("reference", "index", "probe", "cache", "most")
@@ -29,10 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--most", type=positive(int), metavar="N", help="use only the first N prompts and recordings")
     parser.add_argument("--seed", type=int, help="of the first clip, 0 by default; clip i has seed + i")
     parser.add_argument("--seconds", type=positive(float), help="of each clip (default: as the model was trained)")
-    parser.add_argument("--steps", type=positive(int), help="of the sampler dpm++ (default: 25)")
-    parser.add_argument("--guidance", type=float, help="how strongly to follow the prompt (default: 4)")
+    parser.add_argument("--steps", type=positive(int), help=f"of the sampler {SAMPLER} (default: {STEPS})")
+    parser.add_argument("--guidance", type=float, help=f"how strongly to follow the prompt (default: {GUIDANCE})")
     parser.add_argument(
-        "--guidance-interval", type=share, nargs=2, metavar=("LEAST", "MOST"), help="noise at which (default: 0.2 0.7)"
+        "--guidance-interval",
+        type=share,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help=f"noise at which (default: {' '.join(map(str, GUIDANCE_INTERVAL))})",
     )
     parser.add_argument("--batch", type=positive(int), help="clips generated at a time (default: 4)")
     parser.add_argument("--no-tempo", action="store_true", help="leave beat tracking out, the slowest measure")
@@ -123,7 +128,6 @@ def evaluate(args: argparse.Namespace) -> None:
     from musicldm.info import model_revision
     from musicldm.loading import find_folder
     from musicldm.pipeline import MusicLDMPipeline
-    from musicldm.schedulers import make_scheduler
 
     pairs = None
     if args.prompts is not None and args.prompts.is_dir():
@@ -135,8 +139,8 @@ def evaluate(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     folder = find_folder(args.model, MusicLDMPipeline.download)
     pipeline = MusicLDMPipeline.from_pretrained(folder, torch_dtype=choose_dtype("auto", device)).to(device)
-    pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
-    about = {"model": args.model, "revision": model_revision(folder), "scheduler": "dpm++"}
+    pipeline.scheduler = make_scheduler(SAMPLER, pipeline.scheduler)
+    about = {"model": args.model, "revision": model_revision(folder), "scheduler": SAMPLER}
     if adapters := load_adapters(pipeline, args.lora, args.concept):
         about |= {"lora": args.lora, "concept": args.concept, "adapters": adapters}
     chosen = {name: getattr(args, name) for name in ("seed", "steps", "guidance", "guidance_interval")}

@@ -24,18 +24,18 @@ from musicldm.cli.common import (
 )
 from musicldm.figures import save_figure
 from musicldm.novelty import CopyError
-from musicldm.schedulers import SCHEDULERS
+from musicldm.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, SCHEDULERS, STEPS
 
 # What a recipe holds beside prompt and seed, and what the command does unless told otherwise.
 DEFAULTS = {
     "model": "mini",
     "seconds": None,  # the length that the model was trained on
-    "steps": 25,
-    "guidance": 4.0,
-    "guidance_interval": [0.2, 0.7],
+    "steps": STEPS,
+    "guidance": GUIDANCE,
+    "guidance_interval": list(GUIDANCE_INTERVAL),
     "negative": "",
     "candidates": 1,
-    "scheduler": "dpm++",
+    "scheduler": SAMPLER,
     "dtype": "auto",
     "fast": True,
     "lora": None,

@@ -26,6 +26,7 @@ from musicldm.evaluate.report import guidance_words, markdown, page
 from musicldm.evaluate.similarity import paired_similarity
 from musicldm.evaluate.summary import Judged, few_clips, summarize
 from musicldm.info import package_versions
+from musicldm.schedulers import GUIDANCE, GUIDANCE_INTERVAL, STEPS
 
 
 def run_evaluation(
@@ -43,9 +44,9 @@ def run_evaluation(
     most: int | None = None,
     seed: int = 0,
     seconds: float | None = None,
-    steps: int = 25,
-    guidance: float = 4.0,
-    guidance_interval: Sequence[float] = (0.2, 0.7),
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    guidance_interval: Sequence[float] = GUIDANCE_INTERVAL,
     batch_size: int = 4,
     tempo: bool = True,
 ) -> dict:
