@@ -178,7 +178,8 @@ def measure_steps(clips: list[Clip], folder: Path, out: Path, repeats: int = 4) 
     """Seconds of reading a batch and of its forward and backward pass, by turns without mixtures and with them."""
     from musicldm.clap import embed_text
     from musicldm.train.cache import build_cache, latent_shape
-    from musicldm.train.diffusion import CachedLatents, Example, load_parts, losses_of, make_scheduler, make_unet
+    from musicldm.train.diffusion import load_parts, losses_of, make_scheduler, make_unet
+    from musicldm.train.latents import CachedLatents, Example
     from musicldm.train.mixtures import make_rounds
 
     clips, device = clips[:24], torch.device("cpu")

@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,9 @@ from musicldm.train import clap, diffusion, vae, vocoder
 from musicldm.train.cache import Cache, latent_shape
 from musicldm.train.checkpoints import Average, State
 from musicldm.train.common import batches, fastest_layout, make_accelerator, make_optimizer
+from musicldm.train.latents import CachedLatents
 from musicldm.train.objectives import make_scheduler
+from musicldm.train.recording import on_device
 from vocoder.losses import AdversarialLosses
 
 WAYS = ("trainer", "plain")
@@ -75,7 +78,7 @@ def loop(dataset, config: TrainConfig, accelerator: Accelerator, state: State, n
 
 def prepared(config: TrainConfig, network: nn.Module, accelerator: Accelerator):
     """The network, and its optimiser, as a trainer has them."""
-    network = fastest_layout(network, accelerator)
+    network = network if getattr(config, "on_device", False) else fastest_layout(network, accelerator)
     wrapped, optimizer = accelerator.prepare(network, make_optimizer(network, config))
     return wrapped.train(), optimizer
 
@@ -91,16 +94,19 @@ def diffusion_step(way: str, config, accelerator: Accelerator, size: str) -> Ste
         tensors = torch.from_numpy(moments), torch.from_numpy(audio), empty
         return plain_training.diffusion(unet, *tensors, config, accelerator.device)
     install(unet)
-    dataset = diffusion.CachedLatents(Cache(moments, audio, audio, np.arange(n + 1)), list(range(n)), config)
-    average, scheduler = Average(unet, config.ema_decay).to(accelerator.device), make_scheduler(config)
+    dataset = CachedLatents(Cache(moments, audio, audio, np.arange(n + 1)), list(range(n)), config)
+    average, scheduler = Average(unet, config.ema_decay), make_scheduler(config, accelerator.device)
+    average.to(accelerator.device)
     wrapped, optimizer = prepared(config, unet, accelerator)
     compile_if_asked(config, unet)
-    parts = {"unet": wrapped, "optimizer": optimizer, "average": average}
-    state = State(parts, numbers={"scaling_factor": 1.0})
-    empty = empty.to(accelerator.device)
+    state = State({"unet": wrapped, "optimizer": optimizer, "average": average})
+    others = {"config": config, "scheduler": scheduler, "accelerator": accelerator}
+    learn = partial(diffusion.gradient, wrapped, empty=empty.to(accelerator.device), scaling_factor=1.0, **others)
+    if config.on_device:
+        dataset, learn = on_device(dataset, learn, unet, accelerator.device)
 
     def train_step(example):
-        return diffusion.train_step(state, example, empty, config, scheduler, accelerator)
+        return diffusion.train_step(state, example, learn, config, accelerator)
 
     return loop(dataset, config, accelerator, state, [wrapped], train_step)
 
@@ -181,6 +187,7 @@ def stage_config(stage: str, options: argparse.Namespace) -> TrainConfig:
     """The published recipe with every part of it at work from the first step."""
     overrides = ["mixed_precision=bf16", "trackers=[]", f"device={options.device}", f"workers={options.workers}"]
     overrides += [f"compile={str(options.compile).lower()}"]
+    overrides += ["on_device=true"] if stage == "diffusion" and options.on_device else []
     overrides += [f"batch_size={options.batch}"] if options.batch else []
     overrides += ["adversarial_from=0"] if stage in ("vae", "vocoder") else []
     overrides += [f"segment_s={options.segment_s}"] if stage == "vae" and options.segment_s else []
@@ -222,6 +229,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw ahead for the trainer")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="the trainer with compile=true")
+    parser.add_argument("--on-device", action="store_true", help="the diffusion trainer with on_device=true")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too")
     parser.add_argument("--way", choices=WAYS, help="two steps of one way in this process, for --memory")
     parser.add_argument("--out", type=Path)
@@ -244,7 +252,8 @@ def main() -> None:
         seconds = audio_seconds(stage, config)
         result: dict = {"times": times, "batch": config.batch_size, "threads": options.threads, "clock": clock}
         result["audio_s_each"] = seconds / config.batch_size
-        result |= {"compile": options.compile, "device": accelerator.device.type}
+        on_device_too = stage == "diffusion" and options.on_device
+        result |= {"compile": options.compile, "on_device": on_device_too, "device": accelerator.device.type}
         result["audio_s_per_s"] = {way: seconds / times[way][clock]["median"] for way in WAYS}
         result["trainer_is_faster_by"] = times["plain"][clock]["median"] / times["trainer"][clock]["median"]
         if options.memory:
@@ -252,6 +261,7 @@ def main() -> None:
         print(stage, json.dumps({key: value for key, value in result.items() if key != "times"}), flush=True)
         if options.out:
             name = f"{options.size} {stage}, {accelerator.device.type}{', compiled' * options.compile}"
+            name += ", on device" * on_device_too
             keep(options.out, {name: result})
 
 

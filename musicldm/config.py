@@ -311,6 +311,7 @@ class DiffusionConfig(TrainConfig):
     text_condition: float = 0.0  # share of items conditioned on the caption instead of the audio
     text_condition_last: float | None = None  # that share in the last epoch, if it is to change linearly until then
     ema_decay: float = 0.9999
+    on_device: bool = False  # clips lie, and are drawn, in the GPU's memory, and both passes are one CUDA graph
     lora: LoraConfig = field(default_factory=LoraConfig)  # needs init=MODEL
     index: bool = False  # whether the model carries a novelty index of its training set (musicldm novelty index)
     validation_prompts: tuple[str, ...] = ()  # to be heard at each validation; without any, held-out clips' conditions
@@ -345,6 +346,12 @@ class DiffusionConfig(TrainConfig):
             raise ValueError(f"lora.rank={self.lora.rank} adapts a model: name it by init=MODEL")
         if self.lora.rank and self.index:
             raise ValueError("index=true is for whole models; make an adapter's by `musicldm novelty index`")
+        if self.on_device:
+            for name in ("mixup", "accumulate", "gradient_checkpointing", "compile"):
+                if (given := getattr(self, name)) != (usual := getattr(DiffusionConfig, name)):
+                    raise ValueError(f"on_device=true goes with {name}={usual} only, got {given}".lower())
+            if self.mixed_precision == "fp16":
+                raise ValueError("on_device=true cannot look for float16's scale: set mixed_precision=bf16, or no")
         if self.min_snr < 0 or (self.min_snr and self.prediction == "flow"):
             raise ValueError(f"min_snr is a limit above 0 for noise and v, or 0, got {self.min_snr}")
         if not 0 <= self.ema_decay < 1:
@@ -395,7 +402,7 @@ class ConceptConfig(DiffusionConfig):
         if not self.prior_captions or self.prior_weight < 0:
             raise ValueError("prior_captions must not be empty, and prior_weight not negative")
         unused = ("ema_decay", "text_condition_last", "validation_batches")
-        for name in ("mixup", "compile", "drop_condition", "text_condition", *unused):
+        for name in ("mixup", "compile", "on_device", "drop_condition", "text_condition", *unused):
             if (given := getattr(self, name)) != (usual := getattr(ConceptConfig, name)):
                 raise ValueError(f"concepts are learned with the default {name}={usual}, got {given}")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,12 @@ WARM_UPS = 2  # libraries choose their algorithms, the attention kernel is loade
 
 log = logging.getLogger(__name__)
 
-Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
+Result = TypeVar("Result")  # tensors
+Record = Callable[[Callable[[], Result]], tuple[Callable[[], object], Result]]
 
 
-def record_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """What computes ``function`` again, into the tensor returned beside it.
+def record_graph(function: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
+    """What computes ``function`` again, into the tensors returned beside it.
 
     Raises:
         RuntimeError: if it cannot be captured, as without CUDA.

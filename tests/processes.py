@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from musicldm.train import clap, diffusion, run
 from musicldm.train.cache import BLOCK, Cache, KeptArrays
 from musicldm.train.checkpoints import Average, State
 from musicldm.train.common import batches, make_accelerator, make_optimizer
+from musicldm.train.latents import CachedLatents, Example
 
 N_CLIPS, EMBEDDING = 24, 16
 CAPTIONS = [f"{how} {what}" for how in ("slow", "fast", "calm", "loud") for what in ("harp", "flute", "drums")]
@@ -25,20 +27,22 @@ def diffusion_run(config: DiffusionConfig, double: bool):
     offsets = np.arange(N_CLIPS + 1)
     moments = rng.standard_normal((N_CLIPS, 8, 16, 4)).astype(np.float16)
     audio, text = rng.standard_normal((2, N_CLIPS, EMBEDDING)).astype(np.float32)
-    dataset = diffusion.CachedLatents(Cache(moments, audio, text, offsets), list(range(N_CLIPS)), config)
+    dataset = CachedLatents(Cache(moments, audio, text, offsets), list(range(N_CLIPS)), config)
     accelerator = make_accelerator(config, Path())
     torch.manual_seed(0)
     plain = diffusion.make_unet(config, 4, 16, EMBEDDING)
     plain = plain.double() if double else plain
     average, scheduler = Average(plain, 0.9), diffusion.make_scheduler(config)
     unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
-    state = State({"unet": unet, "optimizer": optimizer, "average": average}, numbers={"scaling_factor": 1.0})
+    state = State({"unet": unet, "optimizer": optimizer, "average": average})
     empty = torch.zeros(EMBEDDING, dtype=plain.dtype)
+    others = {"config": config, "scheduler": scheduler, "accelerator": accelerator}
+    learn = partial(diffusion.gradient, unet, empty=empty, scaling_factor=1.0, **others)
 
     def step(example):
         if double:
             example = [value.double() if value.is_floating_point() else value for value in example]
-        return diffusion.train_step(state, diffusion.Example(*example), empty, config, scheduler, accelerator)
+        return diffusion.train_step(state, Example(*example), learn, config, accelerator)
 
     return accelerator, state, dataset, unet, step
 

@@ -185,7 +185,7 @@ def test_mixtures_made_ahead_are_continued_and_not_made_again(collection, parts,
 def test_items_are_mixed_with_the_given_probability(collection, parts, tmp_path):
     """An item is a mixture or not, whichever epoch it belongs to; without a partner it is the clip itself."""
     from musicldm.train.cache import Cache
-    from musicldm.train.diffusion import CachedLatents
+    from musicldm.train.latents import CachedLatents
 
     config = load_config(DiffusionConfig, CONFIG, ["mixup=audio", "mixup_probability=0.3"])
     n = 400

@@ -70,11 +70,14 @@ class Average:
         """Overwrite the parameters of ``module`` by the average."""
         module.load_state_dict(self.shadow, strict=False)
 
+    @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
-        """Exchange the average and the parameters of ``module``; a second time undoes it."""
-        raw = {name: p.detach().clone() for name, p in module.named_parameters() if name in self.shadow}
-        self.copy_to(module)
-        self.shadow = raw
+        """Exchange the average and the parameters of ``module``, each in its place; a second time undoes it."""
+        for name, p in module.named_parameters():
+            if name in self.shadow:
+                raw = p.clone()
+                p.copy_(self.shadow[name])
+                self.shadow[name].copy_(raw)
 
     def to(self, device: torch.device) -> Average:
         """Move the average to ``device``."""

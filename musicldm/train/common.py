@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from musicldm.config import TrainConfig, differences
@@ -91,7 +91,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         gradient_accumulation_steps=config.accumulate,
         log_with=list(config.trackers) or None,
         project_dir=out,
-        kwargs_handlers=[patience],
+        kwargs_handlers=[patience, AutocastKwargs(cache_enabled=False)],  # which a recorded step could not use
     )
     atexit.register(accelerator.state.destroy_process_group)  # not before: another run may follow among them
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
@@ -150,7 +150,20 @@ def optimise(
     config: TrainConfig,
     state: State,
 ) -> dict[str, Tensor]:
-    """Add the gradient of ``loss``; with the last batch of a step, update ``module``.
+    """Add the gradient of ``loss``; with the last batch of a step, `update` ``module``."""
+    accelerator.backward(loss)
+    return update(accelerator, optimizer, loss, module, config, state)
+
+
+def update(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    module: nn.Module,
+    config: TrainConfig,
+    state: State,
+) -> dict[str, Tensor]:
+    """Update ``module``, which has the gradient of ``loss``, if that was the last batch of a step.
 
     Returns ``grad_norm``, the gradient's norm before clipping, when there was an update. A scale of float16 gradients
     stays what it is until `after_batch`, so that all gradients of a step have the same.
@@ -158,7 +171,6 @@ def optimise(
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the weights are as they were.
     """
-    accelerator.backward(loss)
     if not accelerator.sync_gradients:
         check_finite(state, loss=loss)
         return {}
@@ -218,6 +230,8 @@ def batches(
 ) -> Iterator[Tensor]:
     """This process's batches from ``state.step`` to the last step, in an order fixed by the seed.
 
+    A ``dataset`` with a method ``draw`` gives whole batches for lists of items, and is not read ahead.
+
     ``state.items`` always are those of the batch at work. Says so on stderr when the run went on with another number of
     items a step, as with another number of processes.
     """
@@ -234,9 +248,11 @@ def batches(
     def plan() -> Iterator[list[Item]]:
         return (items for step in steps for items in process_items(len(dataset), config, accelerator, step))
 
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_sampler=plan(), num_workers=config.workers, pin_memory=accelerator.device.type == "cuda"
-    )
+    if hasattr(dataset, "draw"):
+        loader = map(dataset.draw, plan())
+    else:
+        pin = accelerator.device.type == "cuda"
+        loader = torch.utils.data.DataLoader(dataset, batch_sampler=plan(), num_workers=config.workers, pin_memory=pin)
     for state.items, batch in zip(plan(), loader, strict=True):
         yield batch
 

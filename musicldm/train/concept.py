@@ -33,16 +33,8 @@ from musicldm.train.cache import Conditioner, build_cache, latent_shape
 from musicldm.train.checkpoints import State, final_folder, load_state, start
 from musicldm.train.common import after_batch, batches, make_accelerator, make_optimizer, optimise
 from musicldm.train.condition import former_clap
-from musicldm.train.diffusion import (
-    CachedLatents,
-    Example,
-    examples,
-    initial_scale,
-    initial_unet,
-    load_parts,
-    of_initial,
-    to_device,
-)
+from musicldm.train.diffusion import examples, initial_scale, initial_unet, load_parts, of_initial
+from musicldm.train.latents import CachedLatents, Example, to_device
 from musicldm.train.objectives import make_scheduler, question, weighted_losses
 from musicldm.train.progress import METRICS_FILE, Log, announce
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,12 +25,12 @@ from transformers import SpeechT5HifiGan
 
 from musicldm.cli.common import slug
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
-from musicldm.data.clips import Item, batch_items, item_rng, load_clips, split_clips
+from musicldm.data.clips import Item, batch_items, load_clips, split_clips
 from musicldm.loading import head_numbers
 from musicldm.lora import add_adapter, save_adapter
 from musicldm.pipeline import MusicLDMPipeline
 from musicldm.publish import NOVELTY_INDEX, read_card
-from musicldm.train.cache import Cache, Conditioner, build_cache, latent_shape, load_conditioner
+from musicldm.train.cache import Conditioner, build_cache, latent_shape, load_conditioner
 from musicldm.train.checkpoints import CONFIG_FILE, Average, State, final_folder, load_state, start
 from musicldm.train.common import (
     after_batch,
@@ -40,13 +40,15 @@ from musicldm.train.common import (
     initial_folder,
     make_accelerator,
     make_optimizer,
-    optimise,
     step_size,
+    update,
 )
 from musicldm.train.condition import empty_embedding, prepare_condition
-from musicldm.train.mixtures import MixtureRounds, make_rounds
-from musicldm.train.objectives import make_scheduler, question, text_share, trained_settings, weighted_losses
+from musicldm.train.latents import CachedLatents, Example, to_device
+from musicldm.train.mixtures import make_rounds
+from musicldm.train.objectives import make_scheduler, question, trained_settings, weighted_losses
 from musicldm.train.progress import EXAMPLES, Log, announce
+from musicldm.train.recording import Gradient, on_device
 from vocoder import install_matching, mel_config
 
 VALIDATION_STEPS = 25  # of the sampler, for examples
@@ -58,16 +60,6 @@ class Parts(NamedTuple):
     vae: AutoencoderKL
     vocoder: SpeechT5HifiGan
     conditioner: Conditioner
-
-
-class Example(NamedTuple):
-    """One drawn training item; batched by the loader."""
-
-    latents: Tensor  # (C, T/f, F/f), unscaled
-    embedding: Tensor  # (D,)
-    dropped: Tensor  # bool: train without the condition
-    noise: Tensor  # (C, T/f, F/f)
-    timestep: Tensor
 
 
 def make_unet(config: DiffusionConfig, latent_channels: int, latent_frames: int, embedding_size: int):
@@ -165,62 +157,6 @@ def load_parts(config: DiffusionConfig) -> Parts:
     return Parts(vae, vocoder, load_conditioner(folders["clap"]))
 
 
-class CachedLatents(torch.utils.data.Dataset):
-    """``dataset[Item]`` is an `Example` drawn for that item: the same in whichever process and after whatever else."""
-
-    def __init__(
-        self,
-        cache: Cache,
-        indices: list[int],
-        config: DiffusionConfig,
-        mixtures: MixtureRounds | None = None,
-        n_epochs: int = 1,
-    ):
-        self.cache, self.indices, self.config, self.mixtures = cache, indices, config, mixtures
-        self.n_epochs = n_epochs  # of the whole run, over which the share of captions changes
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: Item) -> Example:
-        index, rng = self.indices[item.index], item_rng(self.config.seed, item, "diffusion")
-        moments, audio, texts = self._mixture(item) or self._clip(index)
-        mean, logvar = np.split(moments.astype(np.float32), 2)
-        std = np.exp(0.5 * np.clip(logvar, -30, 20))
-        latents = mean + std * rng.standard_normal(mean.shape, dtype=np.float32)
-        noise = rng.standard_normal(mean.shape, dtype=np.float32)
-        timestep = rng.integers(self.config.train_timesteps)
-        share = text_share(self.config, item.epoch, self.n_epochs)
-        dropped, by_text = rng.random(2) < (self.config.drop_condition, share)
-        embedding = texts[rng.integers(len(texts))] if by_text and len(texts) else audio
-        return Example(
-            torch.from_numpy(latents),
-            torch.from_numpy(embedding.copy()),
-            torch.tensor(bool(dropped)),
-            torch.from_numpy(noise),
-            torch.tensor(timestep),
-        )
-
-    def _clip(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Moments, audio embedding (D,) and text embeddings (n, D) of a clip."""
-        first, last = self.cache.offsets[index : index + 2]
-        return self.cache.moments[index], self.cache.audio[index], self.cache.text[first:last]
-
-    def _mixture(self, item: Item) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """The same of a mixture anchored in the item's clip; None if the item is not to be mixed, or has no partner."""
-        if self.mixtures is None:
-            return None
-        rng = item_rng(self.config.seed, item, "mixture")
-        if rng.random() >= self.config.mixup_probability:
-            return None
-        return self.mixtures.draw(item, rng)
-
-
-def to_device(example: Iterable[Tensor], device: torch.device) -> Example:
-    """A batch of examples on ``device``."""
-    return Example(*(value.to(device) for value in example))
-
-
 def losses_of(
     unet: nn.Module,
     example: Example,
@@ -237,20 +173,34 @@ def losses_of(
     return weighted_losses(predicted.to(asked.target.dtype), asked.target, example.timestep, scheduler, config)
 
 
-def train_step(
-    state: State,
+def gradient(
+    unet: nn.Module,
     example: Example,
     empty: Tensor,
+    scaling_factor: float,
     config: DiffusionConfig,
     scheduler: SchedulerMixin,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """One batch for the UNet, and if it completes a step, an update of it and of its average."""
-    unet = state.parts["unet"]
+    """`losses_of` a batch, whose gradient is added to that of ``unet``."""
     example = to_device(example, accelerator.device)
     with accelerator.autocast():
-        losses = losses_of(unet, example, empty, state.numbers["scaling_factor"], config, scheduler)
-    losses |= optimise(accelerator, state.parts["optimizer"], losses["loss"], unet, config, state)
+        losses = losses_of(unet, example, empty, scaling_factor, config, scheduler)
+    accelerator.backward(losses["loss"])
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def train_step(
+    state: State,
+    example: Example,
+    learn: Gradient,
+    config: DiffusionConfig,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """One batch for the UNet by ``learn``, its `gradient`; if it completes a step, an update of it and its average."""
+    unet = state.parts["unet"]
+    losses = learn(example)
+    losses |= update(accelerator, state.parts["optimizer"], losses["loss"], unet, config, state)
     if accelerator.sync_gradients:
         state.parts["average"].update(accelerator.unwrap_model(unet))
     return {name: value.detach() for name, value in losses.items()}
@@ -267,16 +217,16 @@ def validate(
 ) -> dict[str, float]:
     """Mean loss on held-out clips at fixed times and noise; ``constant_loss`` is that of always predicting 0."""
     total, constant = 0.0, 0.0
-    n = config.validation_batches * config.batch_size
-    for k in range(n):
-        drawn = dataset[Item(k // len(dataset), k % len(dataset))]
-        example = to_device([value[None] for value in drawn], empty.device)
+    for k in range(config.validation_batches):
+        numbers = range(k * config.batch_size, (k + 1) * config.batch_size)
+        drawn = [dataset[Item(*divmod(number, len(dataset)))] for number in numbers]
+        example = to_device(torch.utils.data.default_collate(drawn), empty.device)
         total += float(losses_of(unet, example, empty, scaling_factor, config, scheduler)["loss"])
         x0 = scaling_factor * example.latents
         target = question(x0, example.noise, example.timestep, scheduler, config.prediction).target
         zero = weighted_losses(torch.zeros_like(target), target, example.timestep, scheduler, config)
         constant += float(zero["loss"])
-    return {"loss": total / n, "constant_loss": constant / n}
+    return {"loss": total / config.validation_batches, "constant_loss": constant / config.validation_batches}
 
 
 @contextmanager
@@ -334,7 +284,10 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     if config.lora.rank:
         add_adapter(plain, config.lora)
     accelerator = make_accelerator(config, out)
-    plain = fastest_layout(plain, accelerator)
+    if config.on_device and accelerator.num_processes > 1:
+        raise ValueError(f"on_device=true is for one process, not {accelerator.num_processes}")
+    if not config.on_device:  # small networks without the pauses between kernels are faster in the plain layout
+        plain = fastest_layout(plain, accelerator)
     start(config, out, resume, accelerator)
     if config.gradient_checkpointing:
         plain.enable_gradient_checkpointing()
@@ -351,7 +304,8 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     validation = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out_set], config)
     empty = empty_embedding(parts.conditioner)
     prepare_condition(plain, parts.conditioner, cache, indices, config)
-    average, scheduler = Average(plain, config.ema_decay).to(accelerator.device), make_scheduler(config)
+    average, scheduler = Average(plain, config.ema_decay), make_scheduler(config, accelerator.device)
+    average.to(accelerator.device)
     unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
     state = State({"unet": unet, "optimizer": optimizer, "average": average}, to_mix)
     load_state(state, out, accelerator)
@@ -381,10 +335,13 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
         plain.compile()
     check = averaged(plain, average)(partial(validate, plain, validation, **of_losses))
     show = averaged(plain, average)(partial(examples, pipeline, validation, config))
+    source, learn = training, partial(gradient, unet, accelerator=accelerator, **of_losses)
+    if config.on_device:
+        source, learn = on_device(source, learn, plain, accelerator.device)
     with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
-        for example in batches(training, config, accelerator, state):
+        for example in batches(source, config, accelerator, state):
             with accelerator.accumulate(unet):
-                losses = train_step(state, example, empty, config, scheduler, accelerator)
+                losses = train_step(state, example, learn, config, accelerator)
             after_batch(state, losses, config, out, log, check, show)
     if accelerator.is_main_process:
         shown = {"UNet and adapter": plain} if config.lora.rank else pipeline.components

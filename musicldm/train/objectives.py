@@ -17,14 +17,16 @@ from torch import Tensor
 from musicldm.config import DiffusionConfig
 
 
-def make_scheduler(config: DiffusionConfig) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
-    """The schedule that the model is trained on and saved with.
+def make_scheduler(
+    config: DiffusionConfig, device: torch.device | None = None
+) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
+    """The schedule that the model is trained on and saved with, its tables on ``device``.
 
     For noise and v, betas are squares of equally spaced numbers, and the last step goes to the first training step.
     """
     if config.prediction == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.train_timesteps)
-    return DDIMScheduler(
+    scheduler = DDIMScheduler(
         num_train_timesteps=config.train_timesteps,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
@@ -34,6 +36,10 @@ def make_scheduler(config: DiffusionConfig) -> DDIMScheduler | FlowMatchEulerDis
         set_alpha_to_one=False,
         steps_offset=1,
     )
+    scheduler.betas, scheduler.alphas_cumprod = (
+        table.to(device) for table in (scheduler.betas, scheduler.alphas_cumprod)
+    )
+    return scheduler
 
 
 def trained_settings(folder: Path) -> dict[str, str | int | float]:

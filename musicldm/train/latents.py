@@ -1,0 +1,134 @@
+"""Training items of the diffusion model, drawn from a cache: item by item on a CPU, or whole batches on the device.
+
+moments (2C, T/f, F/f), embeddings (D,) of a clip  ->  latents, noise (C, T/f, F/f), time, embedding (D,)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musicldm.config import DiffusionConfig
+from musicldm.data.clips import Item, item_rng
+from musicldm.train.cache import Cache
+from musicldm.train.mixtures import MixtureRounds
+from musicldm.train.objectives import text_share
+
+
+class Example(NamedTuple):
+    """One drawn training item, or a batch (B, ...) of them."""
+
+    latents: Tensor  # (C, T/f, F/f), unscaled
+    embedding: Tensor  # (D,)
+    dropped: Tensor  # bool: train without the condition
+    noise: Tensor  # (C, T/f, F/f)
+    timestep: Tensor
+
+
+def to_device(example: Iterable[Tensor], device: torch.device) -> Example:
+    """A batch of examples on ``device``."""
+    return Example(*(value.to(device) for value in example))
+
+
+class CachedLatents(torch.utils.data.Dataset):
+    """``dataset[Item]`` is an `Example` drawn for that item: the same in whichever process and after whatever else."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        indices: list[int],
+        config: DiffusionConfig,
+        mixtures: MixtureRounds | None = None,
+        n_epochs: int = 1,
+    ):
+        self.cache, self.indices, self.config, self.mixtures = cache, indices, config, mixtures
+        self.n_epochs = n_epochs  # of the whole run, over which the share of captions changes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: Item) -> Example:
+        index, rng = self.indices[item.index], item_rng(self.config.seed, item, "diffusion")
+        moments, audio, texts = self._mixture(item) or self._clip(index)
+        mean, logvar = np.split(moments.astype(np.float32), 2)
+        std = np.exp(0.5 * np.clip(logvar, -30, 20))
+        latents = mean + std * rng.standard_normal(mean.shape, dtype=np.float32)
+        noise = rng.standard_normal(mean.shape, dtype=np.float32)
+        timestep = rng.integers(self.config.train_timesteps)
+        share = text_share(self.config, item.epoch, self.n_epochs)
+        dropped, by_text = rng.random(2) < (self.config.drop_condition, share)
+        embedding = texts[rng.integers(len(texts))] if by_text and len(texts) else audio
+        return Example(
+            torch.from_numpy(latents),
+            torch.from_numpy(embedding.copy()),
+            torch.tensor(bool(dropped)),
+            torch.from_numpy(noise),
+            torch.tensor(timestep),
+        )
+
+    def _clip(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Moments, audio embedding (D,) and text embeddings (n, D) of a clip."""
+        first, last = self.cache.offsets[index : index + 2]
+        return self.cache.moments[index], self.cache.audio[index], self.cache.text[first:last]
+
+    def _mixture(self, item: Item) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """The same of a mixture anchored in the item's clip; None if the item is not to be mixed, or has no partner."""
+        if self.mixtures is None:
+            return None
+        rng = item_rng(self.config.seed, item, "mixture")
+        if rng.random() >= self.config.mixup_probability:
+            return None
+        return self.mixtures.draw(item, rng)
+
+
+class LatentsOnDevice:
+    """The clips of a dataset without mixtures in the memory of ``device``, where whole batches are drawn.
+
+    Clips, and all that is random about a batch, follow from the seed and its items, as in `CachedLatents`, but the
+    numbers are others: those of the device's generator.
+
+    Raises:
+        ValueError: a GPU has too little free memory.
+    """
+
+    def __init__(self, dataset: CachedLatents, device: torch.device):
+        cache, self.config, self.n_epochs = dataset.cache, dataset.config, dataset.n_epochs
+        size = sum(array.nbytes for array in (cache.moments, cache.audio, cache.text))
+        if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
+            raise ValueError(
+                f"on_device: latents and embeddings of {len(cache.audio)} clips take {size / 2**30:.1f} GiB of the "
+                f"GPU's memory, of which {free / 2**30:.1f} are free: set on_device=false or a lower share"
+            )
+        self.moments, self.audio, text = (
+            torch.from_numpy(np.asarray(array)).to(device) for array in (cache.moments, cache.audio, cache.text)
+        )
+        self.text = torch.cat([text, self.audio[:1]])  # a last row, never taken, for a last clip without captions
+        self.indices = torch.tensor(dataset.indices, device=device)
+        self.offsets = torch.from_numpy(np.asarray(cache.offsets)).to(device)
+        self.generator = torch.Generator(device)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def draw(self, items: list[Item]) -> Example:
+        """A batch, on the device."""
+        config, device, n = self.config, self.indices.device, len(items)
+        seed = int(item_rng(config.seed, items[0], "batch").integers(2**63))
+        options = {"device": device, "generator": self.generator.manual_seed(seed)}
+        index = self.indices[torch.tensor([item.index for item in items], device=device)]  # (B,)
+        mean, logvar = self.moments[index].float().chunk(2, dim=1)
+        std = (0.5 * logvar.clamp(-30, 20)).exp()
+        latents = mean + std * torch.randn(mean.shape, **options)
+        noise = torch.randn(mean.shape, **options)
+        timestep = torch.randint(config.train_timesteps, (n,), **options)
+        dropped, by_text, which = torch.rand(3, n, dtype=torch.float64, **options)
+        share = [text_share(config, item.epoch, self.n_epochs) for item in items]
+        first, count = self.offsets[index], self.offsets[index + 1] - self.offsets[index]
+        takes_text = (by_text < torch.tensor(share, dtype=torch.float64, device=device)) & (count > 0)
+        text = self.text[first + (which * count).long()]  # (B, D)
+        embedding = torch.where(takes_text[:, None], text, self.audio[index])
+        return Example(latents, embedding, dropped < config.drop_condition, noise, timestep)
