@@ -10,6 +10,8 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from musicldm.config import DiffusionConfig
 from musicldm.data.clips import Clip, Item, batch_items
@@ -18,7 +20,7 @@ from musicldm.train import run
 from musicldm.train.cache import Cache
 from musicldm.train.checkpoints import Average, State, checkpoints
 from musicldm.train.common import make_accelerator, make_optimizer
-from musicldm.train.diffusion import gradient, make_unet, train_step
+from musicldm.train.diffusion import gradient, losses_of, make_unet, train_step
 from musicldm.train.latents import CachedLatents, Example, LatentsOnDevice
 from musicldm.train.objectives import make_scheduler
 from musicldm.train.progress import Log
@@ -186,6 +188,41 @@ def test_a_recording_that_does_not_take_its_examples_in_is_refused():
     with pytest.raises(RuntimeError, match="set on_device=false"):
         train(1)
     assert all(torch.equal(value, before[name]) for name, value in state.parts["unet"].state_dict().items())
+
+
+class Moves(TorchDispatchMode):
+    """Notes what goes between devices, or from one to Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        places = {value.device.type for value in (*args, result) if isinstance(value, torch.Tensor) and value.ndim}
+        if len(places) > 1 or "_local_scalar_dense" in str(function):
+            self.found.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("table_device", ["cuda", "cpu"])
+@pytest.mark.parametrize("changes", [{"min_snr": 5.0}, {"prediction": "v_prediction"}, {"prediction": "flow"}])
+def test_losses_keep_to_the_device(changes, table_device):
+    """As a recording must, here on an imagined GPU: shapes and devices without numbers. Tables elsewhere are noticed."""
+    config = tiny_config(**changes)
+    scheduler = make_scheduler(config)
+    with FakeTensorMode(), Moves() as moves:
+        with torch.device("cuda"):
+            unet, empty = make_unet(config, 4, 16, WIDTH), torch.zeros(WIDTH)
+            sizes = (4, 16, 4), (WIDTH,), (), (4, 16, 4), ()
+            example = Example(*(torch.zeros(4, *size) for size in sizes))
+        example = example._replace(dropped=example.dropped.bool(), timestep=example.timestep.long())
+        if config.prediction != "flow":
+            scheduler.betas, scheduler.alphas_cumprod = (torch.zeros(1000, device=table_device) for _ in range(2))
+        moves.found.clear()
+        losses = losses_of(unet, example, empty, 1.3, config, scheduler)
+    assert {value.device.type for value in losses.values()} == {"cuda"}
+    assert bool(moves.found) == (table_device == "cpu" and config.prediction != "flow")
 
 
 def test_a_loss_that_is_not_a_number_stops_before_the_update():
