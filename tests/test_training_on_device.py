@@ -208,7 +208,7 @@ class Moves(TorchDispatchMode):
 @pytest.mark.parametrize("table_device", ["cuda", "cpu"])
 @pytest.mark.parametrize("changes", [{"min_snr": 5.0}, {"prediction": "v_prediction"}, {"prediction": "flow"}])
 def test_losses_keep_to_the_device(changes, table_device):
-    """As a recording must, here on an imagined GPU: shapes and devices without numbers. Tables elsewhere are noticed."""
+    """As a recording must, here on an imagined GPU, without numbers. Tables elsewhere are noticed."""
     config = tiny_config(**changes)
     scheduler = make_scheduler(config)
     with FakeTensorMode(), Moves() as moves:
