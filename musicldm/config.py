@@ -347,7 +347,7 @@ class DiffusionConfig(TrainConfig):
         if self.lora.rank and self.index:
             raise ValueError("index=true is for whole models; make an adapter's by `musicldm novelty index`")
         if self.on_device:
-            for name in ("mixup", "accumulate", "gradient_checkpointing", "compile"):
+            for name in ("mixup_fresh", "accumulate", "gradient_checkpointing", "compile"):
                 if (given := getattr(self, name)) != (usual := getattr(DiffusionConfig, name)):
                     raise ValueError(f"on_device=true goes with {name}={usual} only, got {given}".lower())
             if self.mixed_precision == "fp16":

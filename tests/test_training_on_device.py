@@ -4,6 +4,7 @@ differs from what a GPU gets."""
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from musicldm.train.checkpoints import Average, State, checkpoints
 from musicldm.train.common import make_accelerator, make_optimizer
 from musicldm.train.diffusion import gradient, losses_of, make_unet, train_step
 from musicldm.train.latents import CachedLatents, Example, LatentsOnDevice
+from musicldm.train.mixtures import Mixtures
 from musicldm.train.objectives import make_scheduler
 from musicldm.train.progress import Log
 from musicldm.train.recording import Recorded
@@ -82,6 +84,33 @@ def test_a_batch_is_drawn_as_items_are():
     assert timestep.max() < 1000
     assert abs(timestep.float().mean() / 999 - 0.5) < 0.02
     assert [value.dtype for value in batches[0][1]] == [value.dtype for value in dataset_of(config)[Item(0, 0)]]
+
+
+def test_mixtures_are_drawn_too():
+    """In half of the items whose clip found a partner; two made with each clip, the second with a caption."""
+    config = DiffusionConfig(mixup="latent", mixup_probability=0.5, mixup_per_clip=2, text_condition=0.5)
+    plain = dataset_of(config)
+    n = len(plain)
+    clip, which = np.divmod(np.arange(2 * n), 2)
+    made = np.where(clip == 3, 0, 1 + which).astype(np.uint8)
+    means = np.broadcast_to((100 + clip + which / 2)[:, None, None, None], (2 * n, *SHAPE))
+    moments = np.concatenate([means, np.full_like(means, -30.0)], axis=1).astype(np.float16)
+    audio, text = (np.full((2 * n, WIDTH), value, np.float32) for value in (-1.0, -2.0))
+    mixtures = SimpleNamespace(of=lambda epoch: Mixtures(moments, audio, text, made))
+    latents = LatentsOnDevice(CachedLatents(plain.cache, plain.indices, config, mixtures), CPU)
+    drawn = [(items, latents.draw(items)) for items in (batch_items(n, n, 3, step) for step in range(400))]
+    place = torch.tensor([item.index for items, _ in drawn for item in items])
+    level = torch.cat([example.latents for _, example in drawn]).flatten(1).median(dim=1).values
+    embedding = torch.cat([example.embedding for _, example in drawn])
+    mixed = level > 50
+    assert not mixed[place == 3].any()
+    assert abs(mixed[place != 3].float().mean() - 0.5) < 0.03
+    torch.testing.assert_close((level[mixed] - 100).floor().long(), place[mixed])
+    second = (level[mixed] - 100) % 1 > 0.25
+    assert abs(second.float().mean() - 0.5) < 0.04
+    assert (embedding[mixed][~second] == -1).all()
+    assert {*embedding[mixed][second][:, 0].tolist()} == {-1.0, -2.0}
+    assert (embedding[~mixed] >= 0).all()
 
 
 def test_a_batch_follows_from_seed_and_items():
@@ -270,6 +299,14 @@ def trained(folder: Path, collection: Path, out: Path, *overrides: str, resume: 
     return load_file(final / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+def test_a_run_with_mixtures(tiny_folder, collection, tmp_path):
+    mixed, plain = (
+        trained(tiny_folder, collection, tmp_path / kind, "device=cpu", f"mixup={kind}", "mixup_probability=1")
+        for kind in ("plain", "none")
+    )
+    assert not any(torch.equal(mixed[name], plain[name]) for name in plain)
+
+
 def test_a_run_resumed_equals_a_straight_one(tiny_folder, collection, tmp_path, monkeypatch):
     def stop_after_6(self, step, original=Log.step):
         original(self, step)
@@ -305,7 +342,7 @@ def test_a_run_on_a_gpu_replays(tiny_folder, collection, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mixup": "latent"}, "mixup=none only, got latent"),
+        ({"mixup": "latent", "mixup_fresh": True}, "mixup_fresh=false only, got true"),
         ({"accumulate": 2}, "accumulate=1 only, got 2"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing=false only, got true"),
         ({"compile": True}, "compile=false only, got true"),
@@ -320,6 +357,7 @@ def test_what_does_not_go_with_it_is_refused(changes, message):
 def test_clips_that_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2**34))
     with pytest.raises(
-        ValueError, match=r"12 clips take .* GiB of the GPU's memory, of which 0.0 are free: set on_dev"
+        ValueError,
+        match=r"12 clips, and of their mixtures, take .* GiB of the GPU's memory, of which 0.0 are free: set on_dev",
     ):
         LatentsOnDevice(dataset_of(DiffusionConfig()), torch.device("cuda"))

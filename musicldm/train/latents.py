@@ -86,10 +86,10 @@ class CachedLatents(torch.utils.data.Dataset):
 
 
 class LatentsOnDevice:
-    """The clips of a dataset without mixtures in the memory of ``device``, where whole batches are drawn.
+    """The clips of a dataset, and its mixtures if all epochs share them, in the memory of ``device``.
 
-    Clips, and all that is random about a batch, follow from the seed and its items, as in `CachedLatents`, but the
-    numbers are others: those of the device's generator.
+    Whole batches are drawn there. Clips, and all that is random about a batch, follow from the seed and its items, as
+    in `CachedLatents`, but the numbers are others: those of the device's generator.
 
     Raises:
         ValueError: a GPU has too little free memory.
@@ -97,18 +97,28 @@ class LatentsOnDevice:
 
     def __init__(self, dataset: CachedLatents, device: torch.device):
         cache, self.config, self.n_epochs = dataset.cache, dataset.config, dataset.n_epochs
-        size = sum(array.nbytes for array in (cache.moments, cache.audio, cache.text))
+        mixtures = [dataset.mixtures.of(0)] if dataset.mixtures else []
+        names = ("moments", "audio", "text")
+        tables = {name: [getattr(source, name) for source in (cache, *mixtures)] for name in names}
+        size = sum(array.nbytes for arrays in tables.values() for array in arrays)
         if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
             raise ValueError(
-                f"on_device: latents and embeddings of {len(cache.audio)} clips take {size / 2**30:.1f} GiB of the "
-                f"GPU's memory, of which {free / 2**30:.1f} are free: set on_device=false or a lower share"
+                f"on_device: latents and embeddings of {len(cache.audio)} clips, and of their mixtures, take "
+                f"{size / 2**30:.1f} GiB of the GPU's memory, of which {free / 2**30:.1f} are free: set "
+                "on_device=false or a lower share"
             )
-        self.moments, self.audio, text = (
-            torch.from_numpy(np.asarray(array)).to(device) for array in (cache.moments, cache.audio, cache.text)
-        )
-        self.text = torch.cat([text, self.audio[:1]])  # a last row, never taken, for a last clip without captions
+        tables["text"].append(np.zeros_like(cache.audio[:1]))  # never taken: where a last clip without captions points
+        self.moments, self.audio, self.text = (one_table(arrays, device) for arrays in tables.values())
+        first, count = cache.offsets[:-1], np.diff(cache.offsets)  # of the captions of a clip
+        self.made = torch.zeros(0, dtype=torch.bool, device=device)  # whether there is such a mixture
+        if mixtures:
+            made = np.asarray(mixtures[0].made)
+            first = np.concatenate([first, cache.offsets[-1] + np.arange(len(made))])
+            count = np.concatenate([count, made == 2])
+            self.made = torch.from_numpy(made > 0).to(device)
+        self.first, self.count = (torch.from_numpy(numbers).long().to(device) for numbers in (first, count))
+        self.n_clips, self.per_clip = len(cache.audio), len(self.made) // len(dataset)
         self.indices = torch.tensor(dataset.indices, device=device)
-        self.offsets = torch.from_numpy(np.asarray(cache.offsets)).to(device)
         self.generator = torch.Generator(device)
 
     def __len__(self) -> int:
@@ -119,16 +129,29 @@ class LatentsOnDevice:
         config, device, n = self.config, self.indices.device, len(items)
         seed = int(item_rng(config.seed, items[0], "batch").integers(2**63))
         options = {"device": device, "generator": self.generator.manual_seed(seed)}
-        index = self.indices[torch.tensor([item.index for item in items], device=device)]  # (B,)
-        mean, logvar = self.moments[index].float().chunk(2, dim=1)
-        std = (0.5 * logvar.clamp(-30, 20)).exp()
-        latents = mean + std * torch.randn(mean.shape, **options)
+        mixed, mixture, by_text, caption, dropped = torch.rand(5, n, dtype=torch.float64, **options)
+        place = torch.tensor([item.index for item in items], device=device)  # (B,)
+        row = self.indices[place]
+        if self.per_clip:
+            number = self.per_clip * place + (self.per_clip * mixture).long()
+            mixes = (mixed < config.mixup_probability) & self.made[number]
+            row = torch.where(mixes, self.n_clips + number, row)
+        mean, logvar = self.moments[row].float().chunk(2, dim=1)
+        latents = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn(mean.shape, **options)
         noise = torch.randn(mean.shape, **options)
         timestep = torch.randint(config.train_timesteps, (n,), **options)
-        dropped, by_text, which = torch.rand(3, n, dtype=torch.float64, **options)
         share = [text_share(config, item.epoch, self.n_epochs) for item in items]
-        first, count = self.offsets[index], self.offsets[index + 1] - self.offsets[index]
+        count = self.count[row]
         takes_text = (by_text < torch.tensor(share, dtype=torch.float64, device=device)) & (count > 0)
-        text = self.text[first + (which * count).long()]  # (B, D)
-        embedding = torch.where(takes_text[:, None], text, self.audio[index])
+        text = self.text[self.first[row] + (count * caption).long()]  # (B, D)
+        embedding = torch.where(takes_text[:, None], text, self.audio[row])
         return Example(latents, embedding, dropped < config.drop_condition, noise, timestep)
+
+
+def one_table(arrays: list[np.ndarray], device: torch.device) -> Tensor:
+    """The rows of ``arrays`` one after another on ``device``, without a second copy there."""
+    first = torch.from_numpy(arrays[0][:1])
+    table = torch.empty(sum(map(len, arrays)), *first.shape[1:], dtype=first.dtype, device=device)
+    for part, array in zip(table.split([*map(len, arrays)]), arrays, strict=True):
+        part.copy_(torch.from_numpy(np.asarray(array)))
+    return table
