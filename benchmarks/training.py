@@ -95,8 +95,8 @@ def diffusion_step(way: str, config, accelerator: Accelerator, size: str) -> Ste
         return plain_training.diffusion(unet, *tensors, config, accelerator.device)
     install(unet)
     dataset = CachedLatents(Cache(moments, audio, audio, np.arange(n + 1)), list(range(n)), config)
-    average, scheduler = Average(unet, config.ema_decay), make_scheduler(config, accelerator.device)
-    average.to(accelerator.device)
+    average = Average(unet, config.ema_decay).to(accelerator.device)
+    scheduler = make_scheduler(config, accelerator.device if config.on_device else None)
     wrapped, optimizer = prepared(config, unet, accelerator)
     compile_if_asked(config, unet)
     state = State({"unet": wrapped, "optimizer": optimizer, "average": average})
@@ -215,7 +215,8 @@ def alone(stage: str, options: argparse.Namespace) -> None:
     for _ in range(2):
         step()
     on_gpu = accelerator.device.type == "cuda"
-    print(json.dumps({"peak_gib": (torch.cuda.max_memory_allocated() if on_gpu else peak()) / 2**30}))
+    of_gpu = torch.cuda.max_memory_reserved if options.on_device else torch.cuda.max_memory_allocated  # a graph's too
+    print(json.dumps({"peak_gib": (of_gpu() if on_gpu else peak()) / 2**30}))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from musicldm.config import DiffusionConfig
 from musicldm.data.clips import Clip, Item, batch_items
@@ -26,7 +27,7 @@ from musicldm.train.latents import CachedLatents, Example, LatentsOnDevice
 from musicldm.train.mixtures import Mixtures
 from musicldm.train.objectives import make_scheduler
 from musicldm.train.progress import Log
-from musicldm.train.recording import Recorded
+from musicldm.train.recording import Recorded, check_device
 
 CPU = torch.device("cpu")
 N, SHAPE, WIDTH = 12, (4, 16, 4), 6
@@ -83,12 +84,19 @@ def test_a_batch_is_drawn_as_items_are():
     assert timestep.min() >= 0
     assert timestep.max() < 1000
     assert abs(timestep.float().mean() / 999 - 0.5) < 0.02
+    for numbers in (off, noise):  # each item's are its own
+        assert (numbers[:-1] * numbers[1:]).mean().abs() < 0.02
+    assert len({*batches[0][1].timestep.tolist()}) > 1
+    for some in (by_text, ~by_text):
+        assert abs(dropped[some].float().mean() - 0.2) < 0.05
     assert [value.dtype for value in batches[0][1]] == [value.dtype for value in dataset_of(config)[Item(0, 0)]]
 
 
 def test_mixtures_are_drawn_too():
     """In half of the items whose clip found a partner; two made with each clip, the second with a caption."""
-    config = DiffusionConfig(mixup="latent", mixup_probability=0.5, mixup_per_clip=2, text_condition=0.5)
+    config = DiffusionConfig(
+        mixup="latent", mixup_probability=0.5, mixup_per_clip=2, text_condition=0.5, drop_condition=0.2
+    )
     plain = dataset_of(config)
     n = len(plain)
     clip, which = np.divmod(np.arange(2 * n), 2)
@@ -111,6 +119,9 @@ def test_mixtures_are_drawn_too():
     assert (embedding[mixed][~second] == -1).all()
     assert {*embedding[mixed][second][:, 0].tolist()} == {-1.0, -2.0}
     assert (embedding[~mixed] >= 0).all()
+    dropped = torch.cat([example.dropped for _, example in drawn])
+    for some in (mixed, ~mixed):
+        assert abs(dropped[some].float().mean() - 0.2) < 0.03
 
 
 def test_a_batch_follows_from_seed_and_items():
@@ -137,12 +148,14 @@ def test_the_share_of_captions_follows_the_epoch():
 
 
 def anew(function):
-    """Records without a graph."""
+    """Records without a graph; what is replayed leaves no gradient in the parameters, as a graph does not."""
     losses, gradients = function()
 
     def replay():
         for place, value in zip([*losses.values(), *gradients], flat(function()), strict=True):
             place.copy_(value)
+        for p in function.__self__.parameters:
+            p.grad = None
 
     return replay, (losses, gradients)
 
@@ -191,21 +204,26 @@ def tiny_config(**changes) -> DiffusionConfig:
     "changes", [{}, {"prediction": "v_prediction", "min_snr": 5.0}, {"prediction": "flow"}, {"mixed_precision": "bf16"}]
 )
 def test_replayed_steps_train_the_same(changes):
-    """Also across a validation, which puts the average in the place of the weights and back."""
+    """Also across a validation, which puts the average in the place of the weights and back: in their very places."""
     config = tiny_config(device="cpu", **changes)
-    (plain, train_plainly), (recorded, train_recorded) = tiny_run(config), tiny_run(config, anew)
-    losses = [[], []]
-    for state, train, kept in ((plain, train_plainly, losses[0]), (recorded, train_recorded, losses[1])):
-        kept += train(5)
-        for _ in range(2):
-            state.parts["average"].swap(state.parts["unet"])
-        kept += train(5)
-    assert losses[0] == losses[1]
-    assert len({*losses[0]}) == 10
-    for name in ("unet", "average"):
-        expected, got = (state.parts[name].state_dict() for state in (plain, recorded))
-        expected, got = (values.get("shadow", values) for values in (expected, got))
-        assert all(torch.equal(got[key], expected[key]) for key in expected)
+    kept = []
+    for record in (None, anew):
+        state, train = tiny_run(config, record)
+        unet, average = state.parts["unet"], state.parts["average"]
+        places = [p.data_ptr() for p in unet.parameters()]
+        losses = train(5)
+        weight, shadow = (value.clone() for value in (unet.conv_in.weight.detach(), average.shadow["conv_in.weight"]))
+        average.swap(unet)
+        assert torch.equal(unet.conv_in.weight, shadow)
+        assert torch.equal(average.shadow["conv_in.weight"], weight)
+        average.swap(unet)
+        losses += train(5)
+        assert places == [p.data_ptr() for p in unet.parameters()]
+        kept.append((losses, unet.state_dict() | {f"average of {k}": value for k, value in average.shadow.items()}))
+    (losses, expected), (replayed, got) = kept
+    assert losses == replayed
+    assert len({*losses}) == 10
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
 
 
 def test_a_recording_that_does_not_take_its_examples_in_is_refused():
@@ -228,10 +246,28 @@ class Moves(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        places = {value.device.type for value in (*args, result) if isinstance(value, torch.Tensor) and value.ndim}
+        tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
+        copies = "copy" in str(function)  # other operations may read a number on the CPU when they are launched
+        places = {value.device.type for value in tensors if value.ndim or copies}
         if len(places) > 1 or "_local_scalar_dense" in str(function):
             self.found.append(str(function))
         return result
+
+
+def test_tables_go_to_the_device():
+    scheduler = make_scheduler(DiffusionConfig(), torch.device("meta"))
+    assert {scheduler.betas.device.type, scheduler.alphas_cumprod.device.type} == {"meta"}
+
+
+def test_moves_are_noticed():
+    with FakeTensorMode(), Moves() as moves:
+        torch.tensor(0.5, device="cuda")
+        assert moves.found
+        moves.found.clear()
+        x = 2 * torch.zeros(3, device="cuda") * torch.tensor(0.5)
+        assert not moves.found
+        x.cpu()
+        assert moves.found
 
 
 @pytest.mark.parametrize("table_device", ["cuda", "cpu"])
@@ -274,8 +310,14 @@ def test_a_loss_that_is_not_a_number_stops_before_the_update():
 def test_graphs_train_as_plain_passes_do(changes, tolerance, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     config = tiny_config(**changes)
-    (_, train_plainly), (_, train_recorded) = tiny_run(config), tiny_run(config, record_graph)
-    torch.testing.assert_close(train_recorded(30), train_plainly(30), rtol=tolerance, atol=tolerance)
+    kept = []
+    for record in (None, record_graph):
+        state, train = tiny_run(config, record)
+        losses = train(15)
+        for _ in range(2):
+            state.parts["average"].swap(state.parts["unet"])
+        kept.append(losses + train(15))
+    torch.testing.assert_close(*kept, rtol=tolerance, atol=tolerance)
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -354,7 +396,22 @@ def test_what_does_not_go_with_it_is_refused(changes, message):
         DiffusionConfig(on_device=True, **changes)
 
 
+@pytest.mark.parametrize(("processes", "device"), [(2, "cuda"), (1, "mps")])
+def test_one_process_on_one_known_device(processes, device):
+    with pytest.raises(ValueError, match=f"not {processes} on {device}"):
+        check_device(SimpleNamespace(num_processes=processes, device=torch.device(device)))
+
+
+def test_a_recording_that_fails_says_the_way_out():
+    def fails(function):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match=r"capturing\): set on_device=false"):
+        tiny_run(tiny_config(device="cpu"), fails)[1](1)
+
+
 def test_clips_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2**34))
     with pytest.raises(
         ValueError,

@@ -91,7 +91,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         gradient_accumulation_steps=config.accumulate,
         log_with=list(config.trackers) or None,
         project_dir=out,
-        kwargs_handlers=[patience, AutocastKwargs(cache_enabled=False)],  # which a recorded step could not use
+        kwargs_handlers=[patience, AutocastKwargs(cache_enabled=not getattr(config, "on_device", False))],
     )
     atexit.register(accelerator.state.destroy_process_group)  # not before: another run may follow among them
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":

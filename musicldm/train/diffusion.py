@@ -48,7 +48,7 @@ from musicldm.train.latents import CachedLatents, Example, to_device
 from musicldm.train.mixtures import make_rounds
 from musicldm.train.objectives import make_scheduler, question, trained_settings, weighted_losses
 from musicldm.train.progress import EXAMPLES, Log, announce
-from musicldm.train.recording import Gradient, on_device
+from musicldm.train.recording import Gradient, check_device, on_device
 from vocoder import install_matching, mel_config
 
 VALIDATION_STEPS = 25  # of the sampler, for examples
@@ -284,9 +284,9 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     if config.lora.rank:
         add_adapter(plain, config.lora)
     accelerator = make_accelerator(config, out)
-    if config.on_device and accelerator.num_processes > 1:
-        raise ValueError(f"on_device=true is for one process, not {accelerator.num_processes}")
-    if not config.on_device:  # small networks without the pauses between kernels are faster in the plain layout
+    if config.on_device:  # in the plain layout, in which small networks without pauses between kernels are faster
+        check_device(accelerator)
+    else:
         plain = fastest_layout(plain, accelerator)
     start(config, out, resume, accelerator)
     if config.gradient_checkpointing:
@@ -304,8 +304,8 @@ def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = Fals
     validation = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out_set], config)
     empty = empty_embedding(parts.conditioner)
     prepare_condition(plain, parts.conditioner, cache, indices, config)
-    average, scheduler = Average(plain, config.ema_decay), make_scheduler(config, accelerator.device)
-    average.to(accelerator.device)
+    average = Average(plain, config.ema_decay).to(accelerator.device)
+    scheduler = make_scheduler(config, accelerator.device if config.on_device else None)
     unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
     state = State({"unet": unet, "optimizer": optimizer, "average": average}, to_mix)
     load_state(state, out, accelerator)

@@ -89,7 +89,7 @@ class LatentsOnDevice:
     """The clips of a dataset, and its mixtures if all epochs share them, in the memory of ``device``.
 
     Whole batches are drawn there. Clips, and all that is random about a batch, follow from the seed and its items, as
-    in `CachedLatents`, but the numbers are others: those of the device's generator.
+    in `CachedLatents`, but the numbers are others: those of the device's generator, which differ between kinds of GPU.
 
     Raises:
         ValueError: a GPU has too little free memory.
@@ -101,6 +101,8 @@ class LatentsOnDevice:
         names = ("moments", "audio", "text")
         tables = {name: [getattr(source, name) for source in (cache, *mixtures)] for name in names}
         size = sum(array.nbytes for arrays in tables.values() for array in arrays)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what the networks before this have left
         if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
             raise ValueError(
                 f"on_device: latents and embeddings of {len(cache.audio)} clips, and of their mixtures, take "

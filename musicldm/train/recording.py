@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from musicldm.graphs import Record, record_graph
@@ -15,6 +16,13 @@ from musicldm.train.latents import CachedLatents, Example, LatentsOnDevice
 
 LARGEST_DEVIATION = 0.05  # of a replayed gradient from a plain one, relative; bfloat16's rounding makes less
 Gradient = Callable[[Example], dict[str, Tensor]]
+
+
+def check_device(accelerator: Accelerator) -> None:
+    """ValueError unless there is one process, on a device that `LatentsOnDevice` draws on."""
+    n, kind = accelerator.num_processes, accelerator.device.type
+    if n > 1 or kind not in ("cpu", "cuda"):
+        raise ValueError(f"on_device=true is for one process on a CUDA device or a CPU, not {n} on {kind}")
 
 
 def on_device(
@@ -43,7 +51,7 @@ class Recorded:
         """Losses of ``example``; the parameters' gradient is that of it alone.
 
         Raises:
-            RuntimeError: the first replay's gradient is not that of the plain passes.
+            RuntimeError: the passes cannot be recorded, or the first replay's gradient is not that of the plain ones.
         """
         if self.places is None:
             self._record(example)
@@ -57,7 +65,12 @@ class Recorded:
         exact = torch.cat([gradient.flatten() for gradient in self._compute()[1]])
         for place in self.places:
             place.zero_()  # so that the first replay is of what the recording did not see
-        self.replay, (self.losses, self.gradients) = self.record(self._compute)
+        try:
+            self.replay, (self.losses, self.gradients) = self.record(self._compute)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the passes cannot be recorded as a CUDA graph ({error}): set on_device=false"
+            ) from error
         self._replay(example)
         deviation = (torch.cat([gradient.flatten() for gradient in self.gradients]) - exact).norm()
         if exact.isfinite().all() and not deviation <= LARGEST_DEVIATION * exact.norm():
