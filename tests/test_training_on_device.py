@@ -214,11 +214,11 @@ def test_replayed_steps_train_the_same(changes):
         losses = train(5)
         weight, shadow = (value.clone() for value in (unet.conv_in.weight.detach(), average.shadow["conv_in.weight"]))
         average.swap(unet)
+        assert places == [p.data_ptr() for p in unet.parameters()]
         assert torch.equal(unet.conv_in.weight, shadow)
         assert torch.equal(average.shadow["conv_in.weight"], weight)
         average.swap(unet)
         losses += train(5)
-        assert places == [p.data_ptr() for p in unet.parameters()]
         kept.append((losses, unet.state_dict() | {f"average of {k}": value for k, value in average.shadow.items()}))
     (losses, expected), (replayed, got) = kept
     assert losses == replayed
