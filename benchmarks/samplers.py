@@ -32,7 +32,8 @@ from musicldm.evaluate import kernel_distance
 from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
 from musicldm.evaluate.probe import FamilyProbe, folder_features
 from musicldm.pipeline import MusicLDMPipeline
-from musicldm.schedulers import make_scheduler
+from musicldm.schedulers import GUIDANCE as COMMAND
+from musicldm.schedulers import GUIDANCE_INTERVAL, make_scheduler
 from vocoder import mel_config
 
 PROMPTS = [
@@ -51,7 +52,12 @@ GUIDANCE, INTERVAL_STEPS = 2.0, 25
 
 
 def run(
-    pipeline: MusicLDMPipeline, prompts: list[str], sampler: str, steps: int, interval: tuple[float, float] = (0.0, 1.0)
+    pipeline: MusicLDMPipeline,
+    prompts: list[str],
+    sampler: str,
+    steps: int,
+    interval: tuple[float, float] = (0.0, 1.0),
+    guidance: float = GUIDANCE,
 ) -> Tensor:
     """Latents for all prompts, guided where the noise is in ``interval``."""
     trained_with = pipeline.scheduler
@@ -60,7 +66,7 @@ def run(
         return pipeline(
             prompts,
             num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
+            guidance_scale=guidance,
             guidance_interval=interval,
             seed=1,
             output_type="latent",
@@ -79,7 +85,10 @@ def clap_score(pipeline: MusicLDMPipeline, prompts: list[str], latents: Tensor) 
 
 
 def figures(pipeline: MusicLDMPipeline, held: Path, probe_folder: Path, each: int) -> list[dict]:
-    """CLAP's score, kernel distances and the probe's verdict on ``each`` phrases of every family."""
+    """CLAP's score, kernel distances and the probe's verdict on ``each`` phrases of every family.
+
+    Guided as ``musicldm generate`` does.
+    """
     mel = mel_config(pipeline.vocoder)
     asked = [family for family in FAMILIES for _ in FAMILIES[family][:each]]
     phrases = [phrase for family in FAMILIES for phrase in FAMILIES[family][:each]]
@@ -94,7 +103,8 @@ def figures(pipeline: MusicLDMPipeline, held: Path, probe_folder: Path, each: in
     real = {name: embedder(recordings, mel.sample_rate) for name, embedder in embedders.items()}
     rows = []
     for sampler, steps in FIGURES_OF:
-        latents = torch.cat([run(pipeline, phrases[i : i + 8], sampler, steps) for i in range(0, len(phrases), 8)])
+        parts = [phrases[i : i + 8] for i in range(0, len(phrases), 8)]
+        latents = torch.cat([run(pipeline, part, sampler, steps, GUIDANCE_INTERVAL, COMMAND) for part in parts])
         waveforms = pipeline.vocode(pipeline.decode_latents(latents))
         played = {name: embedder(waveforms, mel.sample_rate) for name, embedder in embedders.items()}
         row = {"sampler": sampler, "steps": steps, "clap_score": clap_score(pipeline, phrases, latents)}
@@ -139,6 +149,7 @@ def main() -> None:
         "model": arguments.model,
         "prompts": prompts,
         "guidance": GUIDANCE,
+        "guidance_of_figures": [COMMAND, *GUIDANCE_INTERVAL],
         "reference": {"sampler": REFERENCE, "steps": REFERENCE_STEPS},
         "rows": rows,
     }
