@@ -84,6 +84,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
             f"here are {', '.join(available) or 'none'}, and trackers=[] does without"
         )
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # for who waits while others fill a cache
+    casts = AutocastKwargs(cache_enabled=not getattr(config, "on_device", False))  # none may outlive a recorded pass
     AcceleratorState._reset_state()  # else a second run in one process could have no other precision than the first
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -91,7 +92,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         gradient_accumulation_steps=config.accumulate,
         log_with=list(config.trackers) or None,
         project_dir=out,
-        kwargs_handlers=[patience, AutocastKwargs(cache_enabled=not getattr(config, "on_device", False))],
+        kwargs_handlers=[patience, casts],
     )
     atexit.register(accelerator.state.destroy_process_group)  # not before: another run may follow among them
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
