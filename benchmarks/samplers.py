@@ -32,7 +32,7 @@ from musicldm.evaluate import kernel_distance
 from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
 from musicldm.evaluate.probe import FamilyProbe, folder_features
 from musicldm.pipeline import MusicLDMPipeline
-from musicldm.schedulers import GUIDANCE as COMMAND
+from musicldm.schedulers import GUIDANCE as COMMAND_GUIDANCE
 from musicldm.schedulers import GUIDANCE_INTERVAL, make_scheduler
 from vocoder import mel_config
 
@@ -104,7 +104,9 @@ def figures(pipeline: MusicLDMPipeline, held: Path, probe_folder: Path, each: in
     rows = []
     for sampler, steps in FIGURES_OF:
         parts = [phrases[i : i + 8] for i in range(0, len(phrases), 8)]
-        latents = torch.cat([run(pipeline, part, sampler, steps, GUIDANCE_INTERVAL, COMMAND) for part in parts])
+        latents = torch.cat(
+            [run(pipeline, part, sampler, steps, GUIDANCE_INTERVAL, COMMAND_GUIDANCE) for part in parts]
+        )
         waveforms = pipeline.vocode(pipeline.decode_latents(latents))
         played = {name: embedder(waveforms, mel.sample_rate) for name, embedder in embedders.items()}
         row = {"sampler": sampler, "steps": steps, "clap_score": clap_score(pipeline, phrases, latents)}
@@ -149,7 +151,7 @@ def main() -> None:
         "model": arguments.model,
         "prompts": prompts,
         "guidance": GUIDANCE,
-        "guidance_of_figures": [COMMAND, *GUIDANCE_INTERVAL],
+        "guidance_of_figures": [COMMAND_GUIDANCE, *GUIDANCE_INTERVAL],
         "reference": {"sampler": REFERENCE, "steps": REFERENCE_STEPS},
         "rows": rows,
     }

@@ -45,9 +45,9 @@ from musicldm.train.common import (
     make_accelerator,
     make_optimizer,
     model_folder,
-    optimise,
     refuse_checkpointing,
     seed_batch,
+    update,
 )
 from musicldm.train.progress import Log, announce
 
@@ -247,7 +247,8 @@ def train_step(
             heard = tempo_loss(everything, accelerator.gather(octaves.T.contiguous()).T)
             loss = loss + config.tempo_weight * heard
             shown["tempo"] = heard.detach()
-    norm = optimise(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
+    accelerator.backward(loss)
+    norm = update(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
     return {"loss": loss.detach(), **shown, **norm}
 
 

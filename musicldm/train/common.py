@@ -143,19 +143,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def optimise(
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    module: nn.Module,
-    config: TrainConfig,
-    state: State,
-) -> dict[str, Tensor]:
-    """Add the gradient of ``loss``; with the last batch of a step, `update` ``module``."""
-    accelerator.backward(loss)
-    return update(accelerator, optimizer, loss, module, config, state)
-
-
 def update(
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,

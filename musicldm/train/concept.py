@@ -31,7 +31,7 @@ from musicldm.lora import add_adapter
 from musicldm.pipeline import MusicLDMPipeline
 from musicldm.train.cache import Conditioner, build_cache, latent_shape
 from musicldm.train.checkpoints import State, final_folder, load_state, start
-from musicldm.train.common import after_batch, batches, make_accelerator, make_optimizer, optimise
+from musicldm.train.common import after_batch, batches, make_accelerator, make_optimizer, update
 from musicldm.train.condition import former_clap
 from musicldm.train.diffusion import examples, initial_scale, initial_unet, load_parts, of_initial
 from musicldm.train.latents import CachedLatents, Example, to_device
@@ -133,7 +133,8 @@ def train_step(
     captions = own_captions(state.items, state.clips, config), other_captions(state.items, config)
     with accelerator.autocast():
         losses = losses_of(learned["unet"], conditioner, example, captions, scale, config, scheduler)
-    losses |= optimise(accelerator, state.parts["optimizer"], losses["loss"], learned, config, state)
+    accelerator.backward(losses["loss"])
+    losses |= update(accelerator, state.parts["optimizer"], losses["loss"], learned, config, state)
     return {name: value.detach() for name, value in losses.items()}
 
 

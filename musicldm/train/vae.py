@@ -32,8 +32,8 @@ from musicldm.train.common import (
     item_generators,
     make_accelerator,
     make_optimizer,
-    optimise,
     step_size,
+    update,
 )
 from musicldm.train.progress import EXAMPLES, Log, announce
 from vocoder import MelConfig, log_mel_spectrogram, mel_config
@@ -174,12 +174,14 @@ def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: A
             norms.append(accelerator.reduce(gradient, "mean").norm())
         balance = (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
         loss = loss + config.adversarial_weight * balance * losses["generator"]
-    losses |= optimise(accelerator, state.parts["vae_optimizer"], loss, vae, config, state)
+    accelerator.backward(loss)
+    losses |= update(accelerator, state.parts["vae_optimizer"], loss, vae, config, state)
     if state.step >= config.adversarial_from - config.discriminator_lead:
         with accelerator.autocast():
             losses["discriminator"] = discriminator_loss(discriminator, mel, reconstruction)
         optimizer = state.parts["discriminator_optimizer"]
-        optimise(accelerator, optimizer, losses["discriminator"], discriminator, config, state)
+        accelerator.backward(losses["discriminator"])
+        update(accelerator, optimizer, losses["discriminator"], discriminator, config, state)
     return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
 

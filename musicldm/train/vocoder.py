@@ -28,8 +28,8 @@ from musicldm.train.common import (
     initial_folder,
     make_accelerator,
     make_optimizer,
-    optimise,
     refuse_checkpointing,
+    update,
 )
 from musicldm.train.progress import EXAMPLES, Log, announce
 from vocoder import log_mel_spectrogram, make_generator, match_mel, mel_config
@@ -113,14 +113,16 @@ def train_step(
         judge.discriminator = state.parts["discriminators"]
         of_discriminators["discriminator"] = judge.discriminator_loss(fake, real)
         optimizer = state.parts["discriminators_optimizer"]
-        optimise(accelerator, optimizer, of_discriminators["discriminator"], judge.discriminator, config, state)
+        accelerator.backward(of_discriminators["discriminator"])
+        update(accelerator, optimizer, of_discriminators["discriminator"], judge.discriminator, config, state)
     loss, losses = spectral_losses(fake, real, config)
     if adversarial:
         judge.discriminator = accelerator.unwrap_model(judge.discriminator).requires_grad_(False)
         losses |= judge.generator_losses(fake, real)
         judge.discriminator.requires_grad_(True)
         loss = loss + losses["adversarial"] + config.features_weight * losses["features"]
-    losses |= of_discriminators | optimise(
+    accelerator.backward(loss)
+    losses |= of_discriminators | update(
         accelerator, state.parts["generator_optimizer"], loss, generator, config, state
     )
     return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
