@@ -23,16 +23,17 @@ import torch
 
 from benchmarks.results import keep
 from musicldm import MusicLDMPipeline
+from musicldm.analysis.embedders import LogMelEmbedder
 from musicldm.cli.generate import DEFAULTS
-from musicldm.concepts import add_word, load_concept
-from musicldm.data.clips import load_clips, read_clip
+from musicldm.data.collection import load_clips, read_clip
 from musicldm.evaluate import kernel_distance
-from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
 from musicldm.evaluate.intervals import bootstrap
-from musicldm.info import model_revision
-from musicldm.loading import find_folder
-from musicldm.optimize import computes_bfloat16
-from musicldm.schedulers import make_scheduler
+from musicldm.generate.environment import model_revision
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.models.concepts import add_word, load_concept
+from musicldm.models.loading import find_folder
+from musicldm.pipelines.optimize import computes_bfloat16
+from musicldm.sampling.schedulers import make_scheduler
 from musicldm.train import run
 from vocoder import mel_config
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.results import keep
-from musicldm.attention import attention, attention_reference
+from musicldm.kernels.dot_product import attention, attention_reference
 
 LEVELS = [(1024, 8), (256, 12), (64, 20)]  # tokens and heads for 10.24 s, from the released UNet
 BATCHES = (2, 8, 32)

@@ -22,11 +22,11 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.phrases import FAMILIES, OTHERS, PIECES
 from benchmarks.results import keep
-from musicldm.clap import embed_audio, embed_text
-from musicldm.data.clips import metadata_rows, row_texts
+from musicldm.data.collection import metadata_rows, row_texts
 from musicldm.evaluate import area_under_curve
-from musicldm.train.cache import load_conditioner
+from musicldm.models.clap import embed_audio, embed_text
 from musicldm.train.common import model_folder
+from musicldm.train.diffusion.cache import load_conditioner
 
 TEMPI = (65, 160)  # BPM
 STATED = re.compile(r"(\d+) (?:BPM|beats per minute)")

@@ -20,7 +20,7 @@ from benchmarks.results import keep
 from benchmarks.timing import summary
 
 CASES = {
-    "imports": ["-c", "import musicldm.pipeline"],
+    "imports": ["-c", "import musicldm.pipelines.text_to_music"],
     "fast": ["-m", "musicldm", "generate", "solo piano", "--seconds", "10.24", "--seed", "1"],
 }
 CASES["float32"] = [*CASES["fast"], "--no-fast"]

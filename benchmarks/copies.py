@@ -31,16 +31,16 @@ from scipy.signal import butter, sosfilt
 from benchmarks.results import keep
 from musicldm.audio import read_audio, write_whole
 from musicldm.cli.novelty import load_embedder
-from musicldm.data.clips import metadata_rows
-from musicldm.info import model_revision
-from musicldm.loading import bundled_models
+from musicldm.data.collection import metadata_rows
+from musicldm.generate.environment import model_revision
+from musicldm.generate.reconstruct import reconstruct
+from musicldm.models.loading import bundled_models
 from musicldm.novelty.alignment import pitch_frames
 from musicldm.novelty.build import build_index
 from musicldm.novelty.check import judge
 from musicldm.novelty.index import VERSION, NoveltyIndex
 from musicldm.novelty.windows import embed_windows, query_windows
-from musicldm.pipeline import MusicLDMPipeline
-from musicldm.reconstruct import reconstruct
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
 OFFSET_S = 3.37  # no multiple of a frame or a beat
 PHRASE_S = 3.0

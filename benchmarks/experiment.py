@@ -28,15 +28,15 @@ from musicldm.cli.common import load_quietly
 from musicldm.config import DiffusionConfig, find_config, load_config
 from musicldm.evaluate.collect import Clip, folder_clips
 from musicldm.evaluate.compare import compare
-from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.intervals import Estimate
 from musicldm.evaluate.run import run_evaluation
 from musicldm.evaluate.summary import SHARES
-from musicldm.info import model_revision
-from musicldm.loading import find_folder
+from musicldm.generate.environment import model_revision
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.models.loading import find_folder
 from musicldm.novelty.build import build_index
-from musicldm.schedulers import make_scheduler
-from musicldm.train.diffusion import train
+from musicldm.sampling.schedulers import make_scheduler
+from musicldm.train.diffusion.stage import train
 
 MODES = ("none", "plain", "audio", "latent")
 SMALL = ["channels=[32,64,128]", "attention_from_level=2", "layers_per_level=1", "norm_groups=8"]  # 4.1 M parameters

@@ -24,11 +24,11 @@ from benchmarks.machine import describe_machine
 from benchmarks.mini import add_sampler_arguments, load_pipeline, play
 from benchmarks.phrases import FAMILIES, PIECES
 from musicldm import MusicLDMPipeline
-from musicldm.data.clips import metadata_rows
+from musicldm.analysis.measurements import onset_rate, percussive_share
+from musicldm.data.collection import metadata_rows
 from musicldm.evaluate import area_under_curve, tempo_adherence
-from musicldm.evaluate.measurements import onset_rate, percussive_share
 from musicldm.evaluate.probe import FamilyProbe, folder_features
-from musicldm.reconstruct import reconstruct
+from musicldm.generate.reconstruct import reconstruct
 from vocoder import mel_config
 
 TEMPI = (65, 160)  # BPM

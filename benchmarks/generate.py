@@ -26,8 +26,8 @@ from benchmarks.original import EMBEDDING, as_diffusers_has_it, original_pipelin
 from benchmarks.results import keep
 from benchmarks.timing import in_turns, ratio
 from musicldm.cli.generate import DEFAULTS
-from musicldm.pipeline import MusicLDMPipeline
-from musicldm.schedulers import make_scheduler
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling.schedulers import make_scheduler
 
 SECONDS = 10.24
 THEIR_STEPS = 200  # diffusers' default

@@ -32,18 +32,18 @@ import musicldm.novelty.guard as guard
 from benchmarks.copies import draw_pieces
 from benchmarks.results import keep
 from musicldm.audio import read_audio, write_audio, write_whole
-from musicldm.clap import embed_audio
-from musicldm.evaluate.embedders import ClapEmbedder
 from musicldm.evaluate.intervals import bootstrap, paired_difference, share
-from musicldm.info import model_revision
-from musicldm.loading import bundled_models
+from musicldm.generate.environment import model_revision
+from musicldm.models.clap import embed_audio
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.models.loading import bundled_models
 from musicldm.novelty import CopyError
 from musicldm.novelty.build import build_index
 from musicldm.novelty.index import NoveltyIndex
-from musicldm.pipeline import MusicLDMPipeline
-from musicldm.schedulers import make_scheduler
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling.schedulers import make_scheduler
 from musicldm.train import run
-from musicldm.train.checkpoints import CONFIG_FILE
+from musicldm.train.run_folder import CONFIG_FILE
 from vocoder import mel_config
 
 LEARNED, OTHERS, VALIDATION = 20, 80, 8  # clips

@@ -24,8 +24,8 @@ import soundfile
 import torch
 
 from benchmarks.results import keep
-from musicldm.train.checkpoints import STATE_FILE, checkpoints
-from musicldm.train.progress import METRICS_FILE
+from musicldm.train.log import METRICS_FILE
+from musicldm.train.run_folder import STATE_FILE, checkpoints
 
 STEPS, RATE = 240, 16_000
 OVERRIDES = [f"steps={STEPS}", "save_every=7", "validate_every=50", "log_every=1", "trackers=[]"]

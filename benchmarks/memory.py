@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.original import original_pipeline
 from benchmarks.results import keep
-from musicldm import tiles
-from musicldm.inputs import decoding_memory
-from musicldm.pipeline import MusicLDMPipeline
+from musicldm.kernels import tiled_decoding as tiles
+from musicldm.pipelines.checks import decoding_memory
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
 CASES = [(30, "whole"), (30, "pieces"), (600, "pieces")]  # seconds of music
 ORIGINAL, ORIGINAL_CASES = "original", [(120, "pieces")]

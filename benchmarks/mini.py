@@ -22,12 +22,12 @@ from tqdm import tqdm
 from benchmarks.machine import describe_machine
 from benchmarks.retrieval import recall
 from musicldm import MusicLDMPipeline
-from musicldm.clap import embed_audio, embed_text
 from musicldm.cli.generate import DEFAULTS
-from musicldm.data.clips import Clip, load_clips, read_clip
+from musicldm.data.collection import Clip, load_clips, read_clip
 from musicldm.evaluate import frechet_distance, kernel_distance, log_mel_statistics, nearest_similarity
-from musicldm.reconstruct import reconstruct
-from musicldm.schedulers import make_scheduler
+from musicldm.generate.reconstruct import reconstruct
+from musicldm.models.clap import embed_audio, embed_text
+from musicldm.sampling.schedulers import make_scheduler
 from vocoder import mel_config
 
 

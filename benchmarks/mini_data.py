@@ -11,7 +11,7 @@ import csv
 import hashlib
 from pathlib import Path
 
-from musicldm.data.render import RenderConfig, render_scores
+from musicldm.scores.rendering import RenderConfig, render_scores
 
 FOLDER = Path("/usr/share/sounds/sf2")  # of Debian's packages, which docs/mini.md names
 SOUNDFONTS = (f"{FOLDER}/FluidR3_GM.sf2", f"{FOLDER}/TimGM6mb.sf2")

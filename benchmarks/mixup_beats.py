@@ -27,7 +27,7 @@ from augment.pairing import Alignment, Pairing, Recording
 from benchmarks.mixup_scores import Piece, Rendered, render_piece
 from benchmarks.results import keep
 from musicldm.audio import read_audio
-from musicldm.data.synth import find_soundfont
+from musicldm.scores.synthesis import find_soundfont
 
 RATE, CLIP_S, SECONDS = 16_000, 10.24, 14.0
 BASES = (64, 76, 92, 100, 112, 124, 138, 152, 184, 61.5, 69, 196)  # BPM; four pieces each, up to 2 % beside

@@ -30,9 +30,9 @@ from benchmarks.mixup_scores import Piece, render_piece
 from benchmarks.results import keep
 from musicldm.config import DiffusionConfig, find_config, load_config
 from musicldm.data.analysis import Analysed, analyse_collection
-from musicldm.data.clips import Clip, Item, batch_items, load_clips
+from musicldm.data.collection import Clip, Item, batch_items, load_clips
 from musicldm.data.mixup import BeatSynchronousMixup, Mixture
-from musicldm.data.synth import find_soundfont
+from musicldm.scores.synthesis import find_soundfont
 
 RATE, CLIP_S = 16_000, 10.24
 N_SAMPLES = round(RATE * CLIP_S)
@@ -129,9 +129,9 @@ def seconds_of(work: Callable[[], object], *, again: bool = False) -> float:
 
 def measure_conditions(clips: list[Clip], analysis: list[Analysed], n: int = 8) -> dict:
     """Seconds for each mixture of a batch of ``n``, and of plain networks on noise: in float32, all at once."""
-    from musicldm.clap import embed_audio
-    from musicldm.train.diffusion import load_parts
-    from musicldm.train.mixtures import make_maker
+    from musicldm.models.clap import embed_audio
+    from musicldm.train.diffusion.mixtures import make_maker
+    from musicldm.train.diffusion.stage import load_parts
     from vocoder import log_mel_spectrogram
 
     config = load_config(DiffusionConfig, find_config("mini", "diffusion"), ["init=mini"])
@@ -176,11 +176,11 @@ def measure_conditions(clips: list[Clip], analysis: list[Analysed], n: int = 8) 
 
 def measure_steps(clips: list[Clip], folder: Path, out: Path, repeats: int = 4) -> dict:
     """Seconds of reading a batch and of its forward and backward pass, by turns without mixtures and with them."""
-    from musicldm.clap import embed_text
-    from musicldm.train.cache import build_cache, latent_shape
-    from musicldm.train.diffusion import load_parts, losses_of, make_scheduler, make_unet
-    from musicldm.train.latents import CachedLatents, Example
-    from musicldm.train.mixtures import make_rounds
+    from musicldm.models.clap import embed_text
+    from musicldm.train.diffusion.cache import build_cache, latent_shape
+    from musicldm.train.diffusion.latents import CachedLatents, Example
+    from musicldm.train.diffusion.mixtures import make_rounds
+    from musicldm.train.diffusion.stage import load_parts, losses_of, make_scheduler, make_unet
 
     clips, device = clips[:24], torch.device("cpu")
     settings = ["init=mini", "mixup_probability=1"]

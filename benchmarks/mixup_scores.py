@@ -8,8 +8,8 @@ from typing import NamedTuple
 import mido
 import numpy as np
 
-from musicldm.data.score import read_score
-from musicldm.data.synth import Effects, synthesize
+from musicldm.scores.reading import read_score
+from musicldm.scores.synthesis import Effects, synthesize
 
 TICKS = 480  # a beat
 KICK, SNARE, HAT, RIDE = 36, 38, 42, 51

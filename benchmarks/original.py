@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from musicldm.config import DiffusionConfig, VAEConfig, VocoderConfig, find_config, load_config
-from musicldm.pipeline import MusicLDMPipeline
-from musicldm.train.diffusion import make_unet
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.train.diffusion.stage import make_unet
 from musicldm.train.vae import make_vae
 from vocoder import make_generator
 

@@ -23,9 +23,9 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import ClapConfig, ClapModel, RobertaTokenizerFast
 
 from benchmarks.machine import describe_machine
-from musicldm.clap import clap_feature_extractor
-from musicldm.pipeline import MusicLDMPipeline
-from musicldm.schedulers import make_scheduler
+from musicldm.models.clap import clap_feature_extractor
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling.schedulers import make_scheduler
 from vocoder import MelConfig, make_generator
 
 TOLERANCE = 1e-4

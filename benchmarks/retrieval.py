@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks.results import keep
-from musicldm.clap import embed_audio, embed_text
-from musicldm.data.clips import load_clips, read_clip
-from musicldm.train.cache import load_conditioner
+from musicldm.data.collection import load_clips, read_clip
+from musicldm.models.clap import embed_audio, embed_text
 from musicldm.train.common import model_folder
+from musicldm.train.diffusion.cache import load_conditioner
 
 WORD = re.compile(r"[a-z0-9#']+")
 RATE, CLIP_S = 16_000, 10.24  # Hz and seconds, of the renderings

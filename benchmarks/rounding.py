@@ -18,9 +18,9 @@ from torch import Tensor
 
 from benchmarks.results import keep
 from benchmarks.samplers import PROMPTS
-from musicldm.pipeline import MusicLDMPipeline
-from musicldm.precision import lower_decoders
-from musicldm.schedulers import make_scheduler
+from musicldm.kernels.precision import lower_decoders
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling.schedulers import make_scheduler
 from vocoder import log_mel_spectrogram, mel_config
 
 

@@ -26,14 +26,15 @@ from torch.nn import functional
 
 from benchmarks.phrases import FAMILIES
 from benchmarks.results import keep
-from musicldm.clap import embed_audio
-from musicldm.data.clips import load_clips, read_clip
+from musicldm.analysis.embedders import LogMelEmbedder
+from musicldm.data.collection import load_clips, read_clip
 from musicldm.evaluate import kernel_distance
-from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
 from musicldm.evaluate.probe import FamilyProbe, folder_features
-from musicldm.pipeline import MusicLDMPipeline
-from musicldm.schedulers import GUIDANCE as COMMAND_GUIDANCE
-from musicldm.schedulers import GUIDANCE_INTERVAL, make_scheduler
+from musicldm.models.clap import embed_audio
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling.schedulers import GUIDANCE as COMMAND_GUIDANCE
+from musicldm.sampling.schedulers import GUIDANCE_INTERVAL, make_scheduler
 from vocoder import mel_config
 
 PROMPTS = [

@@ -22,16 +22,17 @@ import torch
 from benchmarks.mini import play
 from benchmarks.results import keep
 from musicldm import MusicLDMPipeline
-from musicldm.clap import embed_text
+from musicldm.analysis.embedders import LogMelEmbedder
 from musicldm.cli.generate import DEFAULTS
-from musicldm.data.clips import Clip, load_clips, read_clip, split_clips
+from musicldm.data.collection import Clip, load_clips, read_clip, split_clips
 from musicldm.evaluate import frechet_distance, kernel_distance
-from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
-from musicldm.loading import bundled_models
-from musicldm.schedulers import make_scheduler
+from musicldm.models.clap import embed_text
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.models.loading import bundled_models
+from musicldm.sampling.schedulers import make_scheduler
 from musicldm.train import run
-from musicldm.train.checkpoints import CONFIG_FILE
-from musicldm.train.progress import METRICS_FILE
+from musicldm.train.log import METRICS_FILE
+from musicldm.train.run_folder import CONFIG_FILE
 from vocoder import MelConfig, mel_config
 
 BATCH = 16

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.original import EMBEDDING, LATENT_FRAMES, as_diffusers_has_it, original_pipeline
 from benchmarks.results import keep
 from benchmarks.timing import in_turns
-from musicldm.precision import lower_decoders
+from musicldm.kernels.precision import lower_decoders
 
 PRODUCT = 2048
 

@@ -27,16 +27,16 @@ from benchmarks.memory import peak
 from benchmarks.original import EMBEDDING
 from benchmarks.results import keep
 from benchmarks.timing import in_turns
-from musicldm.attention import install
-from musicldm.clap import train_tokenizer
 from musicldm.config import STAGES, TrainConfig, find_config, load_config
+from musicldm.kernels.dot_product import install
+from musicldm.models.clap import train_tokenizer
 from musicldm.train import clap, diffusion, vae, vocoder
-from musicldm.train.cache import Cache, latent_shape
-from musicldm.train.checkpoints import Average, State
 from musicldm.train.common import batches, fastest_layout, make_accelerator, make_optimizer
-from musicldm.train.latents import CachedLatents
-from musicldm.train.objectives import make_scheduler
-from musicldm.train.recording import on_device
+from musicldm.train.diffusion.cache import Cache, latent_shape
+from musicldm.train.diffusion.latents import CachedLatents
+from musicldm.train.diffusion.objectives import make_scheduler
+from musicldm.train.diffusion.on_device import on_device
+from musicldm.train.run_folder import Average, State
 from vocoder.losses import AdversarialLosses
 
 WAYS = ("trainer", "plain")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from musicldm._version import __version__
 
 if TYPE_CHECKING:
-    from musicldm.pipeline import MusicLDMPipeline
+    from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
 __all__ = ["MusicLDMPipeline", "__version__"]
 
 
 def __getattr__(name: str):
     if name == "MusicLDMPipeline":
-        from musicldm.pipeline import MusicLDMPipeline
+        from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
         return MusicLDMPipeline
     raise AttributeError(f"module 'musicldm' has no attribute {name!r}")

@@ -220,7 +220,9 @@ class CLAPConfig(TrainConfig):
     """Contrastive language-audio pretraining (published: HTSAT-base and RoBERTa-base, 512-dimensional)."""
 
     caption_views: int = 1  # captions of each clip that are contrasted at a time, with the audio and with one another
-    contrary_weight: float = 0.0  # of telling captions from such as differ in tempo or drums (musicldm.data.contrary)
+    contrary_weight: float = (
+        0.0  # of telling captions from such as differ in tempo or drums (musicldm.scores.hard_negatives)
+    )
     tempo_weight: float = 0.0  # of reading the tempo that captions state from their embeddings, and from the audio's
     vocabulary: int = 50_265  # byte-level BPE pieces, at most
     embedding_size: int = 512

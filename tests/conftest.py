@@ -9,27 +9,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's client is impor
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from hypothesis import settings
-from transformers import ClapConfig, ClapModel
 
-from musicldm.clap import clap_feature_extractor, train_tokenizer
-from musicldm.pipeline import MusicLDMPipeline
-from vocoder import MelConfig, make_generator
+from musicldm.models.clap import clap_feature_extractor, train_tokenizer
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from tests.helpers.tiny import CAPTIONS, MEL, make_clap, make_unet, make_vae
+from vocoder import make_generator
 
 settings.register_profile("same every time", derandomize=True, deadline=None)
 settings.load_profile("same every time")  # --hypothesis-profile=default looks for new cases
 
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other
-
-CAPTIONS = [
-    "a slow waltz for solo piano",
-    "fast drums and electric bass, 140 BPM",
-    "a string quartet in C minor",
-    "calm solo flute with a harp",
-]
-EMBEDDING = 24  # D
-MEL = MelConfig(sample_rate=8000, n_fft=256, hop_length=80, n_mels=16, f_max=4000.0, clip_s=0.32)
 
 
 def pytest_runtest_setup(item):
@@ -37,76 +28,6 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("network") and os.environ["HF_HUB_OFFLINE"] != "0":
         pytest.skip("needs a model hub, and HF_HUB_OFFLINE=0")
-
-
-def make_unet(**changes) -> UNet2DConditionModel:
-    """A UNet of two levels, conditioned like MusicLDM's; ``changes`` to its configuration."""
-    unet = UNet2DConditionModel.from_config(
-        {
-            "sample_size": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-            "block_out_channels": [8, 16],
-            "cross_attention_dim": [8, 16],
-            "attention_head_dim": [2, 4],
-            "layers_per_block": 1,
-            "norm_num_groups": 4,
-            "class_embed_type": "simple_projection",
-            "class_embeddings_concat": True,
-            "projection_class_embeddings_input_dim": EMBEDDING,
-        }
-        | changes
-    ).eval()
-    with torch.no_grad():
-        unet.class_embedding.weight.mul_(10)  # fresh weights hardly hear the condition
-    return unet
-
-
-def make_vae() -> AutoencoderKL:
-    """A VAE of three levels, hence of factor 4."""
-    return AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        latent_channels=4,
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        sample_size=16,
-        scaling_factor=0.8,
-    ).eval()
-
-
-def make_clap(vocab_size: int) -> ClapModel:
-    """CLAP with a text tower of one layer and an audio tower of two stages."""
-    config = ClapConfig(
-        text_config={
-            "vocab_size": vocab_size,
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "max_position_embeddings": 66,
-        },
-        audio_config={
-            "spec_size": 64,
-            "num_mel_bins": 16,
-            "window_size": 4,
-            "patch_embeds_hidden_size": 8,
-            "depths": [2, 2],
-            "num_attention_heads": [1, 2],
-            "hidden_size": 16,
-        },
-        projection_dim=EMBEDDING,
-    )
-    clap = ClapModel(config).eval()
-    with torch.no_grad():
-        for name, weight in clap.named_parameters():
-            if weight.ndim > 1:  # fresh weights give nearly the same vector for everything
-                weight.mul_(10 if "text_model" in name or "projection" in name else 3)
-    return clap
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,8 @@ def load_adapters(pipeline, loras: list[str] | None, concepts: list[str] | None)
     """
     if not (loras or concepts):
         return {}
-    from musicldm.concepts import load_concept
-    from musicldm.info import model_revision
+    from musicldm.generate.environment import model_revision
+    from musicldm.models.concepts import load_concept
 
     wanted = [(*folder_and_weight(text), kind) for kind, texts in enumerate((loras, concepts)) for text in texts or ()]
     names = []

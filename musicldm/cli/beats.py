@@ -7,7 +7,8 @@ from pathlib import Path
 
 from augment.beats import TRACKERS, beat_numbers, track_beats
 from musicldm.audio import read_audio, write_whole
-from musicldm.cli.common import free_name, output_folder, report
+from musicldm.audio.files import free_name
+from musicldm.cli.common import output_folder, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,15 +6,12 @@ import argparse
 import gc
 import json
 import math
-import re
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-LONGEST_NAME = 60  # characters of a text that become part of a file's name; 255 bytes is what file systems take
 
 
 def positive(kind: type, most: float = math.inf) -> Callable[[str], float]:
@@ -123,24 +120,6 @@ def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def slug(text: str) -> str:
-    """``text`` as part of a file name: lower-case letters and digits of any script, joined by hyphens."""
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
-    joined = "-".join(words)
-    while len(joined) > LONGEST_NAME or len(joined.encode()) > 3 * LONGEST_NAME:
-        joined = joined[:-1]
-    return joined.strip("-") or "music"
-
-
-def free_name(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
-    """``folder/stem`` (without suffix), numbered if a file of that name with one of ``suffixes`` is there."""
-    name, number = stem, 1
-    while any((folder / f"{name}{suffix}").exists() for suffix in suffixes):
-        number += 1
-        name = f"{stem}_{number}"
-    return folder / name
 
 
 def report(as_json: bool, record: dict, text: str) -> None:

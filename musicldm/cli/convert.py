@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> None:
     with output_folder(args.out.absolute().parent) as parent:
         import torch
 
-        from musicldm.loading import OPTIONAL_PARTS, found_parts, missing_parts
-        from musicldm.pipeline import MusicLDMPipeline
+        from musicldm.models.loading import OPTIONAL_PARTS, found_parts, missing_parts
+        from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
         load_quietly()
         if from_folder:

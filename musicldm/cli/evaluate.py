@@ -9,7 +9,7 @@ from pathlib import Path
 
 from musicldm.cli.adapters import add_adapter_arguments, load_adapters
 from musicldm.cli.common import choose_device, choose_dtype, load_quietly, output_folder, positive, report, share
-from musicldm.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS, make_scheduler
+from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS, make_scheduler
 
 GENERATING = ("seed", "seconds", "steps", "guidance", "guidance_interval", "batch")
 EVALUATING = ("reference", "index", "probe", "cache", "most")
@@ -88,8 +88,8 @@ def print_comparison(args: argparse.Namespace) -> None:
 def write_card(args: argparse.Namespace) -> None:
     """The measures of ``--card`` as the section "Evaluation" of README.md in the model's folder."""
     from musicldm.evaluate.report import card_text
-    from musicldm.info import model_revision
-    from musicldm.publish import CARD, front_matter, read_card, with_section
+    from musicldm.generate.environment import model_revision
+    from musicldm.pipelines.hub import CARD, front_matter, read_card, with_section
 
     folder, made = Path(args.model), read_metrics(args.card)
     if not folder.is_dir():
@@ -125,9 +125,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from musicldm.evaluate.collect import captioned_clips, read_prompts
     from musicldm.evaluate.report import markdown
     from musicldm.evaluate.run import run_evaluation
-    from musicldm.info import model_revision
-    from musicldm.loading import find_folder
-    from musicldm.pipeline import MusicLDMPipeline
+    from musicldm.generate.environment import model_revision
+    from musicldm.models.loading import find_folder
+    from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
     pairs = None
     if args.prompts is not None and args.prompts.is_dir():

@@ -8,23 +8,22 @@ import sys
 from pathlib import Path
 
 from musicldm.audio import FORMATS, read_recipe, write_audio
+from musicldm.audio.figures import save_figure
+from musicldm.audio.files import free_name, slug
 from musicldm.cli.adapters import add_adapter_arguments, load_adapters, warn_of_changes
 from musicldm.cli.common import (
     DTYPES,
     choose_device,
     choose_dtype,
-    free_name,
     load_quietly,
     no_garbage_collection,
     output_folder,
     positive,
     report,
     share,
-    slug,
 )
-from musicldm.figures import save_figure
 from musicldm.novelty import CopyError
-from musicldm.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, SCHEDULERS, STEPS
+from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, SCHEDULERS, STEPS
 
 # What a recipe holds beside prompt and seed, and what the command does unless told otherwise.
 DEFAULTS = {
@@ -216,11 +215,11 @@ def generate(args: argparse.Namespace, settings: dict, prompts: list[str], seed:
     ``recipe`` is that of the file to be made again, or empty.
     """
     with no_garbage_collection():
-        from musicldm.info import model_revision, package_versions
-        from musicldm.inputs import check_memory, decoding_memory, plan_lengths
-        from musicldm.loading import find_folder
-        from musicldm.pipeline import MusicLDMPipeline
-        from musicldm.schedulers import make_scheduler
+        from musicldm.generate.environment import model_revision, package_versions
+        from musicldm.models.loading import find_folder
+        from musicldm.pipelines.checks import check_memory, decoding_memory, plan_lengths
+        from musicldm.pipelines.text_to_music import MusicLDMPipeline
+        from musicldm.sampling.schedulers import make_scheduler
 
     device = choose_device(args.device)
     dtype = choose_dtype(settings["dtype"], device)

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
             recipe = read_recipe(path)
             show({"file": str(path), **recipe}, args.json)
     else:
-        from musicldm.info import environment
+        from musicldm.generate.environment import environment
 
         show(environment(), args.json)
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out.suffix[1:].lower() not in FORMATS:
         raise ValueError(f"cannot write {args.out}: the name must end in .wav or .flac")
     from musicldm.data.mixup import mix_files
-    from musicldm.mixup_figure import save_mixup_figure
+    from musicldm.data.mixup_figure import save_mixup_figure
 
     with output_folder(args.out.parent):
         pair = mix_files(args.a, args.b, args.seconds, args.mode, args.lam, args.seed, args.tracker)

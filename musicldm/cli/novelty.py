@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from musicldm.audio import read_audio
-from musicldm.cli.common import choose_device, free_name, load_quietly, output_folder, positive, report
+from musicldm.audio.files import free_name
+from musicldm.cli.common import choose_device, load_quietly, output_folder, positive, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
 
 def load_embedder(model: str, device):
     """The CLAP of a bundled model, a folder or a hub name."""
-    from musicldm.evaluate.embedders import ClapEmbedder
-    from musicldm.loading import find_folder
-    from musicldm.pipeline import MusicLDMPipeline
+    from musicldm.models.clap_embedder import ClapEmbedder
+    from musicldm.models.loading import find_folder
+    from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
     embedder = ClapEmbedder.from_model(find_folder(model, MusicLDMPipeline.download))
     embedder.clap.to(device)

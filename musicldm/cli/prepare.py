@@ -11,7 +11,7 @@ from musicldm.cli.common import positive, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from musicldm.data.prepare_captions import CAPTIONS
+    from musicldm.data.prepare.captions import CAPTIONS
 
     parser.description += (
         " Decodes, measures beats, tempo, metre, key and loudness, leaves copies out, and writes shards and an index"

@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import mean
 
 from musicldm.audio import FORMATS, read_audio, write_audio
-from musicldm.cli.common import DTYPES, choose_device, choose_dtype, free_name, load_quietly, output_folder, report
-from musicldm.figures import save_comparison
+from musicldm.audio.figures import save_comparison
+from musicldm.audio.files import free_name
+from musicldm.cli.common import DTYPES, choose_device, choose_dtype, load_quietly, output_folder, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +47,8 @@ def load(args: argparse.Namespace):
     from diffusers import AutoencoderKL
     from transformers import SpeechT5HifiGan
 
-    from musicldm.loading import find_folder, load_part
-    from musicldm.pipeline import MusicLDMPipeline
+    from musicldm.models.loading import find_folder, load_part
+    from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
@@ -63,7 +64,7 @@ def load(args: argparse.Namespace):
 
 def reconstruct_file(path: Path, vae, vocoder, args: argparse.Namespace) -> float:
     """Write what comes back of ``path``; returns its log-mel error."""
-    from musicldm.reconstruct import reconstruct
+    from musicldm.generate.reconstruct import reconstruct
 
     original, rate = read_audio(path, vocoder.config.sampling_rate)
     try:

@@ -37,7 +37,7 @@ HELP = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from musicldm.data.render import RenderConfig
+    from musicldm.scores.rendering import RenderConfig
 
     parser.add_argument("scores", nargs="+", type=Path, metavar="MIDI", help="MIDI files, or folders of them")
     parser.add_argument(
@@ -91,7 +91,7 @@ def none_or(kind: type):
 
 def run(args: argparse.Namespace) -> None:
     """Render, and say what was made."""
-    from musicldm.data.render import RenderConfig, render_scores
+    from musicldm.scores.rendering import RenderConfig, render_scores
 
     given = {name: getattr(args, name) for name in HELP}
     ranges = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}

@@ -34,7 +34,7 @@ from augment.beats import track_beats
 from augment.mixup import block_loudness
 from augment.pairing import Recording
 from musicldm.audio import read_audio
-from musicldm.data.clips import metadata_rows
+from musicldm.data.collection import metadata_rows
 from musicldm.data.shards import INDEX_FILE, index_rows
 
 ANALYSIS_FILE = "analysis.jsonl"

@@ -3,8 +3,8 @@
     analysed collection  ->  partner, alignment, loudness, lambda  ->  Mixture
 
 ``plain`` mixes clips of random recordings. ``audio`` and ``latent`` mix recordings of one tempo, downbeat on downbeat:
-as waveforms, or (in `musicldm.train.mixtures`) as latents. Everything drawn follows from the seed, the epoch and the
-item, so an item is the same in whichever process and after whatever else.
+as waveforms, or (in `musicldm.train.diffusion.mixtures`) as latents. Everything drawn follows from the seed, the
+epoch and the item, so an item is the same in whichever process and after whatever else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from augment.mixup import (
 from augment.pairing import Alignment, Pairing, Recording, align_paper, align_synchronous, check_fit
 from musicldm.audio import read_audio
 from musicldm.data.analysis import Analysed, analyse, as_analysed
-from musicldm.data.clips import Clip, Item, item_rng
+from musicldm.data.collection import Clip, Item, item_rng
 from musicldm.data.shards import read_recording
 
 KINDS = ("plain", "audio", "latent")

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from musicldm.analysis.embedders import Embedder
+from musicldm.analysis.measurements import SILENCE, estimate_key, percussive_share
 from musicldm.audio import read_audio, write_audio, write_whole
-from musicldm.data.clips import SUFFIXES, metadata_rows, row_texts
-from musicldm.evaluate.embedders import Embedder
+from musicldm.data.collection import SUFFIXES, metadata_rows, row_texts
 from musicldm.evaluate.families import REFUSED
-from musicldm.evaluate.measurements import SILENCE, estimate_key, percussive_share
 
 PLAN = "settings.json"
 TEMPO = re.compile(r"(?<![\d.])([1-9]\d{1,2}(?:\.\d+)?)\s*(?:BPM|beats per minute)", re.IGNORECASE)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musicldm.clap import embed_text
-from musicldm.data.gm import ORCHESTRATIONS, PROGRAMS
-from musicldm.data.lexicon import PLAYERS, family_of_words
-from musicldm.evaluate.embedders import ClapEmbedder
+from musicldm.models.clap import embed_text
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.scores.general_midi import ORCHESTRATIONS, PROGRAMS
+from musicldm.scores.lexicon import PLAYERS, family_of_words
 
 FAMILIES = ("piano", "guitar", "strings", "brass", "winds", "organ", "synth", "drums")
 # What CLAP is asked where "music for NAME" would mislead it.

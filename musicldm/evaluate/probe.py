@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from musicldm.clap import resample
-from musicldm.data.clips import metadata_rows
-from musicldm.evaluate.embeddings import log_mel_statistics
+from musicldm.analysis.embedders import log_mel_statistics
+from musicldm.audio.resampling import resample
+from musicldm.data.collection import metadata_rows
 from vocoder import MelConfig
 
 

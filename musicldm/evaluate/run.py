@@ -16,17 +16,18 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from musicldm.analysis.embedders import LogMelEmbedder
 from musicldm.audio import read_audio, write_whole
-from musicldm.clap import embed_text
 from musicldm.evaluate.collect import Clip, begin, embed_clips, folder_clips, generate_clips, measure_clips
-from musicldm.evaluate.embedders import ClapEmbedder, LogMelEmbedder
 from musicldm.evaluate.families import ZeroShotFamilies
 from musicldm.evaluate.probe import FamilyProbe
 from musicldm.evaluate.report import guidance_words, markdown, page
 from musicldm.evaluate.similarity import paired_similarity
 from musicldm.evaluate.summary import Judged, few_clips, summarize
-from musicldm.info import package_versions
-from musicldm.schedulers import GUIDANCE, GUIDANCE_INTERVAL, STEPS
+from musicldm.generate.environment import package_versions
+from musicldm.models.clap import embed_text
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, STEPS
 
 
 def run_evaluation(

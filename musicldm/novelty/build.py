@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from musicldm.analysis.measurements import SILENCE
 from musicldm.audio import write_whole
-from musicldm.data.clips import Clip, licence_of, load_clips, metadata_rows, read_clip
+from musicldm.data.collection import Clip, licence_of, load_clips, metadata_rows, read_clip
 from musicldm.data.shards import INDEX_FILE, index_rows, recording_bytes
-from musicldm.evaluate.embedders import ClapEmbedder
-from musicldm.evaluate.measurements import SILENCE
+from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, WINDOWS_S, pitch_frames
 from musicldm.novelty.index import SECOND_CHECK, NoveltyIndex, Windows, finish, partial, write_index
 from musicldm.novelty.windows import HOP_S, WINDOW_S, cut_windows, embed_windows, query_windows

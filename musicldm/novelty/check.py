@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from musicldm.evaluate.embedders import ClapEmbedder
-from musicldm.evaluate.measurements import SILENCE
+from musicldm.analysis.measurements import SILENCE
+from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.alignment import FRAMES_PER_S, WINDOWS_S, Match, pitch_frames
 from musicldm.novelty.index import SECOND_CHECK, Neighbour, NoveltyIndex
 from musicldm.novelty.windows import WINDOW_S, embed_windows, query_windows

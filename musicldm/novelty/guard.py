@@ -15,15 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from musicldm.evaluate.embedders import ClapEmbedder
-from musicldm.evaluate.measurements import SILENCE
-from musicldm.inputs import check_texts
+from musicldm.analysis.measurements import SILENCE
+from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty import CopyError
 from musicldm.novelty.alignment import WINDOWS_S
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex
 from musicldm.novelty.steering import Steering
-from musicldm.sampling import make_generators
+from musicldm.pipelines.checks import check_texts
+from musicldm.sampling.denoising import make_generators
 from vocoder import log_mel_spectrogram, mel_config
 
 MODES = ("report", "avoid", "least_similar")

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 
 class Steering:
-    """Corrects the predictions of a run of `musicldm.sampling.denoise`, as its ``correct``.
+    """Corrects the predictions of a run of `musicldm.sampling.denoising.denoise`, as its ``correct``.
 
     Args:
         scheduler: of diffusers' Karras family; tells what the UNet predicts and how noisy each step is.

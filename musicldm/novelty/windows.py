@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from musicldm.clap import resample
-from musicldm.evaluate.embedders import ClapEmbedder
-from musicldm.evaluate.measurements import SILENCE
+from musicldm.analysis.measurements import SILENCE
+from musicldm.audio.resampling import resample
+from musicldm.models.clap_embedder import ClapEmbedder
 
 WINDOW_S = 2.0
 HOP_S = 2.0  # in the collection: every second is kept once

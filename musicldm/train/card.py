@@ -13,10 +13,10 @@ from pathlib import Path
 from torch import nn
 
 from musicldm.config import TrainConfig, differences
-from musicldm.data.clips import Clip, licence_of, metadata_rows
+from musicldm.data.collection import Clip, licence_of, metadata_rows
 from musicldm.data.shards import INDEX_FILE, index_rows
-from musicldm.publish import USE, front_matter, parts_table
-from musicldm.train.progress import METRICS_FILE
+from musicldm.pipelines.hub import USE, front_matter, parts_table
+from musicldm.train.log import METRICS_FILE
 
 NOT_TOLD = {"init", "vae", "clap", "vocoder", "device", "trackers", "workers", "log_every"}  # of this machine only
 USE_LORA = """```python
@@ -29,7 +29,7 @@ output = pipeline("a calm piece for solo piano", num_inference_steps=25, seed=1)
 """
 USE_CONCEPT = """```python
 from musicldm import MusicLDMPipeline
-from musicldm.concepts import load_concept
+from musicldm.models.concepts import load_concept
 
 pipeline = MusicLDMPipeline.from_pretrained("{base}")
 load_concept(pipeline, "FOLDER")

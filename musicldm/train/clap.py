@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig, RobertaTokenizer
 
-from musicldm.clap import (
+from musicldm.config import CLAPConfig
+from musicldm.data.collection import Clip, Item, item_rng, load_clips, read_clip, split_clips
+from musicldm.models.clap import (
     clap_feature_extractor,
     contrary_loss,
     contrastive_loss,
@@ -33,11 +35,7 @@ from musicldm.clap import (
     train_tokenizer,
     views_loss,
 )
-from musicldm.config import CLAPConfig
-from musicldm.data.clips import Clip, Item, item_rng, load_clips, read_clip, split_clips
-from musicldm.data.contrary import contradict, stated_tempo
-from musicldm.train.cache import load_conditioner
-from musicldm.train.checkpoints import State, final_folder, load_state, start
+from musicldm.scores.hard_negatives import contradict, stated_tempo
 from musicldm.train.common import (
     after_batch,
     batches,
@@ -49,7 +47,9 @@ from musicldm.train.common import (
     seed_batch,
     update,
 )
-from musicldm.train.progress import Log, announce
+from musicldm.train.diffusion.cache import load_conditioner
+from musicldm.train.log import Log, announce
+from musicldm.train.run_folder import State, final_folder, load_state, start
 
 MAX_LOGIT_SCALE = 4.6052  # log 100, as in CLIP: beyond it single pairs dominate
 

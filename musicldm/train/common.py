@@ -23,10 +23,10 @@ from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from musicldm.config import TrainConfig, differences
-from musicldm.data.clips import Item, batch_items, item_rng
-from musicldm.loading import bundled_models
-from musicldm.train.checkpoints import State, record_best, save_state
-from musicldm.train.progress import Log
+from musicldm.data.collection import Item, batch_items, item_rng
+from musicldm.models.loading import bundled_models
+from musicldm.train.log import Log
+from musicldm.train.run_folder import State, record_best, save_state
 from vocoder import MelConfig
 
 

@@ -23,20 +23,20 @@ from diffusers import SchedulerMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from musicldm.clap import embed_text
-from musicldm.concepts import add_word, check_name, save_concept
 from musicldm.config import ConceptConfig
-from musicldm.data.clips import Clip, Item, batch_items, item_rng, load_clips, of_share
-from musicldm.lora import add_adapter
-from musicldm.pipeline import MusicLDMPipeline
-from musicldm.train.cache import Conditioner, build_cache, latent_shape
-from musicldm.train.checkpoints import State, final_folder, load_state, start
+from musicldm.data.collection import Clip, Item, batch_items, item_rng, load_clips, of_share
+from musicldm.models.clap import embed_text
+from musicldm.models.concepts import add_word, check_name, save_concept
+from musicldm.models.lora import add_adapter
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.train.common import after_batch, batches, make_accelerator, make_optimizer, update
-from musicldm.train.condition import former_clap
-from musicldm.train.diffusion import examples, initial_scale, initial_unet, load_parts, of_initial
-from musicldm.train.latents import CachedLatents, Example, to_device
-from musicldm.train.objectives import make_scheduler, question, weighted_losses
-from musicldm.train.progress import METRICS_FILE, Log, announce
+from musicldm.train.diffusion.cache import Conditioner, build_cache, latent_shape
+from musicldm.train.diffusion.latents import CachedLatents, Example, to_device
+from musicldm.train.diffusion.objectives import make_scheduler, question, weighted_losses
+from musicldm.train.diffusion.stage import examples, initial_scale, initial_unet, load_parts, of_initial
+from musicldm.train.diffusion.whitening import former_clap
+from musicldm.train.log import METRICS_FILE, Log, announce
+from musicldm.train.run_folder import State, final_folder, load_state, start
 
 
 class Word(nn.Module):
@@ -160,7 +160,7 @@ def validate(
 
 
 def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
-    """Learn ``config.name`` from the music in ``data``; `musicldm.concepts.load_concept` loads ``OUT/final``.
+    """Learn ``config.name`` from the music in ``data``; `musicldm.models.concepts.load_concept` loads ``OUT/final``.
 
     All of it is learned from, as held-out music would be missed, but for recordings of the split test.
 

@@ -21,8 +21,7 @@ from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from musicldm.config import VAEConfig, load_config
-from musicldm.data.clips import Item, SegmentDataset, batch_items, load_clips, split_clips
-from musicldm.train.checkpoints import CONFIG_FILE, State, final_folder, load_state, start
+from musicldm.data.collection import Item, SegmentDataset, batch_items, load_clips, split_clips
 from musicldm.train.common import (
     after_batch,
     batches,
@@ -35,7 +34,8 @@ from musicldm.train.common import (
     step_size,
     update,
 )
-from musicldm.train.progress import EXAMPLES, Log, announce
+from musicldm.train.log import EXAMPLES, Log, announce
+from musicldm.train.run_folder import CONFIG_FILE, State, final_folder, load_state, start
 from vocoder import MelConfig, log_mel_spectrogram, mel_config
 from vocoder.texture import texture_loss
 

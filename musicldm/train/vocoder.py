@@ -19,8 +19,7 @@ from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from musicldm.config import VocoderConfig
-from musicldm.data.clips import Item, SegmentDataset, load_clips, split_clips
-from musicldm.train.checkpoints import State, final_folder, load_state, start
+from musicldm.data.collection import Item, SegmentDataset, load_clips, split_clips
 from musicldm.train.common import (
     after_batch,
     batches,
@@ -31,7 +30,8 @@ from musicldm.train.common import (
     refuse_checkpointing,
     update,
 )
-from musicldm.train.progress import EXAMPLES, Log, announce
+from musicldm.train.log import EXAMPLES, Log, announce
+from musicldm.train.run_folder import State, final_folder, load_state, start
 from vocoder import log_mel_spectrogram, make_generator, match_mel, mel_config
 from vocoder.hifigan import fold_weight_norm
 from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss

@@ -1,0 +1,97 @@
+"""Embedders: waveforms in, vectors out, behind one small interface.
+
+    waveforms (B, L) at any rate  ->  float32 array (B, D)
+
+Any object with ``name`` and ``__call__(waveforms, sample_rate)`` is one, so that a network from another library
+(VGGish, PANNs, MERT) needs three lines around it; `TransformersEmbedder` covers what transformers reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musicldm.audio.resampling import resample
+from vocoder import MelConfig, log_mel_spectrogram
+
+
+class Embedder(Protocol):
+    """What the measures need of an embedding."""
+
+    name: str
+
+    def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:
+        """Embeddings (B, D) of ``waveforms (B, L)``."""
+        ...
+
+
+def log_mel_statistics(waveform: Tensor, config: MelConfig = MelConfig()) -> Tensor:
+    """Four statistics of each mel band ``(B, 4 F)`` of ``waveform (B, L)``, all in units of the natural logarithm.
+
+    Mean and standard deviation over time, mean absolute change from frame to frame, and the standard deviation of
+    bands smoothed over half a second: level, contrast, onsets, phrasing.
+    """
+    mel = log_mel_spectrogram(waveform, config)  # (B, T, F)
+    frames = max(1, round(0.5 * config.sample_rate / config.hop_length))
+    smooth = torch.nn.functional.avg_pool1d(
+        mel.transpose(1, 2), frames, stride=max(1, frames // 4), padding=frames // 2, count_include_pad=False
+    )
+    statistics = (mel.mean(1), mel.std(1), mel.diff(dim=1).abs().mean(1), smooth.std(2))
+    return torch.cat(statistics, dim=1)
+
+
+class LogMelEmbedder:
+    """`log_mel_statistics`: no model, nothing learned."""
+
+    name = "log-mel"
+
+    def __init__(self, mel: MelConfig = MelConfig()):
+        self.mel = mel
+
+    def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:
+        return log_mel_statistics(resample(waveforms, sample_rate, self.mel.sample_rate), self.mel).numpy()
+
+
+class TransformersEmbedder:
+    """A network for waveforms that transformers reads (MERT, wav2vec 2.0, HuBERT, ...), averaged over time.
+
+    Args:
+        folder: with the network and its ``preprocessor_config.json``.
+        layer: which hidden layer, counted from the input's 0; the last by default.
+        trust_remote_code: run the Python that lies in the folder, as MERT's network is written there.
+    """
+
+    def __init__(self, folder: str | Path, layer: int = -1, trust_remote_code: bool = False):
+        from transformers import AutoFeatureExtractor, AutoModel
+
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"there is no folder {folder} with a network to embed with")
+        self.model = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        self.sample_rate, self.normalize = extractor.sampling_rate, getattr(extractor, "do_normalize", True)
+        self.layer, self.name = layer, f"{Path(folder).name}-layer{layer}-{fingerprint(self.model)}"
+
+    @torch.no_grad()
+    def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:
+        heard = resample(waveforms, sample_rate, self.sample_rate)
+        if self.normalize:
+            heard = (heard - heard.mean(1, keepdim=True)) / (heard.std(1, keepdim=True) + 1e-7)
+        states = self.model(heard, output_hidden_states=True).hidden_states  # (B, T, D) each
+        return states[self.layer].mean(dim=1).numpy()
+
+
+def fingerprint(module: torch.nn.Module, prefix: str = "") -> str:
+    """12 hexadecimal digits of a network's weights whose names begin with ``prefix``.
+
+    They are rounded to float16, so that it does not matter in which of float32 and float16 a network is kept.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if tensor.is_floating_point() and name.startswith(prefix):
+            digest.update(name.encode() + tensor.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,122 @@
+"""Captions of recordings: those that come with them, or sentences of their tags and of what was measured.
+
+    metadata.jsonl | metadata.csv | NAME.txt | NAME.json  ->  texts, tags, piece_id, split, licence
+    tags, tempo, metre, key  ->  "A fast rock track in 4/4, 140 BPM."
+
+Keywords become captions through templates, as in LAION-Audio-630K (Wu et al., 2023, https://arxiv.org/abs/2211.06687).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from musicldm.data.collection import licence_of, listed, named_split, read_metadata, row_texts
+from musicldm.scores.captions import tempo_words
+
+CAPTIONS = ("keep", "tags", "none")
+SURE_BEATS, SURE_KEY = 0.4, 0.04  # confidence and clarity from which tempo and key are said
+TEMPLATES = (
+    "{A} {kind}{details}.",
+    "{Kind}{details}.",
+    "This is {a} {kind}{details}.",
+    "The music is {a} {kind}{details}.",
+)
+
+
+def find_metadata(folder: Path) -> dict[str, dict]:
+    """What ``metadata.jsonl`` or ``metadata.csv`` in ``folder`` says, by file name.
+
+    Raises:
+        ValueError: a row that cannot be read, without ``file_name``, or with a split of another name.
+    """
+    rows = {row["file_name"]: row for row in read_metadata(folder) or []}
+    for row in rows.values():
+        named_split(row)  # before the work rather than after it
+    return rows
+
+
+def metadata_of(path: Path, row: Mapping | None) -> dict:
+    """Texts, tags, piece and split of the recording at ``path``: its ``row``, or the file of its name beside it.
+
+    And its ``licence``, where there is one.
+
+    Raises:
+        ValueError: a sidecar that is not JSON, captions or tags that are not strings, or a split of another name.
+    """
+    row = dict(row or {})
+    if (file := path.with_suffix(".json")).is_file():
+        try:
+            row |= json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            raise ValueError(f"{file.name} beside it is no JSON object") from error
+    texts = row_texts(row)
+    if (file := path.with_suffix(".txt")).is_file():
+        texts.append(file.read_text(encoding="utf-8"))
+    tags = row.get("tags")
+    tags = [*(tags.split(",") if isinstance(tags, str) else listed(tags)), row.get("genre")]
+    if other := [value for value in (*texts, *tags) if not isinstance(value, str | None)]:
+        raise ValueError(f"its captions and tags must be strings, got {other[0]!r}")
+    known = {
+        "texts": list(dict.fromkeys(text.strip() for text in texts if text and text.strip())),
+        "tags": list(dict.fromkeys(tag.strip() for tag in tags if tag and tag.strip())),
+        "piece_id": str(row["piece_id"]) if row.get("piece_id") else None,
+        "split": named_split({"file_name": path.name} | row),
+    }
+    return known | ({"licence": licence} if (licence := licence_of(row)) else {})
+
+
+def write_caption(row: Mapping) -> str:
+    """A sentence about a row of the index, drawn by its digest: the same recording always gets the same one."""
+    rng = np.random.default_rng(int(hashlib.sha256(row["digest"].encode()).hexdigest()[:16], 16))
+    words = list(row["tags"][:2])
+    details = []
+    if row["tempo_bpm"] and row["confidence"] >= SURE_BEATS:
+        words.insert(0, str(rng.choice(tempo_words(row["tempo_bpm"]))))
+        if row["beats_per_bar"]:
+            details.append(f" in {row['beats_per_bar']}/4")
+        details.append(f", {round(row['tempo_bpm'])} BPM")
+    if row["key"] and row["key_clarity"] >= SURE_KEY:
+        details.append(f", in {row['key']}")
+    kind = " ".join([*words, str(rng.choice(("piece of music", "track", "piece")))])
+    article = "an" if kind[0].lower() in "aeiou" else "a"
+    text = str(rng.choice(TEMPLATES)).format(
+        A=article.capitalize(), a=article, kind=kind, Kind=kind[0].upper() + kind[1:], details="".join(details)
+    )
+    return text
+
+
+def caption_function(name: str) -> Callable[[dict], list[str]]:
+    """The function called ``module:function``, which gets a row of the index, with its ``path``, and returns captions.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"no function {name!r}: write MODULE:FUNCTION, with the module on the path") from error
+
+
+def texts_of(row: Mapping, captions: str, own: Callable[[dict], list[str]] | None, path: Path) -> list[str]:
+    """The captions of a row, of the recording at ``path``: by ``own`` if there is one, else as ``captions`` asks.
+
+    Raises:
+        ValueError: ``own`` returns no list of strings.
+    """
+    if own:
+        texts = own(dict(row) | {"path": str(path)})
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"a caption function returns a list of strings, got {texts!r} for {row['file_name']}")
+        return list(texts)
+    if captions == "none":
+        return []
+    if captions == "keep" and row["texts"]:
+        return list(row["texts"])
+    return [write_caption(row)]

@@ -1,0 +1,169 @@
+"""One recording of any format, decoded, resampled and measured.
+
+    file  ->  PyAV, mean over channels, soxr  ->  parts of some minutes  ->  FLAC and numbers
+
+A file is read as a stream, so that memory does not grow with its length.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from augment.mixup import SILENCE_LUFS, gated_loudness
+from musicldm.data.analysis import analyse
+from musicldm.data.prepare.duplicates import fingerprint
+from musicldm.scores.facts import MAJOR_PROFILE, MINOR_PROFILE, key_name
+
+LEAST_RATE = 8000  # Hz
+MOST_CHANNELS = 2
+LEAST_S = 0.5
+SAMPLE_SHARE = 0.97  # of the length that the file states, has to be there
+GUESSED = ("mp3", "aac")  # formats whose length is not stated
+
+
+class Part(NamedTuple):
+    """A recording, or a part of a long one."""
+
+    flac: bytes
+    row: dict  # of the index, without what depends on other recordings
+    words: np.ndarray  # (T,) its fingerprint
+
+
+def decode(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
+    """Blocks (L,) float32 of ``path``, mono at ``sample_rate``.
+
+    Raises:
+        ValueError: the file is no audio, damaged, ends early, or is not mono or stereo music of 8 kHz or more.
+    """
+    import av
+    import soxr
+
+    with _opened(path) as (container, stream):
+        rate = stream.rate
+        stated_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+        as_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
+        n = 0
+        for frame in container.decode(stream):
+            for block in as_float.resample(frame):
+                mono = block.to_ndarray().mean(axis=0)
+                if not np.isfinite(mono).all():
+                    at = n + int(np.flatnonzero(~np.isfinite(mono))[0])
+                    raise ValueError(f"holds a sample that is no number at {at / rate:.3f} s")
+                n += len(mono)
+                yield resample.resample_chunk(mono)
+        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+        if container.format.name not in GUESSED and n / rate < SAMPLE_SHARE * stated_s - 0.1:
+            raise ValueError(f"ends after {n / rate:.2f} of {stated_s:.2f} s")
+        if n < LEAST_S * rate:
+            raise ValueError(f"holds {n / rate:.2f} s of sound, {LEAST_S} s are needed")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple]:
+    """The file, and its first audio stream, which is one that can be used."""
+    import av
+
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise ValueError("holds no audio")
+            stream = container.streams.audio[0]
+            if stream.rate < LEAST_RATE:
+                raise ValueError(f"has a rate of {stream.rate} Hz, {LEAST_RATE} Hz or more are needed")
+            if stream.codec_context.channels > MOST_CHANNELS:
+                raise ValueError(f"has {stream.codec_context.channels} channels, mono or stereo is needed")
+            yield container, stream
+    except av.error.FFmpegError as error:
+        raise ValueError(f"cannot be decoded ({error.strerror})") from error
+
+
+def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float) -> Iterator[Part]:
+    """The parts of the recording ``path``: one, unless it is longer than ``part_s``.
+
+    Raises:
+        ValueError: as `decode`.
+        OSError: the file cannot be read.
+    """
+    if path.is_dir():
+        raise ValueError("is a folder")
+    if not (size := path.stat().st_size):
+        raise ValueError("is empty")
+    with path.open("rb") as file:
+        header = file.read(8)
+    if header[:4] == b"RIFF":  # whose length decoders take from the file, and so never miss anything
+        stated = int.from_bytes(header[4:], "little") + 8
+        if size < stated - 8 and stated < 2**32 - 1:  # some writers forget a byte of padding
+            raise ValueError(f"ends after {size} of {stated} bytes")
+    blocks, held, number, most = [], 0, 0, round(part_s * sample_rate)
+    with _opened(path) as (_, stream):
+        source = {"source_sample_rate_hz": stream.rate, "source_channels": stream.codec_context.channels}
+    for block in decode(path, sample_rate):
+        while len(block):
+            blocks.append(block[: most - held])
+            held += len(blocks[-1])
+            block = block[len(blocks[-1]) :]
+            if held == most:
+                yield measure(np.concatenate(blocks), sample_rate, tracker, {"part": number, **source})
+                blocks, held, number = [], 0, number + 1
+    if held >= LEAST_S * sample_rate or not number:
+        yield measure(np.concatenate(blocks), sample_rate, tracker, {"part": number, **source})
+
+
+def measure(waveform: np.ndarray, sample_rate: int, tracker: str, known: dict) -> Part:
+    """``waveform`` (L,) as it is stored, 16 bits within -1 to 1, and what was measured of that."""
+    import soundfile
+
+    peak = float(np.abs(waveform).max())
+    samples = np.round(waveform * 32768.0).clip(-32768, 32767).astype(np.int16)
+    stored = samples.astype(np.float32) / 32768.0
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples, sample_rate, "PCM_16", format="FLAC")
+    measured = analyse(stored, sample_rate, tracker)
+    blocks = np.array(measured.pop("loudness_lufs"))
+    loudness = gated_loudness(blocks)
+    key, clarity = find_key(stored, sample_rate)
+    row = known | {
+        **measured,
+        "peak": round(peak, 4),
+        "loudness_lufs": None if math.isinf(loudness) else round(loudness, 2),
+        "block_loudness_lufs": blocks.tolist(),
+        "silence_share": round(float((blocks < SILENCE_LUFS).mean()), 4) if len(blocks) else 0.0,
+        "key": key,
+        "key_clarity": round(clarity, 4),
+    }
+    return Part(encoded.getvalue(), row, fingerprint(stored, sample_rate))
+
+
+def find_key(waveform: np.ndarray, sample_rate: int) -> tuple[str | None, float]:
+    """The key of ``waveform`` (L,), such as "C major", and how much better it fits than the next one, 0 to 1.
+
+    Correlation of the energy of the twelve pitch classes with the profiles of Krumhansl and Kessler (1982); None where
+    nothing fits.
+    """
+    length = 2 ** round(math.log2(sample_rate / 4))  # 4 Hz apart
+    energy = np.zeros(length // 2 + 1)
+    window = np.hanning(length)
+    for first in range(0, len(waveform) - length + 1, length // 2):
+        energy += np.abs(np.fft.rfft(window * waveform[first : first + length]))
+    hz = np.arange(len(energy)) * sample_rate / length
+    heard = (hz > 100) & (hz < 2000)
+    pitch = np.round(12 * np.log2(hz[heard] / 440) + 69).astype(int) % 12
+    chroma = np.bincount(pitch, energy[heard], 12) / np.maximum(1, np.bincount(pitch, minlength=12))
+    if not chroma.std() > 1e-9:
+        return None, 0.0
+    fits = []
+    for mode, profile in (("major", MAJOR_PROFILE), ("minor", MINOR_PROFILE)):
+        for tonic in range(12):
+            fits.append((float(np.corrcoef(chroma, np.roll(profile, tonic))[0, 1]), tonic, mode))
+    fits.sort(reverse=True)
+    if fits[0][0] < 0.5:
+        return None, 0.0
+    return key_name(fits[0][1:]), fits[0][0] - fits[1][0]

@@ -1,0 +1,328 @@
+"""A folder of recordings, made into training data.
+
+    FOLDER  ->  decode, measure (one file at a time, kept in DIR/.work)  ->  duplicates, captions, split
+            ->  DIR/shards/*.tar, DIR/index.parquet, DIR/errors.jsonl
+
+The index has one row per recording, or per 20 minutes of a longer one (part_s), sorted by file and part:
+
+    file_name              relative to FOLDER
+    part                   from 0; which of the parts of a long recording
+    group                  recordings of one group are versions of one piece: its piece_id, else a file name
+    duplicate_of           the file that it is a copy of; copies are listed, and not in the shards
+    split                  train, validation or test; one for a whole group
+    shard, member          where it is, below DIR/shards; null for copies
+    texts, tags            captions and keywords
+    licence                as the metadata has it
+    duration_s             seconds
+    source_sample_rate_hz, source_channels    of the file; what is stored is mono, at the rate asked for
+    peak                   largest magnitude before storing; above 1 was clipped
+    loudness_lufs          integrated, ITU-R BS.1770; null for silence
+    block_loudness_lufs    of each gating block: 0.4 s long, one every 0.1 s
+    silence_share          of these blocks
+    tracker, beats_s, downbeats_s, beats_per_bar, tempo_bpm, confidence    as `augment.track_beats` has them
+    key, key_clarity       "C major"; how much better it fits than the next key
+    digest                 of the stored samples
+
+Numbers are rounded to four decimals or fewer, nothing depends on the time, the machine's paths or the number of
+workers: two runs over one folder give equal files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from augment.beats import TRACKERS, load_tracker
+from musicldm.audio import write_whole
+from musicldm.data.cluster import map_on_cluster
+from musicldm.data.collection import split_of
+from musicldm.data.prepare.captions import CAPTIONS, caption_function, find_metadata, metadata_of, texts_of
+from musicldm.data.prepare.duplicates import find_duplicates, group_of_each
+from musicldm.data.prepare.index import IndexWriter
+from musicldm.data.shards import INDEX_FILE, SHARD_BYTES, ShardWriter
+from musicldm.data.workers import Apart, Crash, Workers
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff")
+DONE_FILE, ERRORS_FILE = "prepared.json", "errors.jsonl"
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What to make of a folder."""
+
+    sample_rate: int = 16_000  # Hz, of what is stored
+    tracker: str = "madmom"  # or beat_this, librosa
+    captions: str = "keep"  # and write what is missing; tags: write all, from tags and measurements; or none
+    caption_function: str = ""  # MODULE:FUNCTION, which gets a row of the index and its path, and returns captions
+    shard_bytes: int = SHARD_BYTES
+    part_s: float = 1200.0  # seconds; a longer recording becomes several
+
+    def __post_init__(self):
+        if not 8000 <= self.sample_rate <= 48_000:
+            raise ValueError(f"sample_rate must be from 8000 to 48000 Hz, got {self.sample_rate}")
+        if self.tracker not in TRACKERS:
+            raise ValueError(f"tracker must be one of {', '.join(TRACKERS)}, got {self.tracker!r}")
+        if self.captions not in CAPTIONS:
+            raise ValueError(f"captions must be one of {', '.join(CAPTIONS)}, got {self.captions!r}")
+        if self.shard_bytes < 1:
+            raise ValueError(f"shard_bytes must be positive, got {self.shard_bytes}")
+
+
+class Prepared(NamedTuple):
+    """What a run made."""
+
+    recordings: int  # in the shards
+    duplicates: int
+    failed: int  # files that cannot be used, each a line in errors.jsonl
+    audio_s: float  # in the shards
+
+
+def find_files(folder: Path, leave_out: Path | None = None) -> list[str]:
+    """Names of all recordings below ``folder`` but not ``leave_out``, sorted; links to folders are not followed.
+
+    Raises:
+        FileNotFoundError: no folder, or no recordings in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of recordings at {folder}")
+    names = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if Path(root, name) != leave_out]
+        named = [*files, *folders]  # a folder called x.wav is somebody's mistake, and is listed as one
+        names += [Path(root, name).relative_to(folder).as_posix() for name in named if name.lower().endswith(SUFFIXES)]
+    if not names:
+        raise FileNotFoundError(f"no recordings in {folder} ({', '.join(SUFFIXES)})")
+    return sorted(names)
+
+
+def prepare(
+    folder: Path, out: Path, config: PrepareConfig, workers: int | None = None, ray: str | None = None
+) -> Prepared:
+    """Make training data of the recordings in ``folder``; a run that was stopped continues where it was.
+
+    Args:
+        workers: files measured at once; by default 1, and on a cluster one for each processor.
+        ray: HOST:PORT of the head of a Ray cluster whose machines measure the files, or ``auto`` for one that this
+            machine belongs to. ``folder`` and ``out`` must be on storage that all of them share, at the same paths.
+
+    Raises:
+        ValueError: ``out`` holds something made of other files or with other settings.
+        FileNotFoundError: no folder, or no recordings in it; or a machine of the cluster does not see them.
+        ImportError: something that this needs is not installed.
+        ConnectionError: there is no such cluster.
+    """
+    folder, out = Path(os.path.abspath(folder)), Path(os.path.abspath(out))  # other machines have other current ones
+    for package in ("av", "pyarrow", "pyloudnorm"):  # needed at the latest at the end of the work
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"preparing needs {package}: run `pip install 'musicldm[prepare]'`")
+    names = find_files(folder, leave_out=out)
+    own = caption_function(config.caption_function) if config.caption_function else None
+    metadata = find_metadata(folder)
+    work = out / ".work"
+    if (out / DONE_FILE).is_file():
+        done = json.loads((out / DONE_FILE).read_text())
+        if done["settings"] != asdict(config) or done["files"] != _listing(folder, names, metadata):
+            raise ValueError(f"{out} holds data made of other files or with other settings: choose another folder")
+        shutil.rmtree(work, ignore_errors=True)
+        return Prepared(**done["made"])
+    work.mkdir(parents=True, exist_ok=True)
+    settings = work / "settings.json"
+    if settings.exists() and json.loads(settings.read_text()) != asdict(config):
+        raise ValueError(f"{out} holds an unfinished run with other settings: repeat those, or choose another folder")
+    write_whole(settings, json.dumps(asdict(config)).encode())
+
+    missing = [Job(name, result) for name in names if not (result := _result(work, folder, name)).exists()]
+    measure = Measure(folder, work, config)
+    each = (
+        _here(measure, missing, workers or 1) if ray is None else map_on_cluster(Apart(measure), missing, ray, workers)
+    )
+    with tqdm(total=len(names), initial=len(names) - len(missing), unit="file", desc="prepare", file=sys.stderr) as bar:
+        for place, found in each:
+            if isinstance(found, Crash):
+                write_whole(missing[place].result, json.dumps({"error": found.reason}).encode())
+            bar.update()
+    made = assemble(folder, names, out, config, metadata, own)
+    done = {"settings": asdict(config), "files": _listing(folder, names, metadata), "made": made._asdict()}
+    write_whole(out / DONE_FILE, (json.dumps(done, indent=1) + "\n").encode())
+    shutil.rmtree(work)
+    return made
+
+
+def _here(measure: Measure, jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Crash | None]]:
+    """The places of ``jobs`` as they are done, in processes of this machine."""
+    with Workers(measure, min(workers, max(1, len(jobs)))) as pool:
+        yield from pool.map(jobs)
+
+
+def _listing(folder: Path, names: list[str], metadata: dict) -> str:
+    """A digest of the names and sizes of all files, and of what comes with them."""
+    lines = []
+    for name in names:
+        try:
+            about = json.dumps(metadata_of(folder / name, metadata.get(name)))
+            lines.append(f"{name} {(folder / name).stat().st_size} {about}")
+        except (OSError, ValueError):
+            lines.append(f"{name} cannot be read")
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _result(work: Path, folder: Path, name: str) -> Path:
+    """Where the rows of the file ``name`` are kept while a run is under way; a changed file has another place."""
+    try:
+        stat = (folder / name).stat()
+        about = f"{name} {stat.st_size} {stat.st_mtime_ns}"
+    except OSError:
+        about = name
+    return work / f"{hashlib.sha256(about.encode(errors='surrogateescape')).hexdigest()[:24]}.json"
+
+
+class Job(NamedTuple):
+    """A file to measure."""
+
+    name: str
+    result: Path  # which says what became of it
+
+
+@dataclass(frozen=True)
+class Measure:
+    """``measure(job)`` decodes and measures one file of a run: job.result, written last, -PART.flac and -PART.npy."""
+
+    folder: Path
+    work: Path
+    config: PrepareConfig
+
+    def __call__(self, job: Job) -> None:
+        from musicldm.data.prepare.measure import measure_file
+
+        for shared in (self.folder, self.work):
+            if not shared.is_dir():
+                raise FileNotFoundError(
+                    f"{socket.gethostname()} does not see {shared}: all machines of a cluster must share the "
+                    "recordings and the result, at the same paths"
+                )
+        load_tracker(self.config.tracker)  # what is missing there is not the file's fault
+        rows, error = [], None
+        try:
+            job.name.encode()
+        except UnicodeEncodeError:
+            error = "has a name that is not UTF-8"
+        parts = measure_file(self.folder / job.name, self.config.sample_rate, self.config.tracker, self.config.part_s)
+        while error is None:
+            try:
+                part = next(parts, None)
+            except ImportError:
+                raise
+            except Exception as problem:  # whatever decoders make of a damaged file
+                error = reason_of(problem)
+                break
+            if part is None:
+                break
+            place = job.result.with_name(f"{job.result.stem}-{len(rows)}")
+            words = io.BytesIO()
+            np.save(words, part.words)
+            write_whole(place.with_suffix(".flac"), part.flac)
+            write_whole(place.with_suffix(".npy"), words.getvalue())
+            rows.append({"file_name": job.name, **part.row})
+        found = {"rows": rows} if error is None else {"error": error}
+        write_whole(job.result, json.dumps(found).encode())
+
+
+def reason_of(error: Exception) -> str:
+    """What a line of errors.jsonl says, without paths of this machine."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) if isinstance(error, ValueError) and str(error) else f"{type(error).__name__}: {error}"
+
+
+def assemble(folder: Path, names: list[str], out: Path, config: PrepareConfig, metadata: dict, own) -> Prepared:
+    """Write shards, errors and index from what was measured: one writer, in the order of the names.
+
+    In memory is of each row only what concerns other rows: about 1 kB, and 8 kB of fingerprint for a minute.
+    """
+    work = out / ".work"
+    rows, places, errors = [], [], []
+    for name in sorted(metadata.keys() - set(names)):
+        errors.append({"file_name": name, "error": "is named in the metadata, and not there"})
+    for name in names:
+        result = _result(work, folder, name)
+        found = json.loads(result.read_text())
+        if "error" not in found:
+            try:
+                known = metadata_of(folder / name, metadata.get(name))
+            except ValueError as error:
+                found = {"error": str(error)}
+        if "error" in found:
+            errors.append({"file_name": name, "error": found["error"]})
+            continue
+        for row in found["rows"]:
+            rows.append({key: row[key] for key in ("file_name", "part", "digest")} | known)
+            places.append(result.with_name(f"{result.stem}-{row['part']}"))
+    errors.sort(key=lambda error: error["file_name"])
+    _join(rows, [np.load(place.with_suffix(".npy")) for place in places])
+
+    shards, index = work / "shards", work / INDEX_FILE
+    shutil.rmtree(shards, ignore_errors=True)
+    made = Prepared(0, 0, len(errors), 0.0)
+    with ShardWriter(shards, config.shard_bytes) as writer, IndexWriter(index) as table:
+        for short, place in zip(rows, places, strict=True):
+            found = json.loads(_result(work, folder, short["file_name"]).read_text())
+            row = found["rows"][short["part"]] | short
+            row["texts"] = texts_of(row, config.captions, own, folder / row["file_name"])
+            row["shard"] = row["member"] = None
+            if row["duplicate_of"] is not None:
+                made = made._replace(duplicates=made.duplicates + 1)
+            else:
+                flac = place.with_suffix(".flac").read_bytes()
+                about = {key: value for key, value in row.items() if key not in ("shard", "member")}
+                about = json.dumps(about).encode()
+                row["shard"], key = writer.next_name(len(flac) + len(about))
+                row["member"] = f"{key}.flac"
+                writer.write(key, {"flac": flac, "json": about})
+                made = made._replace(recordings=made.recordings + 1, audio_s=round(made.audio_s + row["duration_s"], 3))
+            table.write(row)
+    shutil.rmtree(out / "shards", ignore_errors=True)
+    shards.rename(out / "shards")
+    write_whole(out / ERRORS_FILE, "".join(json.dumps(error) + "\n" for error in errors).encode())
+    index.replace(out / INDEX_FILE)
+    return made
+
+
+def _join(rows: list[dict], prints: list[np.ndarray]) -> None:
+    """Give ``rows`` their group, duplicate_of and split: copies and parts of one file and piece stay together."""
+    copies = find_duplicates(prints)
+    by_digest: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        if (first := by_digest.setdefault(row["digest"], i)) != i:
+            copies.append((first, i))
+    for i, first in enumerate(group_of_each(len(rows), copies)):
+        same_file = rows[first]["file_name"] == rows[i]["file_name"]
+        rows[i]["duplicate_of"] = None if first == i or same_file else rows[first]["file_name"]
+    pieces: dict[str, int] = {}
+    related = list(copies)
+    for i, row in enumerate(rows):
+        for piece in (f"file {row['file_name']}", f"piece {row['piece_id'] or ''}"):
+            if piece != "piece " and (first := pieces.setdefault(piece, i)) != i:
+                related.append((first, i))
+    groups = group_of_each(len(rows), related)
+    said: dict[int, str] = {}  # the split that the first of each group with one has
+    for row, first in zip(rows, groups, strict=True):
+        if row["split"]:
+            said.setdefault(first, row["split"])
+    for row, first in zip(rows, groups, strict=True):
+        row["group"] = rows[first]["piece_id"] or rows[first]["file_name"]
+        row["split"] = said.get(first) or split_of(row["group"])
+    for row in rows:
+        del row["piece_id"]

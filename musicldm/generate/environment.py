@@ -1,0 +1,71 @@
+"""What is installed and at work: versions, devices, models, attention, beat tracker."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from musicldm._version import __version__
+
+PACKAGES = ("torch", "diffusers", "transformers", "numpy")
+OPTIONAL_PACKAGES = ("accelerate", "speechbrain", "madmom", "beat_this", "librosa", "tinysoundfont", "laion-clap")
+MADMOM_LICENCE = "madmom's model files are licensed CC BY-NC-SA 4.0: not for commercial use"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, this package and those that music depends on."""
+    return {
+        "musicldm": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def model_revision(folder: Path) -> str:
+    """12 hexadecimal digits that change with any file of a model folder, and with nothing else."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors", ".bin")):
+        with path.open("rb") as file:
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def environment() -> dict:
+    """Everything that a report of a problem should hold."""
+    import torch
+
+    from musicldm.kernels import dot_product as attention
+    from musicldm.models.loading import bundled_models
+
+    return {
+        "versions": package_versions() | {name: _version(name) for name in OPTIONAL_PACKAGES},
+        "platform": platform.platform(),
+        "devices": _devices(torch),
+        "threads": torch.get_num_threads(),
+        "models": {name: model_revision(folder) for name, folder in bundled_models().items()},
+        "attention": attention.describe(),
+        "beat_tracker": _beat_tracker(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _devices(torch) -> list[str]:
+    names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, f"cpu ({platform.processor() or platform.machine()})"]
+
+
+def _beat_tracker() -> str:
+    if version := _version("madmom"):
+        return f"madmom {version} ({MADMOM_LICENCE})"
+    return "none: madmom is not installed, run `make beats`"

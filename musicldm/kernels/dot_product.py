@@ -1,0 +1,378 @@
+"""Attention: one signature over a CUDA kernel, torch and a reference in float64.
+
+    q (B, N, H, d), k and v (B, M, H, d)  ->  softmax(q kᵀ / √d) v (B, N, H, d)
+
+The kernel (csrc/) is for heads of 32 channels in float16 or bfloat16. It is the operator ``musicldm::attention``, which
+`torch.compile` and CUDA graphs know; its gradient is recomputed through torch. A window limits attention to a band in
+latent time, at a cost that grows linearly with the length. Before the kernel serves on a device, a small problem is
+computed with it and compared with the definition; where it is wrong, it is not used.
+
+Vaswani et al. (2017), https://arxiv.org/abs/1706.03762; Beltagy et al. (2020), Longformer (the band),
+https://arxiv.org/abs/2004.05150
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from musicldm.kernels import build as build_kernel
+
+HEAD_CHANNELS = 32
+DTYPES = (torch.float16, torch.bfloat16)
+OLDEST_CAPABILITY = (8, 0)
+BACKENDS = ("auto", "cuda", "torch", "reference")
+NO_WINDOW = -1
+FEW = 256  # tokens up to which the gradient of torch's attention on a CPU takes longer in bfloat16 than in float32
+
+log = logging.getLogger(__name__)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    grid: tuple[int, int] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(q kᵀ / √d) v for ``q (B, N, H, d)``, ``k`` and ``v (B, M, H, d)``, views of any strides.
+
+    With a ``window`` of w, a token attends to those at most w time positions away; ``grid = (time, mel)`` says how the
+    N = M = time * mel tokens lie: token n at ``(n // mel, n % mel)``.
+
+    ``backend`` is "cuda" (the kernel), "torch", "reference" (float64) or "auto": the kernel where it runs, else torch;
+    and torch where a gradient is wanted, for which the kernel would compute everything twice.
+
+    Raises:
+        ValueError: for shapes or a window that do not fit.
+        RuntimeError: if the kernel is asked for and cannot run; it says why.
+    """
+    window, mel = check_inputs(q, k, v, window, grid)
+    if backend == "auto":
+        backend = "torch" if needs_gradient(q, k, v) or kernel_problem(q, k, v) else "cuda"
+    if backend == "torch":
+        return attention_torch(q, k, v, window, mel)
+    if backend == "reference":
+        return attention_reference(q, k, v, window, mel)
+    if backend != "cuda":
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if problem := kernel_problem(q, k, v):
+        raise RuntimeError(f"the attention kernel cannot run: {problem}; use backend='auto' or 'torch'")
+    return torch.ops.musicldm.attention(q, k, v, window, mel)
+
+
+def check_inputs(q: Tensor, k: Tensor, v: Tensor, window: int | None, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Window and tokens for each time position, as the operator takes them: (-1, 1) for no window."""
+    if q.ndim != 4 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"attention needs q (B, N, H, d), k and v (B, M, H, d), got {shapes}")
+    if not q.shape[1] or not k.shape[1]:
+        raise ValueError(f"attention needs tokens, got {q.shape[1]} queries and {k.shape[1]} keys")
+    if window is None:
+        return NO_WINDOW, 1
+    if window < 0:
+        raise ValueError(f"window must be a number of time positions from 0, or None for all, got {window}")
+    if grid is None:
+        raise ValueError(f"window={window} needs grid=(time, mel), how the {q.shape[1]} tokens lie")
+    if not q.shape[1] == k.shape[1] == grid[0] * grid[1]:
+        raise ValueError(f"a grid of {tuple(grid)} does not hold {q.shape[1]} queries and {k.shape[1]} keys")
+    return window, grid[1]
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd is on and follows any of the tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, window: int = NO_WINDOW, mel: int = 1) -> Tensor:
+    """The definition, in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[3] ** 0.5
+    if window != NO_WINDOW:
+        time = torch.arange(q.shape[1], device=q.device) // mel
+        scores = scores.masked_fill((time[:, None] - time).abs() > window, -torch.inf)
+    return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(dim=-1), v)
+
+
+def attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int = NO_WINDOW, mel: int = 1) -> Tensor:
+    """Through torch's own attention; with a window in pieces of time, each with the keys that it sees."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, N, d)
+    n_times = q.shape[2] // mel
+    if window == NO_WINDOW or window >= n_times - 1:
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] <= FEW and needs_gradient(q, k, v):
+            with torch.autocast("cpu", enabled=False):
+                result = functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+            return result.to(q.dtype).transpose(1, 2)
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    piece = max(window, -(-256 // mel))  # time positions; small pieces would keep no processor busy
+    time = torch.arange(q.shape[2], device=q.device) // mel
+    results = []
+    for start in range(0, n_times, piece):
+        queries = slice(start * mel, min(start + piece, n_times) * mel)
+        keys = slice(max(0, start - window) * mel, min(start + piece + window, n_times) * mel)
+        near = (time[queries, None] - time[keys]).abs() <= window
+        results.append(
+            functional.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=near)
+        )
+    return torch.cat(results, dim=2).transpose(1, 2)
+
+
+# --- the operator ----------------------------------------------------------------------------------------------------
+
+# ``rows``: queries for each block of the kernel, 64 or 128; 0 lets it choose.
+torch.library.define(
+    "musicldm::attention", "(Tensor q, Tensor k, Tensor v, int window=-1, int mel=1, int rows=0) -> Tensor"
+)
+
+
+@torch.library.impl("musicldm::attention", "CPU")
+def _attention_cpu(q, k, v, window=NO_WINDOW, mel=1, rows=0):
+    return attention_torch(q, k, v, window, mel).contiguous()
+
+
+@torch.library.register_fake("musicldm::attention")
+def _attention_fake(q, k, v, window=NO_WINDOW, mel=1, rows=0):
+    return q.new_empty(q.shape)
+
+
+def _save_inputs(ctx, inputs, output):
+    q, k, v, ctx.window, ctx.mel, _ = inputs
+    ctx.save_for_backward(q, k, v)
+
+
+def _recompute_gradients(ctx, gradient):
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        result = attention_torch(*inputs, ctx.window, ctx.mel)
+        gradients = torch.autograd.grad(result, inputs, gradient)
+    return *gradients, None, None, None
+
+
+torch.library.register_autograd("musicldm::attention", _recompute_gradients, setup_context=_save_inputs)
+
+
+# --- the kernel ------------------------------------------------------------------------------------------------------
+
+
+def kernel_problem(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the kernel cannot run on these tensors here; None if it can. May compile it, which takes half a minute."""
+    if not all(x.is_cuda and x.device == q.device for x in (q, k, v)):
+        return f"it needs q, k and v on one CUDA device, they are on {', '.join(str(x.device) for x in (q, k, v))}"
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
+        return f"it needs float16 or bfloat16, q, k and v are {', '.join(str(x.dtype) for x in (q, k, v))}"
+    if q.shape[3] != HEAD_CHANNELS:
+        return f"it is made for heads of {HEAD_CHANNELS} channels, these have {q.shape[3]}"
+    if not all(x.stride(3) == 1 for x in (q, k, v)):
+        return "the channels of q, k and v must lie side by side"
+    return device_problem(q.device.index, q.dtype)
+
+
+@torch.compiler.assume_constant_result
+def device_problem(index: int, dtype: torch.dtype) -> str | None:
+    """Why the kernel cannot run on CUDA device ``index`` in ``dtype``; None if it can, and has shown it."""
+    if (capability := torch.cuda.get_device_capability(index)) < OLDEST_CAPABILITY:
+        return f"it needs compute capability 8.0 or more, cuda:{index} has {'.'.join(map(str, capability))}"
+    if (problem := load_kernel()) is not None:
+        return problem
+    device = torch.device("cuda", index)
+    if (device, dtype) not in _checked:
+        if torch.cuda.is_current_stream_capturing():  # comparing waits for the device, which a capture forbids
+            return "it is checked before its first use, which a CUDA graph cannot record; call it once before capturing"
+        _checked[device, dtype] = problem = fault(torch.ops.musicldm.attention, device, dtype)
+        if problem is not None:
+            log.error("the attention kernel is wrong on %s, torch's attention serves: %s", device, problem)
+    return _checked[device, dtype]
+
+
+_checked: dict[tuple[torch.device, torch.dtype], str | None] = {}  # what `fault` said
+
+# Tokens, window, tokens for each time position, queries for each block, whether rows are aligned: all ways through it.
+PROBES = [
+    (65, NO_WINDOW, 1, 64, True),
+    (300, NO_WINDOW, 1, 64, True),
+    (300, NO_WINDOW, 1, 128, True),
+    (300, NO_WINDOW, 1, 64, False),
+    (300, 40, 4, 64, True),
+    (300, 40, 4, 128, True),
+]
+TIMES_TORCHS_ERROR = 4.0
+
+
+@torch.no_grad()
+def fault(kernel: Callable[..., Tensor], device: torch.device, dtype: torch.dtype) -> str | None:
+    """What is wrong with ``kernel``, called as the operator is, on small problems; None if nothing is.
+
+    It may err four times as much as torch's attention does on the same numbers, at most, against the definition.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for n_tokens, window, mel, rows, aligned in PROBES:
+        wide = torch.randn(2, n_tokens, 3, 3, HEAD_CHANNELS + (not aligned), generator=generator)
+        q, k, v = wide.to(device, dtype)[..., :HEAD_CHANNELS].unbind(2)  # (2, N, 3, d)
+        with torch.autocast(device.type, enabled=False):
+            exact = attention_reference(q, k, v, window, mel)
+            allowed = TIMES_TORCHS_ERROR * (attention_torch(q, k, v, window, mel) - exact).abs().max().item()
+            error = (kernel(q, k, v, window, mel, rows) - exact).abs().max().item()
+        if not error <= allowed:  # not a number is a fault too
+            case = f"{n_tokens} tokens, window {window}, {rows} rows" + ("" if aligned else ", unaligned")
+            return f"{dtype} results are off by {error:.2g}, at most {allowed:.2g} is rounding ({case})"
+    return None
+
+
+@functools.cache
+def load_kernel() -> str | None:
+    """Load the kernel's library, compiled now if there is none; why there is none, or None."""
+    library = find_library()
+    try:
+        if library is None:
+            if (nvcc := build_kernel.find_nvcc()) is None:
+                return "it was not compiled with the package, and there is no nvcc to compile it with"
+            library = build_kernel.cache_folder() / build_kernel.library_name()
+            log.warning("compiling the attention kernel, once: about half a minute")
+            build_kernel.compile_kernel(nvcc, Path(torch.__file__).parent, library)
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError) as error:
+        log.warning("no attention kernel, torch's attention serves: %s", error)
+        return str(error)
+    return None
+
+
+def find_library() -> Path | None:
+    """The compiled kernel: of the installation, else of the cache."""
+    for folder in (build_kernel.SOURCES, build_kernel.cache_folder()):
+        if (path := folder / build_kernel.library_name()).is_file():
+            return path
+    return None
+
+
+def describe() -> str:
+    """What attention runs on here, in one line; compiles nothing."""
+    torch_does = "torch scaled_dot_product_attention"
+    if not torch.cuda.is_available():
+        return f"{torch_does} (the CUDA kernel needs a CUDA device)"
+    if (library := find_library()) is not None:
+        return f"CUDA kernel for heads of {HEAD_CHANNELS} channels in 16 bits ({library}), else {torch_does}"
+    if build_kernel.find_nvcc() is not None:
+        return f"{torch_does} until the CUDA kernel is compiled, on first use"
+    return f"{torch_does} (the CUDA kernel is not compiled, and there is no nvcc)"
+
+
+# --- in the UNet -----------------------------------------------------------------------------------------------------
+
+
+class AttentionProcessor:
+    """diffusers' attention, computed by `attention`: queries, keys and values as the projections leave them.
+
+    For self-attention without a mask, which is all that MusicLDM's UNet has. ``window`` and ``grid``, in latent frames
+    at full resolution, come through the UNet's ``cross_attention_kwargs``; at coarser levels they are divided.
+    """
+
+    def __init__(self, backend: str = "auto"):
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        self.backend = backend
+
+    def __call__(
+        self,
+        attn,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        window: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        if attention_mask is not None:
+            raise ValueError("this attention takes no mask; give the UNet diffusers' AttnProcessor2_0 for that")
+        if encoder_hidden_states is None and hasattr(attn, "to_qkv"):  # fuse_projections made it
+            projected = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states  # (B, M, H * d)
+            projected = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in projected)  # (B, N, H, d)
+        if window is not None and grid is not None:
+            window, grid = at_level(window, grid, q.shape[1])
+        result = attention(q, k, v, window=window, grid=grid, backend=self.backend).flatten(2)
+        return attn.to_out[1](attn.to_out[0](result))
+
+
+def at_level(window: int, grid: tuple[int, int], n_tokens: int) -> tuple[int, tuple[int, int]]:
+    """Window and grid at the level of the UNet that has ``n_tokens``: halved, rounded up, as convolutions do.
+
+    Raises:
+        ValueError: if no level of that grid has so many.
+    """
+    time, mel = grid
+    while time * mel > n_tokens and time * mel > 1:
+        time, mel, window = -(-time // 2), -(-mel // 2), -(-window // 2)
+    if time * mel != n_tokens:
+        raise ValueError(f"latents of {tuple(grid)} have no level of {n_tokens} tokens")
+    return window, (time, mel)
+
+
+def install(unet: torch.nn.Module) -> None:
+    """Let ``unet`` attend through `attention`, wherever diffusers' default processor does plain self-attention."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+    for module in unet.modules():
+        if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0 and _is_plain(module):
+            module.set_processor(AttentionProcessor())
+
+
+def _is_plain(attn) -> bool:
+    extras = "group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim", "residual_connection"
+    usual_scales = attn.rescale_output_factor == 1 and attn.scale == (attn.inner_dim // attn.heads) ** -0.5
+    return usual_scales and not any(getattr(attn, name, None) for name in extras)
+
+
+def fuse_projections(unet: torch.nn.Module) -> int:
+    """One product in place of those for queries, keys and values, where `AttentionProcessor` attends; how many.
+
+    The three stay beside it, for `separate_projections`. What changes their weights later does not change its weights.
+    """
+    count = 0
+    for module in unet.modules():
+        if type(getattr(module, "processor", None)) is not AttentionProcessor or hasattr(module, "to_qkv"):
+            continue
+        parts = module.to_q, module.to_k, module.to_v
+        alike = len({(type(part), part.in_features, part.bias is None) for part in parts}) == 1
+        if not alike or type(module.to_q) is not torch.nn.Linear:
+            continue
+        with torch.no_grad():
+            weight = torch.cat([part.weight for part in parts])
+            fused = torch.nn.utils.skip_init(
+                torch.nn.Linear, *weight.T.shape, module.to_q.bias is not None, device=weight.device, dtype=weight.dtype
+            )
+            fused.weight.copy_(weight)
+            if fused.bias is not None:
+                fused.bias.copy_(torch.cat([part.bias for part in parts]))
+        module.to_qkv = fused.requires_grad_(False)
+        count += 1
+    return count
+
+
+def separate_projections(unet: torch.nn.Module) -> int:
+    """Undo `fuse_projections`; how many there were."""
+    fused = [module for module in unet.modules() if hasattr(module, "to_qkv")]
+    for module in fused:
+        del module.to_qkv
+    return len(fused)
+
+
+@contextmanager
+def projections_apart(unet: torch.nn.Module) -> Iterator[None]:
+    """While inside, ``unet`` has no fused projections, as it is to be saved."""
+    were_fused = separate_projections(unet)
+    try:
+        yield
+    finally:
+        if were_fused:
+            fuse_projections(unet)

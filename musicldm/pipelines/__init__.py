@@ -1,0 +1,11 @@
+"""Pipelines as in diffusers: what developers call."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "text_to_music": ["MusicLDMPipeline"],
+        "output": ["MusicLDMPipelineOutput"],
+    },
+)

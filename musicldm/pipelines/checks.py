@@ -1,0 +1,214 @@
+"""What the pipeline accepts: checks of its arguments, each naming value, expectation and way out; sizes that follow."""
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+import psutil
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import SpeechT5HifiGan
+
+from musicldm.kernels import tiled_decoding as tiles
+from musicldm.sampling.denoising import check_count
+
+OUTPUT_TYPES = ("np", "pt", "latent")
+
+# Tensors of the widest layer's size that decoding holds at its peak: measured on the released sizes.
+VAE_TENSORS, VOCODER_TENSORS = 6, 13
+ATTENTION_TENSORS = 8  # of the size of the VAE's coarsest level, in its middle attention
+UNET_TENSORS = 28  # of its first level's size, skip connections and all, for each item; 18 of mini
+
+
+def check_texts(
+    prompt: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    prompt_embeds: Tensor | None,
+    negative_prompt_embeds: Tensor | None,
+    embedding_size: int | None = None,
+) -> int:
+    """The number of prompts, P; ValueError unless prompts come as texts or as embeddings (P, D), and negatives fit."""
+    if (prompt is None) == (prompt_embeds is None):
+        raise ValueError(
+            f"give either prompt or prompt_embeds, got {'neither' if prompt is None else f'both (prompt {prompt!r})'}"
+        )
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise ValueError(
+            f"give either negative_prompt or negative_prompt_embeds, got both (negative_prompt {negative_prompt!r})"
+        )
+    n_prompts = len(prompt_embeds) if prompt is None else 1 if isinstance(prompt, str) else _count("prompt", prompt)
+    if negative_prompt is not None and not isinstance(negative_prompt, str):
+        n_negative = _count("negative_prompt", negative_prompt)
+        if n_negative != n_prompts:
+            raise ValueError(
+                f"there are {n_negative} negative prompts for {n_prompts} prompts; give one for all, or one for each"
+            )
+    for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
+        if embeds is None:
+            continue
+        if embeds.ndim != 2 or len(embeds) == 0 or embedding_size not in (None, embeds.shape[1]):
+            raise ValueError(f"{name} must be (prompts, {embedding_size or 'size'}), got shape {tuple(embeds.shape)}")
+        if len(embeds) != n_prompts:
+            raise ValueError(f"{name} has {len(embeds)} rows for {n_prompts} prompts; give one for each")
+    return n_prompts
+
+
+def _count(name: str, texts: list[str]) -> int:
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} must be a string or a list of at least one, got {texts!r}")
+    return len(texts)
+
+
+def check_options(
+    *,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float],
+    eta: float,
+    num_waveforms_per_prompt: int,
+    callback_steps: int,
+    output_type: str,
+    return_best: int | None,
+    can_rank: bool,
+) -> None:
+    """ValueError unless each option is in its range and they go together."""
+    _check_number("guidance_scale", guidance_scale)
+    if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+        raise ValueError(f"guidance_interval must be two shares of the noise from 0 to 1, got {guidance_interval}")
+    _check_number("eta", eta)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be from 0 (DDIM, no noise) to 1 (as much as DDPM), got {eta}")
+    check_count("num_waveforms_per_prompt", num_waveforms_per_prompt)
+    check_count("callback_steps", callback_steps)
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+    if return_best is None:
+        return
+    check_count("return_best", return_best)
+    if return_best > num_waveforms_per_prompt:
+        raise ValueError(
+            f"return_best={return_best} of {num_waveforms_per_prompt} candidates; raise num_waveforms_per_prompt"
+        )
+    if num_waveforms_per_prompt > 1 and output_type == "latent":
+        raise ValueError("latents are not ranked, so there is no best one; leave return_best out or ask for waveforms")
+    if num_waveforms_per_prompt > 1 and not can_rank:
+        raise ValueError("choosing the best needs text_encoder and feature_extractor; give the pipeline both")
+
+
+def check_callback_inputs(wanted: Iterable[str], known: Iterable[str]) -> None:
+    """ValueError unless ``callback_on_step_end`` can be given all tensors of the ``wanted`` names."""
+    if unknown := sorted(set(wanted) - set(known)):
+        raise ValueError(f"callback_on_step_end_tensor_inputs can be of {', '.join(known)}, got {unknown}")
+
+
+def plan_lengths(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    vocoder: SpeechT5HifiGan,
+    n_items: int,
+    audio_length_in_s: float | None = None,
+    latents: Tensor | None = None,
+) -> tuple[int, tuple[int, int, int, int]]:
+    """Samples to return, and the shape (B, C, T/f, F/f) of latents that hold at least as many.
+
+    Without a length, as much as ``latents`` hold, else what the UNet was trained on.
+
+    Raises:
+        ValueError: for a length that is none, or does not match ``latents``.
+    """
+    factor, hop, rate = scale_factor(vae), math.prod(vocoder.config.upsample_rates), vocoder.config.sampling_rate
+    if audio_length_in_s is not None:
+        _check_number("audio_length_in_s", audio_length_in_s)
+        if audio_length_in_s * rate < hop:
+            raise ValueError(f"audio_length_in_s must be at least one frame, {hop / rate:g} s, got {audio_length_in_s}")
+        n_samples = round(float(audio_length_in_s) * rate)
+        latent_frames = -(-n_samples // (hop * factor))
+    else:
+        size = unet.config.sample_size
+        if latents is not None and latents.ndim == 4:
+            latent_frames = latents.shape[2]
+        elif size is not None:
+            latent_frames = size if isinstance(size, int) else size[0]
+        else:
+            raise ValueError("the UNet's configuration names no sample_size; give audio_length_in_s")
+        n_samples = latent_frames * factor * hop
+    shape = (n_items, unet.config.in_channels, latent_frames, vocoder.config.model_in_dim // factor)
+    if latents is not None and tuple(latents.shape) != shape:
+        raise ValueError(
+            f"{n_items} waveform(s) of {n_samples / rate:g} s need latents of shape {shape}, got {tuple(latents.shape)}"
+        )
+    return n_samples, shape
+
+
+def scale_factor(vae: AutoencoderKL) -> int:
+    """Mel frames (and bands) for each latent frame (and band), f."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def decoding_memory(
+    vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...], device: torch.device
+) -> int:
+    """About how many bytes decoding latents of that shape takes, beside the weights; a CPU takes one at a time."""
+    config, n_frames = vocoder.config, latent_shape[2] * scale_factor(vae)
+    n_items = 1 if device.type == "cpu" else latent_shape[0]
+    vae_width = max(vae.config.block_out_channels[:2]) * config.model_in_dim
+    vocoder_width = max(
+        config.upsample_initial_channel / 2 ** (i + 1) * math.prod(config.upsample_rates[: i + 1])
+        for i in range(len(config.upsample_rates))
+    )
+    held, of_vae, of_vocoder = 0.0, n_frames, n_frames  # frames that are worked on at a time
+    if n_frames > tiles.LONGEST_WHOLE:
+        held = n_frames * config.model_in_dim * _held_in_pieces(vae)
+        of_vae = min(n_frames, tiles.LATENT_FRAMES * scale_factor(vae))
+        of_vocoder = min(n_frames, tiles.MEL_FRAMES + 2 * tiles.reach(vocoder))
+    size = vae.dtype.itemsize
+    vae_bytes = held + VAE_TENSORS * vae_width * of_vae * size
+    return int(n_items * max(vae_bytes, VOCODER_TENSORS * vocoder_width * of_vocoder * size))
+
+
+def _held_in_pieces(vae: AutoencoderKL) -> float:
+    """The most bytes for each value of the log-mel that `tiles.decode` holds: a block's input and its first layer."""
+    wide, scale = vae.config.block_out_channels[-1], 4.0 ** (1 - len(vae.config.block_out_channels))
+    before = wide * scale * vae.decoder.conv_in.weight.dtype.itemsize
+    most = ATTENTION_TENSORS * before
+    for level in vae.decoder.up_blocks:
+        for block in level.resnets:
+            after = scale * block.out_channels * block.conv1.weight.dtype.itemsize
+            most, before = max(most, before + after), after
+        scale *= 4
+    return most
+
+
+def check_memory(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    vocoder: SpeechT5HifiGan,
+    latent_shape: tuple[int, ...],
+    device: torch.device,
+) -> None:
+    """ValueError if music from latents of that shape needs more memory than ``device`` has, as by absurd lengths.
+
+    The UNet sees all items at once, twice for guidance; the decoders `decoding_memory`, beside log-mels and waveforms,
+    which are there singly and joined.
+    """
+    n_items, _, latent_frames, latent_bands = latent_shape
+    factor, hop = scale_factor(vae), math.prod(vocoder.config.upsample_rates)
+    results = 2 * n_items * latent_frames * factor * (latent_bands * factor + hop) * torch.float32.itemsize
+    positions = 2 * n_items * latent_frames * latent_bands
+    denoising = UNET_TENSORS * positions * unet.config.block_out_channels[0] * unet.dtype.itemsize
+    needed = max(denoising, decoding_memory(vae, vocoder, latent_shape, device) + results)
+    if device.type == "cuda":
+        present = torch.cuda.get_device_properties(device).total_memory
+    else:
+        present = psutil.virtual_memory().total
+    if needed > present:
+        seconds = latent_frames * factor * hop / vocoder.config.sampling_rate
+        raise ValueError(
+            f"{n_items} waveform(s) of audio_length_in_s={seconds:g} need about {needed / 2**30:.3g} GiB of memory, "
+            f"there are {present / 2**30:.3g} GiB; ask for at most about {seconds * present / needed:.3g} s"
+        )
+
+
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")

@@ -1,0 +1,11 @@
+"""Noise to latents: the denoising loop, the one call of the UNet, and samplers by name."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "denoising": ["denoise", "first_noise", "make_generators", "predict", "prepare_timesteps"],
+        "schedulers": ["SCHEDULERS", "make_scheduler"],
+    },
+)

@@ -1,0 +1,185 @@
+"""Noise to latents: the first noise, the denoising loop and what it hands to diffusers' schedulers.
+
+    noise (B, C, T, F)  -> UNet and scheduler, step by step ->  latents (B, C, T, F)
+
+Song et al. (2021), DDIM. https://arxiv.org/abs/2010.02502
+Ho and Salimans (2022), classifier-free guidance. https://arxiv.org/abs/2207.12598; in a part of the steps only:
+Kynkäänniemi et al. (2024), https://arxiv.org/abs/2404.07724
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor, nn
+
+Noise = Generator | list[Generator] | None  # one generator for a batch, one for each of its items, or torch's own
+OnStep = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+ALL_NOISE = (0.0, 1.0)  # an interval of guidance: the shares of the training's time steps between which there is some
+Correct = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def make_generators(seed: int | None, generator: Noise, n_items: int) -> Noise:
+    """One CPU generator for each item, seeded ``seed + item``, or ``generator`` as it is.
+
+    Raises:
+        ValueError: if both are given, or a list does not have one generator for each item.
+    """
+    if seed is not None:
+        check_seed(seed)
+        if generator is not None:
+            raise ValueError(f"give either seed or generator, got both (seed {seed})")
+        return [Generator("cpu").manual_seed(int(seed) + item) for item in range(n_items)]
+    if isinstance(generator, list) and len(generator) != n_items:
+        raise ValueError(f"{len(generator)} generators for {n_items} waveforms; give one, or one for each waveform")
+    return generator
+
+
+def prepare_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> Tensor:
+    """Set the scheduler up for a run; its time steps, noisiest first.
+
+    They stay on the CPU, where schedulers look numbers up by them: on a GPU each look-up would wait for the device.
+
+    Raises:
+        ValueError: for a number of steps that it cannot make.
+    """
+    check_count("num_inference_steps", num_inference_steps)
+    trained = scheduler.config.num_train_timesteps
+    if num_inference_steps > trained:
+        raise ValueError(f"num_inference_steps={num_inference_steps} exceeds the {trained} steps of the training")
+    scheduler.set_timesteps(num_inference_steps, device="cpu")
+    last = scheduler.timesteps.max()
+    if not hasattr(scheduler, "sigmas") and last >= trained:  # these look the noise level up in a table
+        raise ValueError(
+            f"num_inference_steps={num_inference_steps} makes {type(scheduler).__name__} start from step {int(last)}, "
+            f"beyond the training's {trained - 1}; ask for fewer steps"
+        )
+    return scheduler.timesteps
+
+
+def first_noise(
+    scheduler: SchedulerMixin,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: Noise = None,
+    latents: Tensor | None = None,
+) -> Tensor:
+    """Normal noise of ``shape``, drawn or given as ``latents``, scaled as a prepared ``scheduler`` wants it."""
+    if latents is None:
+        latents = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
+    return latents.to(device, dtype) * getattr(scheduler, "init_noise_sigma", 1.0)  # flows start from noise as it is
+
+
+def denoise(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    latents: Tensor,
+    embedding: Tensor,
+    timesteps: Tensor,
+    guidance_scale: float = 1.0,
+    *,
+    guidance_interval: tuple[float, float] = ALL_NOISE,
+    eta: float = 0.0,
+    generator: Noise = None,
+    on_step: OnStep | None = None,
+    correct: Correct | None = None,
+    cross_attention_kwargs: dict[str, Any] | None = None,
+    evaluate: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """``latents (B, C, T, F)``, of any window in time, taken from the first to the last of ``timesteps``.
+
+    ``timesteps`` are the prepared scheduler's: all of them, or the last few for latents that are partly denoised.
+    ``embedding`` is (B, D), or for guidance (2B, D) with the unconditional rows first, which are left out at steps
+    outside of ``guidance_interval``, shares of the training's time steps. After each step
+    ``on_step(i, t, latents, embedding)`` returns the latents and the embedding to go on with, or None to stop: this
+    is where a part of the latents can be held to something known. ``correct(prediction, model_input, t)`` may change
+    what the UNet predicts, guidance included, of what it was given. ``evaluate`` takes the place of `predict`.
+
+    The loop never waits for a GPU, unless the scheduler does: UniPC solves a system there, and noise of a CPU generator
+    has to be brought.
+    """
+    step_options = options_of_step(scheduler, latents, eta, generator)
+    embedding = embedding.to(unet.dtype)
+    evaluate, timesteps = evaluate or predict, timesteps.cpu()
+    precision = torch.float32 if timesteps.is_floating_point() else timesteps.dtype  # not every device has float64
+    there = timesteps.to(latents.device, precision)
+    low, high = (share * scheduler.config.num_train_timesteps for share in guidance_interval)
+    for i, t in enumerate(timesteps):
+        scaled = latents
+        if hasattr(scheduler, "scale_model_input"):  # flows have none
+            scaled = scheduler.scale_model_input(latents, t)
+        rows = embedding if low <= float(t) <= high else embedding[-len(latents) :]
+        prediction = evaluate(unet, scaled, there[i], rows, guidance_scale, cross_attention_kwargs)
+        if correct is not None:
+            prediction = correct(prediction, scaled, t)
+        latents = scheduler.step(prediction, t, latents, **step_options).prev_sample
+        if on_step is not None:
+            changed = on_step(i, t, latents, embedding)
+            if changed is None:
+                break
+            latents, embedding = changed
+    return latents
+
+
+def predict(
+    unet: nn.Module,
+    latents: Tensor,
+    t: Tensor,
+    embedding: Tensor,
+    guidance_scale: float | Tensor,
+    cross_attention_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """The UNet's prediction for scaled ``latents``, of their shape and dtype; guided if ``embedding`` has 2B rows.
+
+    ``embedding`` has the UNet's dtype, ``latents`` may be more precise. Eq. 6 of Ho and Salimans with scale = 1 + w.
+    """
+    copies = len(embedding) // len(latents)
+    prediction = unet(
+        torch.cat([latents] * copies).to(embedding.dtype),
+        t,
+        encoder_hidden_states=None,
+        class_labels=embedding,
+        cross_attention_kwargs=cross_attention_kwargs,
+        return_dict=False,
+    )[0].to(latents.dtype)
+    if copies == 1:
+        return prediction
+    unconditional, conditional = prediction.chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def options_of_step(scheduler: SchedulerMixin, latents: Tensor, eta: float, generator: Noise) -> dict[str, Any]:
+    """What ``scheduler.step`` takes of ``eta`` and ``generator``; schedulers differ."""
+    if isinstance(generator, list) and hasattr(scheduler, "noise_sampler"):
+        scheduler.noise_sampler = brownian_noise(latents, scheduler.sigmas, generator)
+    accepted = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+
+
+def brownian_noise(latents: Tensor, sigmas: Tensor, generators: list[Generator]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Noise for DPMSolverSDEScheduler, which takes no generator: on the CPU, each item's seed from its own generator.
+
+    The scheduler asks twice for overlapping stretches of one Brownian motion, so it cannot be drawn step by step.
+    """
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    seeds = [torch.randint(2**62, (), generator=generator).item() for generator in generators]
+    sampler = BrownianTreeNoiseSampler(latents.cpu(), sigmas[sigmas > 0].min().item(), sigmas.max().item(), seeds)
+    return lambda sigma, sigma_next: sampler(sigma.cpu(), sigma_next.cpu()).to(latents)
+
+
+def check_count(name: str, value: int) -> None:
+    """ValueError unless ``value`` is a whole number of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_seed(seed: int) -> None:
+    """ValueError unless ``seed`` can seed a generator, and those of a batch after it."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")

@@ -1,0 +1,1 @@
+"""Scores: reading MIDI, facts and captions of it, arranging and rendering."""

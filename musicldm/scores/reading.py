@@ -1,0 +1,280 @@
+"""Reading, changing and cutting scores.
+
+    MIDI file -> read_score -> Score -> change_score -> Score -> write_windows -> a short MIDI file to synthesize
+
+A ``Score`` holds notes with their times in seconds; what the player needs besides (volume, pedal, pitch bend)
+stays in ``controls``. Programs are a property of each note, so that parts can be given other instruments.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+try:
+    import mido
+    from mido.midifiles.meta import KeySignatureError
+except ImportError as error:
+    raise ImportError("reading scores needs mido: run `pip install 'musicldm[render]'`") from error
+
+from musicldm.scores.general_midi import DRUM_CHANNEL
+
+NOTE = np.dtype(
+    [
+        ("start_s", "f8"),
+        ("end_s", "f8"),
+        ("pitch", "i4"),
+        ("velocity", "i4"),
+        ("channel", "i4"),
+        ("program", "i4"),
+        ("level", "f8"),  # channel volume x expression at the onset, 0 to 1
+    ]
+)
+BANK_SELECT = (0, 32)
+PARAMETER_NUMBERS = (6, 38, 96, 97, 98, 99, 100, 101)  # order matters among these, so they are replayed in full
+SUSTAIN_PEDAL, ALL_SOUND_OFF, RESET_CONTROLLERS, ALL_NOTES_OFF = 64, 120, 121, 123
+KEPT_AFTER_RESET = (7, 10, 91, 93)
+TICKS_PER_S = 10_000
+MAX_NOTE_S = 30.0  # a note that is never ended, or for a very long time, ends here
+
+
+class Score(NamedTuple):
+    """A piece of music in seconds."""
+
+    notes: np.ndarray  # (N,) of NOTE, by start
+    controls: list[tuple[float, mido.Message]]  # control_change, pitchwheel, aftertouch, by time
+    tempos: np.ndarray  # (M, 2): from which second on, quarter notes a minute; empty when none is stated
+    metres: list[tuple[float, int, int]]  # from which second on, numerator, denominator
+    keys: list[tuple[float, str]]  # from which second on, as "F#m"
+
+
+class Change(NamedTuple):
+    """What one rendering does to a score."""
+
+    tempo_factor: float = 1.0
+    transpose: int = 0  # semitones; drums are left alone
+    velocity_factor: float = 1.0
+    programs: Mapping[tuple[int, int], int] = MappingProxyType({})  # (channel, program) -> program
+    octaves: Mapping[tuple[int, int], int] = MappingProxyType({})  # the same -> semitones besides ``transpose``
+    parts: frozenset[tuple[int, int]] | None = None  # (channel, program) that play; None means all
+    drum_kit: int | None = None  # None keeps the score's own
+
+
+def read_score(path: Path) -> Score:
+    """Read a standard MIDI file of type 0 or 1.
+
+    Raises FileNotFoundError when there is none, ValueError when it cannot be read or has no notes.
+    """
+    try:
+        midi = mido.MidiFile(path, clip=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, struct.error, KeySignatureError) as error:
+        reason = str(error) or "it ends too early"
+        raise ValueError(f"{path} is not a readable MIDI file: {reason}") from error
+    if midi.type == 2:
+        raise ValueError(f"{path} holds independent patterns (MIDI type 2); save it as type 0 or 1")
+    if not 0 < midi.ticks_per_beat < 0x8000:
+        raise ValueError(f"{path} counts time in film frames; save it with ticks per quarter note")
+    events = _merge(midi)
+    seconds = _seconds([(tick, m.tempo) for tick, m in events if m.type == "set_tempo"], midi.ticks_per_beat)
+    score = _collect(events, seconds)
+    if not len(score.notes):
+        raise ValueError(f"{path} holds no notes")
+    return score
+
+
+def _merge(midi: mido.MidiFile) -> list[tuple[int, mido.Message]]:
+    """All tracks' messages with their absolute ticks, in playing order."""
+    events = []
+    for track in midi.tracks:
+        tick = 0
+        for message in track:
+            tick += message.time
+            events.append((tick, message))
+    events.sort(key=lambda event: event[0])  # stable: within a tick, tracks keep their order
+    return events
+
+
+def _seconds(tempos: list[tuple[int, int]], ticks_per_beat: int):
+    """A function from ticks to seconds for the tempo map ``(tick, microseconds a quarter note)``."""
+    ticks, micros = [0], [500_000]
+    for tick, tempo in tempos:
+        if tick == ticks[-1]:
+            micros[-1] = tempo
+        else:
+            ticks.append(tick)
+            micros.append(tempo)
+    ticks, per_tick = np.array(ticks), np.array(micros) / 1e6 / ticks_per_beat
+    starts = np.concatenate([[0.0], np.cumsum(np.diff(ticks) * per_tick[:-1])])
+
+    def seconds(tick: int) -> float:
+        i = np.searchsorted(ticks, tick, side="right") - 1
+        return float(starts[i] + (tick - ticks[i]) * per_tick[i])
+
+    return seconds
+
+
+def _collect(events: list[tuple[int, mido.Message]], seconds) -> Score:
+    notes, controls, tempos, metres, keys = [], [], [], [], []
+    program, volume, expression = [0] * 16, [100] * 16, [127] * 16
+    sounding: dict[tuple[int, int], list] = {}  # (channel, pitch) -> note
+
+    last_tick, time = -1, 0.0
+    for tick, m in events:
+        if tick != last_tick:
+            last_tick, time = tick, seconds(tick)
+        if m.type == "note_on" and m.velocity > 0:
+            c = m.channel
+            note = [time, np.inf, m.note, m.velocity, c, program[c], volume[c] * expression[c] / 127**2]
+            notes.append(note)
+            # As in a synthesizer, a key has one note at a time: striking it again ends what it played.
+            if (c, m.note) in sounding:
+                sounding[c, m.note][1] = time
+            sounding[c, m.note] = note
+        elif m.type in ("note_off", "note_on"):
+            if (m.channel, m.note) in sounding:
+                sounding.pop((m.channel, m.note))[1] = time
+        elif m.type == "program_change":
+            program[m.channel] = m.program
+        elif m.type == "control_change":
+            if m.control == 7:
+                volume[m.channel] = m.value
+            elif m.control == 11:
+                expression[m.channel] = m.value
+            elif m.control == RESET_CONTROLLERS:
+                expression[m.channel] = 127
+            elif m.control in (ALL_SOUND_OFF, ALL_NOTES_OFF):
+                for key in [key for key in sounding if key[0] == m.channel]:
+                    sounding.pop(key)[1] = time
+                continue
+            if m.control not in BANK_SELECT:  # other banks hold other instruments than General MIDI names
+                controls.append((time, m))
+        elif m.type in ("pitchwheel", "aftertouch"):
+            controls.append((time, m))
+        elif m.type == "set_tempo" and m.tempo > 0:
+            tempos.append((time, 6e7 / m.tempo))
+        elif m.type == "time_signature":
+            metres.append((time, m.numerator, m.denominator))
+        elif m.type == "key_signature":
+            keys.append((time, m.key))
+    for note in notes:
+        note[1] = min(note[1], note[0] + MAX_NOTE_S)
+    table = np.array([tuple(note) for note in notes if note[1] > note[0]], dtype=NOTE)
+    return Score(table, controls, np.array(tempos).reshape(-1, 2), metres, keys)
+
+
+def parts(score: Score) -> list[tuple[int, int]]:
+    """The (channel, program) pairs that have notes, drums left out."""
+    melodic = score.notes[score.notes["channel"] != DRUM_CHANNEL]
+    return sorted({(int(c), int(p)) for c, p in zip(melodic["channel"], melodic["program"], strict=True)})
+
+
+def select(notes: np.ndarray, part: tuple[int, int]) -> np.ndarray:
+    """Mask (N,) of the notes of one part."""
+    return (notes["channel"] == part[0]) & (notes["program"] == part[1])
+
+
+def change_score(score: Score, change: Change) -> Score:
+    """``score`` with other tempo, pitch, instruments and dynamics. Notes that leave 0 to 127 raise ValueError."""
+    notes = score.notes.copy()
+    drums = notes["channel"] == DRUM_CHANNEL
+    keep = np.ones(len(notes), bool)
+    pitch, program = notes["pitch"].copy(), notes["program"].copy()
+    pitch[~drums] += change.transpose
+    for part in parts(score):
+        mask = select(notes, part)
+        if change.parts is not None and part not in change.parts:
+            keep &= ~mask
+        pitch[mask] += change.octaves.get(part, 0)
+        program[mask] = change.programs.get(part, part[1])
+    if change.parts is not None and (DRUM_CHANNEL, 0) not in change.parts:
+        keep &= ~drums
+    if change.drum_kit is not None:
+        program[drums] = change.drum_kit
+    if pitch[keep].size and (pitch[keep].min() < 0 or pitch[keep].max() > 127):
+        raise ValueError(f"transposed by {change.transpose} semitones, notes leave the MIDI range 0 to 127")
+    notes["pitch"], notes["program"] = pitch, program
+    notes["velocity"] = np.clip(np.rint(notes["velocity"] * change.velocity_factor), 1, 127)
+    notes["start_s"] /= change.tempo_factor
+    notes["end_s"] /= change.tempo_factor
+    tempos = score.tempos.copy()
+    tempos[:, 0] /= change.tempo_factor
+    tempos[:, 1] *= change.tempo_factor
+    return Score(
+        notes[keep],
+        [(time / change.tempo_factor, message) for time, message in score.controls],
+        tempos,
+        [(time / change.tempo_factor, n, d) for time, n, d in score.metres],
+        [(time / change.tempo_factor, key) for time, key in score.keys],
+    )
+
+
+def write_windows(score: Score, windows: Sequence[tuple[float, float]], path: Path) -> None:
+    """Write the music of each window (start_s, end_s), one after the other, as a MIDI file.
+
+    Windows go by their starts. What was set before one (controllers, bend) holds in it from its start; notes that
+    sound across its start are struck again there, and what sounds at its end is cut off.
+    """
+    midi = mido.MidiFile(ticks_per_beat=TICKS_PER_S)
+    track = midi.add_track()
+    track.append(mido.MetaMessage("set_tempo", tempo=1_000_000))
+    for start_s, end_s in windows:
+        last, final = 0, _tick(end_s - start_s)
+        for tick, _, message in _events(score, start_s, end_s):
+            if tick < final:
+                track.append(message.copy(time=tick - last))
+                last = tick
+        # FluidSynth plays on until the last voice is silent: a note that is held at the end would go on for ever.
+        for channel in range(16):
+            track.append(mido.Message("control_change", channel=channel, control=ALL_SOUND_OFF, time=final - last))
+            track.append(mido.Message("control_change", channel=channel, control=RESET_CONTROLLERS))
+            last = final
+    track.append(mido.MetaMessage("end_of_track"))
+    midi.save(path)
+
+
+def _events(score: Score, start_s: float, end_s: float) -> list[tuple[int, int, mido.Message]]:
+    """(tick, stage, message) of a window; within a tick, ends of notes, then controllers, then starts of notes."""
+    events = [(0, 1, message) for message in _state(score.controls, start_s)]
+    events += [(_tick(time - start_s), 1, m) for time, m in score.controls if start_s <= time < end_s]
+    current: dict[int, int] = {}
+    notes = score.notes
+    for note in notes[(notes["start_s"] < end_s) & (notes["end_s"] > start_s)]:
+        channel, program, pitch = int(note["channel"]), int(note["program"]), int(note["pitch"])
+        begin = _tick(max(note["start_s"] - start_s, 0.0))
+        end = max(_tick(note["end_s"] - start_s), begin + 1)
+        if current.get(channel) != program:
+            current[channel] = program
+            events.append((begin, 2, mido.Message("program_change", channel=channel, program=program)))
+        velocity = int(note["velocity"])
+        events.append((begin, 2, mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)))
+        events.append((end, 0, mido.Message("note_off", channel=channel, note=pitch)))
+    return sorted(events, key=lambda event: event[:2])
+
+
+def _tick(seconds: float) -> int:
+    return round(seconds * TICKS_PER_S)
+
+
+def _state(controls: list[tuple[float, mido.Message]], until_s: float) -> list[mido.Message]:
+    """The fewest messages that set the player as ``controls`` before ``until_s`` have left it."""
+    latest: dict[tuple, mido.Message] = {}
+    parameters = []
+    for time, m in controls:
+        if time >= until_s:
+            break
+        if m.type == "control_change":
+            if m.control in PARAMETER_NUMBERS:
+                parameters.append(m)
+            elif m.control == RESET_CONTROLLERS:
+                for key in [k for k in latest if k[1] == m.channel and k[2] not in KEPT_AFTER_RESET]:
+                    del latest[key]
+            else:
+                latest[m.type, m.channel, m.control] = m
+        else:
+            latest[m.type, m.channel, None] = m
+    return parameters + list(latest.values())

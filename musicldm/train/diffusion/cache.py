@@ -1,0 +1,192 @@
+"""What the diffusion trainer needs of every clip, computed once and kept on disk.
+
+clip -> log-mel -> VAE moments (2C, T/f, F/f)          latents/moments.npy, float16
+     -> CLAP -> audio embedding (D,)                    embeddings/audio.npy
+captions -> CLAP -> text embeddings (D,)                embeddings/text.npy, rows offsets[i] to offsets[i + 1] of clip i
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+from numpy.lib.format import open_memmap
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
+
+from musicldm.data.collection import Clip, read_clip
+from musicldm.data.shards import recording_bytes
+from musicldm.kernels.tiled_decoding import one_by_one
+from musicldm.models.clap import embed_audio, embed_text
+from vocoder import MelConfig, log_mel_spectrogram
+
+BATCH = 8
+BLOCK = 25 * BATCH  # rows between two saves
+
+
+class Conditioner(NamedTuple):
+    """CLAP and what it takes to feed it."""
+
+    clap: ClapModel
+    tokenizer: PreTrainedTokenizerBase
+    feature_extractor: ClapFeatureExtractor
+
+
+def load_conditioner(folder: Path) -> Conditioner:
+    """The CLAP of a model folder, or of that stage's own ``final``."""
+    return Conditioner(
+        ClapModel.from_pretrained(folder / "text_encoder").float(),
+        AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        ClapFeatureExtractor.from_pretrained(folder / "feature_extractor"),
+    )
+
+
+class Cache(NamedTuple):
+    """Arrays over the clips of a collection, memory-mapped."""
+
+    moments: np.ndarray  # (N, 2C, T/f, F/f): means, then log variances
+    audio: np.ndarray  # (N, D)
+    text: np.ndarray  # (M, D)
+    offsets: np.ndarray  # (N + 1,)
+
+
+def fingerprint(clips: list[Clip], mel: MelConfig, *modules: nn.Module) -> str:
+    """A digest of all that cached numbers depend on: the clips, the front end and the networks' weights."""
+    digest = hashlib.sha256(repr(mel).encode())
+    for clip in clips:
+        digest.update(f"{clip.path.name} {recording_bytes(clip.path)} {clip.start_s} {clip.texts}".encode())
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            digest.update(
+                f"{name} {parameter.double().sum().item():.12e} {parameter.double().norm().item():.12e}".encode()
+            )
+    return digest.hexdigest()
+
+
+def latent_shape(vae: AutoencoderKL, mel: MelConfig) -> tuple[int, int, int]:
+    """Latents (C, T/f, F/f) of one clip."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, mel.clip_frames // factor, mel.n_mels // factor
+
+
+class KeptArrays:
+    """Arrays in a folder, filled block by block by all processes of one machine.
+
+    One that was interrupted is continued, by however many processes; one of another ``key`` is begun anew. Processes
+    of other machines wait: two of them that write a page of one file may undo each other's work.
+
+    ``shapes``: shape and type of each array by name; ``n_rows`` of the first axis are counted.
+    """
+
+    def __init__(self, folder: Path, key: str, n_rows: int, shapes: dict[str, tuple[tuple[int, ...], type]]):
+        self.n_rows, self.state = n_rows, PartialState()
+        shapes = shapes | {"filled": ((math.ceil(n_rows / BLOCK),), np.bool_)}
+        key_file = folder / "key.txt"
+        if self.state.is_main_process and not (key_file.exists() and key_file.read_text() == key):
+            folder.mkdir(parents=True, exist_ok=True)
+            key_file.unlink(missing_ok=True)
+            for name, (size, dtype) in shapes.items():
+                open_memmap(folder / f"{name}.npy", "w+", dtype=dtype, shape=size)
+            scratch = key_file.with_suffix(".tmp")
+            scratch.write_text(key)
+            scratch.replace(key_file)
+        self.state.wait_for_everyone()
+        self.arrays = {name: open_memmap(folder / f"{name}.npy", "r+") for name in shapes}
+        self.filled = self.arrays.pop("filled")
+
+    def batches(self, what: str, unit: str) -> Iterator[tuple[int, int]]:
+        """``(first, last)`` of up to `BATCH` rows for this process to fill, which it has when it asks for the next.
+
+        The last answer comes when all processes have filled theirs.
+        """
+        missing = np.flatnonzero(~self.filled)
+        self.state.wait_for_everyone()  # before the first of them fills more
+        index, helpers = self.state.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        mine = missing[index::helpers] if index == self.state.process_index and index < helpers else missing[:0]
+        rows = [(int(block) * BLOCK, min((int(block) + 1) * BLOCK, self.n_rows)) for block in mine]
+        total = sum(end - begin for begin, end in rows)
+        quiet = not self.state.is_main_process
+        bar = tqdm(total=total, unit=unit, desc=what, file=sys.stderr, mininterval=1.0, disable=quiet)
+        for begin, end in rows:
+            for first in range(begin, end, BATCH):
+                last = min(first + BATCH, end)
+                yield first, last
+                bar.update(last - first)
+            for array in self.arrays.values():
+                array.flush()
+            self.filled[begin // BLOCK] = True
+            self.filled.flush()
+        bar.close()
+        self.state.wait_for_everyone()
+
+
+def read_batches(clips: list[Clip], mel: MelConfig, kept: KeptArrays, what: str) -> Iterator[tuple[int, int, Tensor]]:
+    """``(first, last, waveforms (B, L))`` of this process's share of the clips that ``kept`` lacks."""
+    for first, last in kept.batches(what, "clip"):
+        waves = np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips[first:last]])
+        yield first, last, torch.from_numpy(waves)
+
+
+@torch.no_grad()
+def encode_moments(vae: AutoencoderKL, log_mel: Tensor) -> Tensor:
+    """Moments (B, 2C, T/f, F/f) of ``log_mel (B, T, F)``."""
+    return one_by_one(lambda part: vae.encode(part).latent_dist.parameters, log_mel.unsqueeze(1))
+
+
+@torch.no_grad()
+def encode_clips(
+    clips: list[Clip], vae: AutoencoderKL, mel: MelConfig, folder: Path, device: torch.device
+) -> np.ndarray:
+    """Moments (N, 2C, T/f, F/f) of ``clips``, kept in ``folder``, where an interrupted run continues."""
+    channels, latent_frames, latent_bands = latent_shape(vae, mel)
+    frames = mel.n_mels // latent_bands * latent_frames
+    shape = len(clips), 2 * channels, latent_frames, latent_bands
+    encoder = (vae.encoder, vae.quant_conv) if vae.config.use_quant_conv else (vae.encoder,)  # the decoder may train on
+    key = fingerprint([clip._replace(texts=()) for clip in clips], mel, *encoder)
+    kept = KeptArrays(folder, key, len(clips), {"moments": (shape, np.float16)})
+    vae = vae.to(device, memory_format=torch.channels_last).eval()
+    for first, last, waveforms in read_batches(clips, mel, kept, "latents"):
+        log_mel = log_mel_spectrogram(waveforms.to(device), mel)[:, :frames]  # (B, T, F)
+        kept.arrays["moments"][first:last] = encode_moments(vae, log_mel).cpu().numpy()
+    return kept.arrays["moments"]
+
+
+@torch.no_grad()
+def build_cache(
+    clips: list[Clip],
+    vae: AutoencoderKL,
+    conditioner: Conditioner,
+    mel: MelConfig,
+    folder: Path,
+    device: torch.device,
+) -> Cache:
+    """Fill ``folder``, all processes of a machine together, continuing where an interrupted run stopped.
+
+    Another collection starts it anew, another VAE the latents, another CLAP the embeddings.
+    """
+    moments = encode_clips(clips, vae, mel, folder / "latents", device)
+    offsets = np.concatenate([[0], np.cumsum([len(clip.texts) for clip in clips])])
+    width = conditioner.clap.config.projection_dim
+    shapes = {
+        "audio": ((len(clips), width), np.float32),
+        "text": ((int(offsets[-1]), width), np.float32),
+    }
+    clap = conditioner.clap.to(device).eval()
+    kept = KeptArrays(folder / "embeddings", fingerprint(clips, mel, clap), len(clips), shapes)
+    for first, last, waveforms in read_batches(clips, mel, kept, "embeddings"):
+        heard = embed_audio(clap, conditioner.feature_extractor, waveforms.to(device), mel.sample_rate)
+        kept.arrays["audio"][first:last] = heard.cpu().numpy()
+        if texts := [text for clip in clips[first:last] for text in clip.texts]:
+            read = embed_text(clap, conditioner.tokenizer, texts)
+            kept.arrays["text"][offsets[first] : offsets[last]] = read.cpu().numpy()
+    return Cache(moments, kept.arrays["audio"], kept.arrays["text"], offsets)

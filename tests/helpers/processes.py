@@ -1,0 +1,147 @@
+"""A worker of the tests of many processes: ``python -m torch.distributed.run ... processes.py TASKS``."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import GradientState, PartialState
+
+from musicldm.config import CLAPConfig, DiffusionConfig
+from musicldm.models.clap import train_tokenizer
+from musicldm.train import clap, diffusion, run
+from musicldm.train.common import batches, make_accelerator, make_optimizer
+from musicldm.train.diffusion.cache import BLOCK, Cache, KeptArrays
+from musicldm.train.diffusion.latents import CachedLatents, Example
+from musicldm.train.run_folder import Average, State
+
+N_CLIPS, EMBEDDING = 24, 16
+CAPTIONS = [f"{how} {what}" for how in ("slow", "fast", "calm", "loud") for what in ("harp", "flute", "drums")]
+
+
+def diffusion_run(config: DiffusionConfig, double: bool):
+    """A tiny UNet on random latents: state, items of each batch, a train step."""
+    rng = np.random.default_rng(0)
+    offsets = np.arange(N_CLIPS + 1)
+    moments = rng.standard_normal((N_CLIPS, 8, 16, 4)).astype(np.float16)
+    audio, text = rng.standard_normal((2, N_CLIPS, EMBEDDING)).astype(np.float32)
+    dataset = CachedLatents(Cache(moments, audio, text, offsets), list(range(N_CLIPS)), config)
+    accelerator = make_accelerator(config, Path())
+    torch.manual_seed(0)
+    plain = diffusion.make_unet(config, 4, 16, EMBEDDING)
+    plain = plain.double() if double else plain
+    average, scheduler = Average(plain, 0.9), diffusion.make_scheduler(config)
+    unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    state = State({"unet": unet, "optimizer": optimizer, "average": average})
+    empty = torch.zeros(EMBEDDING, dtype=plain.dtype)
+    others = {"config": config, "scheduler": scheduler, "accelerator": accelerator}
+    learn = partial(diffusion.gradient, unet, empty=empty, scaling_factor=1.0, **others)
+
+    def step(example):
+        if double:
+            example = [value.double() if value.is_floating_point() else value for value in example]
+        return diffusion.train_step(state, Example(*example), learn, config, accelerator)
+
+    return accelerator, state, dataset, unet, step
+
+
+def clap_run(config: CLAPConfig, double: bool):
+    """Tiny towers on noises, their batch norm held still: the same of them."""
+
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return N_CLIPS
+
+        def __getitem__(self, item):
+            rng = np.random.default_rng(item.index)
+            caption = CAPTIONS[item.index % 12]
+            wrong = "" if item.index % 3 else f"fast {caption}"
+            return torch.from_numpy(rng.standard_normal(16_000).astype(np.float32)), (caption,), (wrong,)
+
+    accelerator = make_accelerator(config, Path())
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(CAPTIONS * 5, 300)
+    plain = clap.Towers(clap.make_clap(config, len(tokenizer)), tokenizer)
+    plain.clap.logit_scale_t.requires_grad_(False)
+    towers, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    plain.eval()
+    state, front_end = State({"towers": towers, "optimizer": optimizer}), clap.make_feature_extractor(config)
+
+    def step(batch):
+        return clap.train_step(state, batch, front_end, config, accelerator)
+
+    return accelerator, state, Pairs(), towers, step
+
+
+def train(result: str, stage: str, batch_size: int, accumulate: int, precision: str, steps: int) -> None:
+    """Train, and keep what the process saw and made in ``RESULT.INDEX``."""
+    shared = {
+        "device": "cpu",
+        "trackers": (),
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "learning_rate": 1e-3,
+        "steps": steps,
+    }
+    double = precision == "float64"
+    if stage == "diffusion":
+        sizes = {"channels": (8, 16), "head_channels": 8, "norm_groups": 4, "layers_per_level": 1}
+        config = DiffusionConfig(**shared, **sizes, text_condition=0.5, drop_condition=0.3)
+        accelerator, state, dataset, network, step = diffusion_run(config, double)
+    else:
+        sizes = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_positions": 30, "embedding_size": 8}
+        sizes |= {"audio_width": 8, "audio_depths": (1, 1), "audio_heads": (1, 2), "audio_image": 64, "audio_s": 1.0}
+        sizes |= {"audio_sample_rate": 16_000, "audio_hop_length": 320, "audio_f_max": 8000.0, "dropout": 0.0}
+        config = CLAPConfig(**shared, **sizes, contrary_weight=2.0, tempo_weight=1.0)
+        accelerator, state, dataset, network, step = clap_run(config, double)
+    seen, gradients = [], {}
+    plain = accelerator.unwrap_model(network)
+
+    def keep_first(_optimizer):
+        if not gradients:
+            gradients.update({name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None})
+
+    accelerator.unscale_gradients = keep_first  # called before clipping; there is nothing to unscale
+    for batch in batches(dataset, config, accelerator, state):
+        seen.append(list(state.items))
+        with accelerator.accumulate(network):
+            step(batch)
+        if accelerator.sync_gradients:
+            state.step += 1
+    index = accelerator.process_index
+    torch.save({"items": seen, "gradients": gradients, "weights": plain.state_dict()}, f"{result}.{index}")
+
+
+def whole_runs(data: str, out: str, parts: str, batch_size: int) -> None:
+    """All stages by the command's own way in, the VAE with its discriminator; diffusion with the parts of ``parts``."""
+    shared = ["trackers=[]", "steps=8", "log_every=1", "save_every=4", "validate_every=8", f"batch_size={batch_size}"]
+    own = {
+        "vae": ["adversarial_from=4"],
+        "vocoder": [],
+        "clap": ["dropout=0"],
+        "diffusion": [f"{part}={parts}/{part}/final" for part in ("vae", "vocoder", "clap")],
+    }
+    for stage, overrides in own.items():
+        run(stage, "tiny", Path(data), Path(out) / stage, overrides=shared + overrides)
+
+
+def fill(folder: str) -> None:
+    """Fill four blocks and a half, each process with its number."""
+    n = 9 * BLOCK // 2
+    kept = KeptArrays(Path(folder), "key", n, {"by": ((n,), np.int64)})
+    for first, last in kept.batches("rows", "row"):
+        kept.arrays["by"][first:last] = 1 + PartialState().process_index
+
+
+def work(tasks: list[tuple[str, list]]) -> None:
+    """Call functions of this module, each as in a new process."""
+    for name, arguments in tasks:
+        GradientState._reset_state()
+        {"train": train, "whole_runs": whole_runs, "fill": fill}[name](*arguments)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work(json.loads(sys.argv[1]))

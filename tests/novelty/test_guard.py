@@ -1,0 +1,193 @@
+"""The copy guard, on a tiny model whose training set holds what it makes from one seed."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+
+from musicldm.audio import read_recipe, write_audio
+from musicldm.cli import main
+from musicldm.models.clap import clap_feature_extractor
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.novelty import CopyError
+from musicldm.novelty.build import build_index
+from musicldm.novelty.guard import ROUNDS, encode
+from musicldm.novelty.index import NoveltyIndex
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from tests.helpers.melodies import melody
+
+PROMPT = "a slow waltz for solo piano"
+OPTIONS = {"audio_length_in_s": 3, "num_inference_steps": 2}
+COPIED_SEED = 0
+
+
+def make_pipeline(parts, index=None):
+    front_end = clap_feature_extractor(16_000, 5, hop_length=640, n_mels=16, f_max=8000.0)
+    pipeline = MusicLDMPipeline(**parts | {"feature_extractor": front_end})
+    pipeline.set_progress_bar_config(disable=True)
+    if index is not None:
+        pipeline.load_novelty_index(index)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def index_folder(tiny_parts, tmp_path_factory):
+    pipeline, data = make_pipeline(tiny_parts), tmp_path_factory.mktemp("data")
+    made = pipeline(PROMPT, seed=COPIED_SEED, **OPTIONS)
+    write_audio(data / "learned.wav", made.audios[0], made.sampling_rate)
+    for i in range(6):
+        write_audio(data / f"{i}.wav", melody(i), 16_000)
+    folder = tmp_path_factory.mktemp("index") / "index"
+    build_index(
+        data,
+        folder,
+        ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate),
+        progress=False,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_parts, index_folder):
+    return make_pipeline(tiny_parts, index_folder)
+
+
+def test_report_names_the_training_clip_and_changes_nothing(guarded):
+    plain = guarded(PROMPT, seed=COPIED_SEED, **OPTIONS)
+    told = guarded(PROMPT, seed=COPIED_SEED, novelty="report", **OPTIONS)
+    assert plain.novelty is None
+    assert np.array_equal(plain.audios, told.audios)
+    (found,) = told.novelty
+    assert (found["verdict"], found["too_close"], found["draws"]) == ("copy", True, 1)
+    assert found["passage"]["recording"] == "learned.wav"
+
+
+def test_avoid_draws_again_only_what_is_too_close(guarded):
+    # prompt 0 starts from the seed that was learned, prompt 1 from the next one
+    plain = guarded([PROMPT, PROMPT], seed=COPIED_SEED, **OPTIONS)
+    avoided = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    assert [found["draws"] for found in avoided.novelty] == [2, 1]
+    assert not any(found["too_close"] for found in avoided.novelty)
+    assert not np.allclose(avoided.audios[0], plain.audios[0], atol=0.05)
+    assert np.allclose(avoided.audios[1], plain.audios[1], atol=1e-4)
+    again = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    assert np.array_equal(again.audios, avoided.audios)
+
+
+def test_the_best_of_the_new_candidates_comes_back(guarded):
+    options = OPTIONS | {"num_waveforms_per_prompt": 3, "seed": COPIED_SEED}
+    made = guarded(PROMPT, return_best=2, novelty="avoid", **options)
+    told = guarded(PROMPT, novelty="report", **options)
+    new = [score for score, found in zip(told.scores[0], told.novelty, strict=True) if not found["too_close"]]
+    assert made.scores.shape == (1, 2)
+    assert made.scores[0].tolist() == pytest.approx(new[:2])
+    assert [found["draws"] for found in made.novelty] == [3, 3]
+
+
+def test_without_a_new_draw_there_is_an_error_that_names_the_clip(guarded):
+    with pytest.raises(CopyError, match=r"\.wav.*similarity") as caught:
+        guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", max_similarity=-0.99, **OPTIONS)
+    assert caught.value.refused == (0, 1)
+    made = guarded(PROMPT, seed=COPIED_SEED, novelty="least_similar", max_similarity=-0.99, **OPTIONS)
+    assert made.novelty[0]["draws"] == ROUNDS
+    assert made.novelty[0]["verdict"] != "copy"
+
+
+def test_a_window_of_the_training_set_is_too_close(guarded, monkeypatch):
+    guard = guarded.copy_guard
+    made = guarded(PROMPT, seed=COPIED_SEED + 1, **OPTIONS)
+    assert not guard.judge(made.audios[0], made.sampling_rate)["too_close"]
+    monkeypatch.setitem(guard.index.about["base_rate"], "window_similarity_99", -0.99)
+    found = guard.judge(made.audios[0], made.sampling_rate)
+    assert (found["verdict"], found["too_close"], found["window"]["threshold"]) == ("close", True, -0.99)
+    # a limit of one's own is on clips
+    assert not guard.judge(made.audios[0], made.sampling_rate, max_similarity=1.0)["too_close"]
+    with pytest.raises(CopyError, match=rf"{PROMPT}': .*\.wav .*that of 2 s \d\.\d+, at most -0\.990"):
+        guarded(PROMPT, seed=COPIED_SEED + 1, novelty="avoid", **OPTIONS)
+
+
+def test_what_cannot_be_guarded_is_refused(tiny_parts, guarded, index_folder):
+    with pytest.raises(ValueError, match="load_novelty_index"):
+        make_pipeline(tiny_parts)(PROMPT, novelty="report", **OPTIONS)
+    for options, message in (
+        ({"novelty": "prevent"}, "avoid"),
+        ({"max_similarity": 0.9}, "max_similarity is for novelty"),
+        ({"novelty": "avoid", "max_similarity": 2.0}, "cosine"),
+        ({"novelty": "avoid", "output_type": "latent"}, "latents"),
+        ({"novelty": "avoid", "latents": object()}, "seed"),
+        ({"novelty": "report", "audio_length_in_s": 1.0}, "too short"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            guarded(PROMPT, **OPTIONS | options)
+    full = ClapEmbedder(guarded.text_encoder, guarded.feature_extractor)
+    index = NoveltyIndex(index_folder)
+    index.about["embedder"] = full.name
+    with pytest.raises(ValueError, match="full rate of CLAP"):
+        index.check_embedder(guarded.copy_guard.embedder.name)
+    rounded = make_pipeline(tiny_parts)
+    rounded.text_encoder = copy.deepcopy(rounded.text_encoder).bfloat16()
+    with pytest.raises(ValueError, match="bfloat16"):
+        rounded.load_novelty_index(index_folder)
+    other = make_pipeline(tiny_parts)
+    other.text_encoder = type(other.text_encoder)(other.text_encoder.config)  # other weights
+    with pytest.raises(ValueError, match="was made with the embedding"):
+        other.load_novelty_index(index_folder)
+
+
+def test_command_keeps_what_is_new_and_exits_with_3(guarded, index_folder, tmp_path, capsys):
+    guarded.save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    options = ["--model", tmp_path / "model", "--seconds", 3, "--steps", 2, "--scheduler", "ddim", "--no-figure"]
+    options += ["--seed", 0, "--index", index_folder, "--novelty"]
+
+    def run(out, *arguments):
+        return main(["generate", PROMPT, "--out", str(tmp_path / out), "--json", *map(str, [*options, *arguments])])
+
+    assert run("a", "report") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert read_recipe(told["file"])["nearest_training_clips"] == told["nearest_training_clips"]
+    assert told["nearest_training_clips"]["nearest"][0]["recording"].endswith(".wav")
+    assert run("b", "avoid", "--max-similarity", -0.99) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert PROMPT in err
+    assert not (tmp_path / "b").exists()
+    assert run("c", "least_similar", "--max-similarity", -0.99) == 0
+    capsys.readouterr()
+    assert main(["generate", PROMPT, "--novelty", "report"]) == 2
+    assert "--index" in capsys.readouterr().err
+    assert main(["generate", PROMPT, "--max-similarity", "0.9"]) == 2
+    assert "--novelty" in capsys.readouterr().err
+
+
+def test_only_what_is_drawn_again_is_steered(guarded, monkeypatch):
+    steered = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    monkeypatch.setattr("musicldm.novelty.guard.STRENGTH", 0.0)
+    plain = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    assert [found["draws"] for found in steered.novelty] == [2, 1]
+    assert np.abs(steered.audios[0] - plain.audios[0]).max() > 0.01
+    assert np.allclose(steered.audios[1], plain.audios[1], atol=1e-4)
+    assert "denoise" not in vars(guarded)  # an ordinary call is left alone afterwards
+
+
+def test_music_is_drawn_again_where_layers_come_when_called(tiny_parts, index_folder):
+    """Sequential offload on the CPU, which the pipeline's method refuses for want of an accelerator."""
+    expected = make_pipeline(tiny_parts, index_folder)(PROMPT, seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    copied = copy.deepcopy({name: tiny_parts[name] for name in ("unet", "vae", "vocoder")})
+    pipeline = make_pipeline(tiny_parts | copied, index_folder)
+    for part in copied.values():
+        cpu_offload(part, torch.device("cpu"))
+    made = pipeline(PROMPT, seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    assert made.novelty[0]["draws"] == 2
+    np.testing.assert_allclose(made.audios, expected.audios, atol=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [2, 3.001])
+def test_rejected_music_becomes_latents_as_long_as_those_it_came_from(guarded, seconds):
+    latents = guarded(PROMPT, seed=1, output_type="latent", audio_length_in_s=seconds, num_inference_steps=2).audios
+    made = guarded(PROMPT, seed=1, audio_length_in_s=seconds, num_inference_steps=2).audios
+    assert encode(guarded, made[0]).shape == latents.shape[1:]
