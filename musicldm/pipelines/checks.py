@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import SpeechT5HifiGan
 
 from musicldm.kernels import tiled_decoding as tiles
+from musicldm.models.latents import latent_factor
 from musicldm.sampling.denoising import check_count
 
 OUTPUT_TYPES = ("np", "pt", "latent")
@@ -116,7 +117,7 @@ def plan_lengths(
     Raises:
         ValueError: for a length that is none, or does not match ``latents``.
     """
-    factor, hop, rate = scale_factor(vae), math.prod(vocoder.config.upsample_rates), vocoder.config.sampling_rate
+    factor, hop, rate = latent_factor(vae), math.prod(vocoder.config.upsample_rates), vocoder.config.sampling_rate
     if audio_length_in_s is not None:
         _check_number("audio_length_in_s", audio_length_in_s)
         if audio_length_in_s * rate < hop:
@@ -140,16 +141,11 @@ def plan_lengths(
     return n_samples, shape
 
 
-def scale_factor(vae: AutoencoderKL) -> int:
-    """Mel frames (and bands) for each latent frame (and band), f."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
 def decoding_memory(
     vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latent_shape: tuple[int, ...], device: torch.device
 ) -> int:
     """About how many bytes decoding latents of that shape takes, beside the weights; a CPU takes one at a time."""
-    config, n_frames = vocoder.config, latent_shape[2] * scale_factor(vae)
+    config, n_frames = vocoder.config, latent_shape[2] * latent_factor(vae)
     n_items = 1 if device.type == "cpu" else latent_shape[0]
     vae_width = max(vae.config.block_out_channels[:2]) * config.model_in_dim
     vocoder_width = max(
@@ -159,7 +155,7 @@ def decoding_memory(
     held, of_vae, of_vocoder = 0.0, n_frames, n_frames  # frames that are worked on at a time
     if n_frames > tiles.LONGEST_WHOLE:
         held = n_frames * config.model_in_dim * _held_in_pieces(vae)
-        of_vae = min(n_frames, tiles.LATENT_FRAMES * scale_factor(vae))
+        of_vae = min(n_frames, tiles.LATENT_FRAMES * latent_factor(vae))
         of_vocoder = min(n_frames, tiles.MEL_FRAMES + 2 * tiles.reach(vocoder))
     size = vae.dtype.itemsize
     vae_bytes = held + VAE_TENSORS * vae_width * of_vae * size
@@ -192,7 +188,7 @@ def check_memory(
     which are there singly and joined.
     """
     n_items, _, latent_frames, latent_bands = latent_shape
-    factor, hop = scale_factor(vae), math.prod(vocoder.config.upsample_rates)
+    factor, hop = latent_factor(vae), math.prod(vocoder.config.upsample_rates)
     results = 2 * n_items * latent_frames * factor * (latent_bands * factor + hop) * torch.float32.itemsize
     positions = 2 * n_items * latent_frames * latent_bands
     denoising = UNET_TENSORS * positions * unet.config.block_out_channels[0] * unet.dtype.itemsize

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionMixin, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -25,6 +26,7 @@ from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBas
 from musicldm.kernels import dot_product
 from musicldm.kernels import tiled_decoding as tiles
 from musicldm.models.clap import embed_audio, embed_text
+from musicldm.models.latents import encode_log_mel, latent_factor, mono_waveforms, padded_log_mel
 from musicldm.models.loading import OPTIONAL_PARTS, PARTS, find_folder, load_parts, original_parts
 from musicldm.models.lora import LoraMixin
 from musicldm.pipelines.checks import (
@@ -33,13 +35,12 @@ from musicldm.pipelines.checks import (
     check_options,
     check_texts,
     plan_lengths,
-    scale_factor,
 )
 from musicldm.pipelines.hub import PublishMixin
 from musicldm.pipelines.optimize import optimize
 from musicldm.pipelines.output import MusicLDMPipelineOutput
 from musicldm.sampling import denoising as sampling
-from vocoder import install_matching
+from vocoder import install_matching, mel_config
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
 
@@ -88,7 +89,7 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
         )
         dot_product.install(unet)
         install_matching(vocoder)
-        self.vae_scale_factor = scale_factor(vae)
+        self.vae_scale_factor = latent_factor(vae)
         if unet.config.in_channels != vae.config.latent_channels:
             channels = f"{unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
             raise ValueError(f"the UNet takes latents of {channels}; take both from one model")
@@ -365,6 +366,22 @@ class MusicLDMPipeline(PublishMixin, StableDiffusionMixin, LoraMixin):
                 "or only prompt_embeds and guidance_scale=1"
             )
         return embed_text(_on_its_device(self.text_encoder), self.tokenizer, texts)
+
+    @torch.no_grad()
+    def encode_audio(self, audio: np.ndarray | Tensor, sampling_rate: int) -> Tensor:
+        """Scaled latents (B, C, T/f, F/f) of ``audio`` (L,), (B, L) or (B, A, L): what the UNet works on.
+
+        Channels are averaged for a mono model; any ``sampling_rate``, in Hz, will do. Silence is added behind the
+        audio until it fills whole latent frames. The mode of the VAE's posterior, in its dtype and on its device.
+
+        Raises:
+            ValueError: for audio of another shape, without samples or with NaN or infinity, or a rate that is none.
+        """
+        mel = mel_config(self.vocoder)
+        waveform = mono_waveforms(audio, sampling_rate, mel.sample_rate)  # (B, L)
+        log_mel = padded_log_mel(waveform, mel, self.vae_scale_factor)  # (B, T, F)
+        posterior = encode_log_mel(self.vae, log_mel.to(self._execution_device))
+        return self.vae.config.scaling_factor * posterior.mode()
 
     def denoise(self, latents: Tensor, embedding: Tensor, timesteps: Tensor, guidance_scale: float = 1.0, **options):
         """`musicldm.sampling.denoise` with the pipeline's UNet and scheduler: any window of latents, any steps."""
