@@ -1,0 +1,70 @@
+"""Clips of recordings, and their audio.
+
+Clip(path, start_s, texts, ...), offset -> waveform (L,), mono
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from musicldm.data.items import Item, item_rng
+from musicldm.data.shards import open_recording
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Clip(NamedTuple):
+    """A stretch of one recording."""
+
+    path: Path
+    start_s: float
+    duration_s: float  # of the recording from start_s on, at most one clip
+    texts: tuple[str, ...]
+    split: str  # "train", "validation" or "test"
+
+
+def cut_clips(path: Path, duration_s: float, clip_s: float, texts: tuple[str, ...], split: str) -> list[Clip]:
+    """Consecutive clips of ``clip_s`` of the recording at ``path``, a last piece kept from half; at least one."""
+    n = max(1, math.floor(duration_s / clip_s + 0.5))
+    return [Clip(path, k * clip_s, min(clip_s, duration_s - k * clip_s), texts, split) for k in range(n)]
+
+
+def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.0) -> np.ndarray:
+    """Waveform ``(n_samples,)`` from ``offset_s`` into ``clip``, zeros after its end."""
+    with open_recording(clip.path) as file, soundfile.SoundFile(file) as sound:
+        rate = sound.samplerate
+        sound.seek(min(round((clip.start_s + offset_s) * rate), sound.frames))
+        frames = sound.read(math.ceil(n_samples * rate / sample_rate) + 1, dtype="float32", always_2d=True)
+    waveform = frames.mean(axis=1)  # mono
+    if rate != sample_rate:
+        waveform = soxr.resample(waveform, rate, sample_rate)
+    return np.pad(waveform[:n_samples], (0, max(0, n_samples - len(waveform))))
+
+
+class SegmentDataset:
+    """Waveform segments ``(n_samples,)``: ``dataset[Item(epoch, index)]`` cuts one at random from the clip.
+
+    For torch's ``DataLoader``; preparing a collection reads this module too, and needs no torch.
+    """
+
+    def __init__(self, clips: list[Clip], sample_rate: int, n_samples: int, seed: int, random_start: bool = True):
+        self.clips, self.sample_rate, self.n_samples = clips, sample_rate, n_samples
+        self.seed, self.random_start = seed, random_start
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: Item) -> Tensor:
+        import torch
+
+        clip = self.clips[item.index]
+        spare_s = max(0.0, clip.duration_s - self.n_samples / self.sample_rate)
+        offset_s = item_rng(self.seed, item, "start").uniform(0, spare_s) if self.random_start else 0.0
+        return torch.from_numpy(read_clip(clip, self.sample_rate, self.n_samples, offset_s))
