@@ -25,7 +25,8 @@ from benchmarks.results import keep
 from musicldm import MusicLDMPipeline
 from musicldm.analysis.embedders import LogMelEmbedder
 from musicldm.cli.generate import DEFAULTS
-from musicldm.data.collection import load_clips, read_clip
+from musicldm.data.clips import read_clip
+from musicldm.data.collection import load_clips
 from musicldm.evaluate import kernel_distance
 from musicldm.evaluate.intervals import bootstrap
 from musicldm.generate.environment import model_revision

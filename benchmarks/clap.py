@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.phrases import FAMILIES, OTHERS, PIECES
 from benchmarks.results import keep
-from musicldm.data.collection import metadata_rows, row_texts
+from musicldm.data.metadata import metadata_rows, row_texts
 from musicldm.evaluate import area_under_curve
 from musicldm.models.clap import embed_audio, embed_text
 from musicldm.train.common import model_folder

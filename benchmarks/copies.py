@@ -31,7 +31,7 @@ from scipy.signal import butter, sosfilt
 from benchmarks.results import keep
 from musicldm.audio import read_audio, write_whole
 from musicldm.cli.novelty import load_embedder
-from musicldm.data.collection import metadata_rows
+from musicldm.data.metadata import metadata_rows
 from musicldm.generate.environment import model_revision
 from musicldm.generate.reconstruct import reconstruct
 from musicldm.models.loading import bundled_models

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from augment.mixup import block_loudness
 from musicldm.audio import read_audio, write_whole
 from musicldm.data.analysis import ANALYSIS_FILE, FROM_SCORE
-from musicldm.data.collection import metadata_rows
+from musicldm.data.metadata import metadata_rows
 from musicldm.scores.reading import Score, read_score
 
 NEAR = 0.01  # by how much of itself a tempo may differ from the caption's

@@ -25,7 +25,7 @@ from benchmarks.mini import add_sampler_arguments, load_pipeline, play
 from benchmarks.phrases import FAMILIES, PIECES
 from musicldm import MusicLDMPipeline
 from musicldm.analysis.measurements import onset_rate, percussive_share
-from musicldm.data.collection import metadata_rows
+from musicldm.data.metadata import metadata_rows
 from musicldm.evaluate import area_under_curve, tempo_adherence
 from musicldm.evaluate.probe import FamilyProbe, folder_features
 from musicldm.generate.reconstruct import reconstruct

@@ -23,7 +23,8 @@ from benchmarks.machine import describe_machine
 from benchmarks.retrieval import recall
 from musicldm import MusicLDMPipeline
 from musicldm.cli.generate import DEFAULTS
-from musicldm.data.collection import Clip, load_clips, read_clip
+from musicldm.data.clips import Clip, read_clip
+from musicldm.data.collection import load_clips
 from musicldm.evaluate import frechet_distance, kernel_distance, log_mel_statistics, nearest_similarity
 from musicldm.generate.reconstruct import reconstruct
 from musicldm.models.clap import embed_audio, embed_text

@@ -30,8 +30,10 @@ from benchmarks.mixup_scores import Piece, render_piece
 from benchmarks.results import keep
 from musicldm.config import DiffusionConfig, find_config, load_config
 from musicldm.data.analysis import Analysed, analyse_collection
-from musicldm.data.collection import Clip, Item, batch_items, load_clips
-from musicldm.data.mixup import BeatSynchronousMixup, Mixture
+from musicldm.data.clips import Clip
+from musicldm.data.collection import load_clips
+from musicldm.data.items import Item, batch_items
+from musicldm.data.mixup import BeatSynchronousMixup, Mixture, MixupSettings
 from musicldm.scores.synthesis import find_soundfont
 
 RATE, CLIP_S = 16_000, 10.24
@@ -58,7 +60,7 @@ def make_collection(folder: Path, recordings: Path | None, soundfont: Path) -> N
 
 def dataset_of(clips: list[Clip], analysis: list[Analysed], kind: str, mode: str) -> BeatSynchronousMixup:
     """Mixtures of 10.24 s at 16 kHz."""
-    return BeatSynchronousMixup(clips, analysis, RATE, N_SAMPLES, kind, mode)
+    return BeatSynchronousMixup(clips, analysis, RATE, N_SAMPLES, MixupSettings(kind, mode))
 
 
 def examine(mixture: Mixture) -> dict:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.results import keep
-from musicldm.data.collection import load_clips, read_clip
+from musicldm.data.clips import read_clip
+from musicldm.data.collection import load_clips
 from musicldm.models.clap import embed_audio, embed_text
 from musicldm.train.common import model_folder
 from musicldm.train.diffusion.cache import load_conditioner

@@ -27,7 +27,8 @@ from torch.nn import functional
 from benchmarks.phrases import FAMILIES
 from benchmarks.results import keep
 from musicldm.analysis.embedders import LogMelEmbedder
-from musicldm.data.collection import load_clips, read_clip
+from musicldm.data.clips import read_clip
+from musicldm.data.collection import load_clips
 from musicldm.evaluate import kernel_distance
 from musicldm.evaluate.probe import FamilyProbe, folder_features
 from musicldm.models.clap import embed_audio

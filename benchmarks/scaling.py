@@ -24,7 +24,8 @@ from benchmarks.results import keep
 from musicldm import MusicLDMPipeline
 from musicldm.analysis.embedders import LogMelEmbedder
 from musicldm.cli.generate import DEFAULTS
-from musicldm.data.collection import Clip, load_clips, read_clip, split_clips
+from musicldm.data.clips import Clip, read_clip
+from musicldm.data.collection import load_clips, split_clips
 from musicldm.evaluate import frechet_distance, kernel_distance
 from musicldm.models.clap import embed_text
 from musicldm.models.clap_embedder import ClapEmbedder

@@ -34,11 +34,13 @@ from augment.beats import track_beats
 from augment.mixup import block_loudness
 from augment.pairing import Recording
 from musicldm.audio import read_audio
-from musicldm.data.collection import metadata_rows
-from musicldm.data.shards import INDEX_FILE, index_rows
+from musicldm.data.collection import Collection, as_collection
+from musicldm.data.shards import index_rows
 
 ANALYSIS_FILE = "analysis.jsonl"
 FROM_SCORE = "score"  # in place of a tracker
+MEASURED = ["block_loudness_lufs", "digest", "key"]  # columns of an index that become an `Analysed`, besides its rows
+MEASURED += ["beats_s", "downbeats_s", "beats_per_bar", "tempo_bpm", "confidence"]
 
 
 class Analysed(NamedTuple):
@@ -66,7 +68,7 @@ def analyse(waveform: np.ndarray, sample_rate: int, tracker: str = "madmom") -> 
     }
 
 
-def analyse_collection(folder: str | Path, tracker: str = "madmom") -> list[Analysed]:
+def analyse_collection(folder: str | Path | Collection, tracker: str = "madmom") -> list[Analysed]:
     """The analysis of every recording of ``folder``; what is missing or stale is measured and added to its file.
 
     That of a folder that `musicldm prepare` made is in its index, whichever tracker it was.
@@ -77,32 +79,27 @@ def analyse_collection(folder: str | Path, tracker: str = "madmom") -> list[Anal
         FileNotFoundError: no folder, or no recordings in it.
         ValueError: a recording that cannot be read, or a line that is not JSON.
     """
-    folder = Path(folder)
-    if (folder / INDEX_FILE).is_file():
-        return [
-            as_analysed(row["path"], row | {"loudness_lufs": row["block_loudness_lufs"]}) for row in index_rows(folder)
-        ]
-    file = folder / ANALYSIS_FILE
-    metadata = metadata_rows(folder)
-    if not metadata:
+    collection = as_collection(folder)
+    folder, rows = collection.folder, collection.rows
+    if collection.in_shards:
+        measured = index_rows(folder, MEASURED)
+        pairs = ((row | more, more["block_loudness_lufs"]) for row, more in zip(rows, measured, strict=True))
+        return [as_analysed(row["path"], row | {"loudness_lufs": loudness}) for row, loudness in pairs]
+    if not rows:
         raise FileNotFoundError(f"no recordings in {folder}")
+    file = folder / ANALYSIS_FILE
     known = _read(file)
-    missing = [row for row in metadata if not _is_current(known.get(row["file_name"]), folder, tracker)]
+    missing = [row for row in rows if not _is_current(known.get(row["file_name"]), row["path"], tracker)]
     if missing:
         _end_last_line(file)
         with file.open("a", encoding="utf-8") as out:
             for row in tqdm(missing, unit="recording", desc="analysis", file=sys.stderr, mininterval=1.0):
-                name = row["file_name"]
-                about = {
-                    "file_name": name,
-                    "bytes": (folder / name).stat().st_size,
-                    "group": str(row.get("piece_id") or name),
-                    "key": row.get("key"),
-                }
-                known[name] = about | analyse(*read_audio(folder / name), tracker)
+                name, path = row["file_name"], row["path"]
+                about = {"file_name": name, "bytes": path.stat().st_size, "group": collection.group(row)}
+                known[name] = about | {"key": row.get("key")} | analyse(*read_audio(path), tracker)
                 out.write(json.dumps(known[name]) + "\n")
                 out.flush()
-    return [as_analysed(folder / row["file_name"], known[row["file_name"]]) for row in metadata]
+    return [as_analysed(row["path"], known[row["file_name"]]) for row in rows]
 
 
 def _read(file: Path) -> dict[str, dict]:
@@ -131,51 +128,41 @@ def _end_last_line(file: Path) -> None:
             out.truncate(content.rfind(b"\n") + 1)
 
 
-def _is_current(row: dict | None, folder: Path, tracker: str) -> bool:
-    return (
-        row is not None
-        and row["tracker"] in (tracker, FROM_SCORE)
-        and row["bytes"] == (folder / row["file_name"]).stat().st_size
-    )
+def _is_current(row: dict | None, path: Path, tracker: str) -> bool:
+    return row is not None and row["tracker"] in (tracker, FROM_SCORE) and row["bytes"] == path.stat().st_size
 
 
 def as_analysed(path: Path, row: dict) -> Analysed:
     """The recording at ``path`` from its line of analysis."""
     recording = Recording(
-        row["file_name"],
-        row["group"],
-        row["duration_s"],
-        np.array(row["beats_s"]),
-        np.array(row["downbeats_s"]),
-        row["beats_per_bar"],
-        row["tempo_bpm"],
-        row["confidence"],
-        row["key"],
+        name=row["file_name"],
+        group=row["group"],
+        duration_s=row["duration_s"],
+        beats_s=np.array(row["beats_s"]),
+        downbeats_s=np.array(row["downbeats_s"]),
+        beats_per_bar=row["beats_per_bar"],
+        tempo_bpm=row["tempo_bpm"],
+        confidence=row["confidence"],
+        key=row["key"],
     )
     return Analysed(path, recording, np.array(row["loudness_lufs"]), row["digest"])
 
 
-def unmeasured(folder: str | Path) -> list[Analysed]:
+UNMEASURED = {"duration_s": 0.0, "beats_s": [], "downbeats_s": [], "beats_per_bar": 0, "tempo_bpm": 0.0}
+UNMEASURED |= {"confidence": 0.0, "loudness_lufs": []}
+
+
+def unmeasured(folder: str | Path | Collection) -> list[Analysed]:
     """Every recording of ``folder`` with its group and nothing measured: what mixing random pairs needs."""
-    folder, nothing = Path(folder), np.empty(0)
-    if (folder / INDEX_FILE).is_file():
-        return analyse_collection(folder)
+    collection = as_collection(folder)
+    if collection.in_shards:
+        return analyse_collection(collection)
     return [
-        Analysed(
-            folder / row["file_name"],
-            Recording(
-                row["file_name"],
-                str(row.get("piece_id") or row["file_name"]),
-                0.0,
-                nothing,
-                nothing,
-                0,
-                0.0,
-                0.0,
-                row.get("key"),
-            ),
-            nothing,
-            row["file_name"],
+        as_analysed(
+            row["path"],
+            UNMEASURED
+            | {"file_name": row["file_name"], "group": collection.group(row)}
+            | {"key": row.get("key"), "digest": row["file_name"]},
         )
-        for row in metadata_rows(folder)
+        for row in collection.rows
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,8 @@ from augment.mixup import (
 from augment.pairing import Alignment, Pairing, Recording, align_paper, align_synchronous, check_fit
 from musicldm.audio import read_audio
 from musicldm.data.analysis import Analysed, analyse, as_analysed
-from musicldm.data.collection import Clip, Item, item_rng
+from musicldm.data.clips import Clip
+from musicldm.data.items import Item, item_rng
 from musicldm.data.shards import read_recording
 
 KINDS = ("plain", "audio", "latent")
@@ -78,6 +80,26 @@ class Kept:
         return array
 
 
+@dataclass(frozen=True)
+class MixupSettings:
+    """How mixtures are drawn.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+
+    kind: str = "audio"  # or plain, or latent, which draws the same pairs as audio in mode synchronous
+    mode: str = "synchronous"  # or paper
+    seed: int = 0  # of everything that is drawn
+    per_clip: int = 1  # mixtures anchored in each clip
+    max_stretch: float = 0.04  # by how much of its speed a partner may change
+    same_key: bool = False  # whether partners must be in a compatible key
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+
+
 class BeatSynchronousMixup(torch.utils.data.Dataset):
     """``dataset[Item(epoch, index)]`` is the `Mixture` anchored in clip ``index // per_clip``, or None without partner.
 
@@ -85,15 +107,11 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         clips: the training clips; all partners come from their recordings.
         analysis: of at least these recordings, in any order.
         sample_rate, n_samples: of the mixtures.
-        kind: ``plain``, ``audio`` or ``latent``; the last two draw the same pairs in mode synchronous.
-        mode: ``paper`` or ``synchronous``.
-        seed: of everything that is drawn.
-        per_clip: mixtures anchored in each clip.
-        max_stretch: by how much of its speed a partner may change.
-        same_key: whether partners must be in a compatible key.
+        settings: how they are drawn.
+        keep_bytes: of decoded recordings in memory.
 
     Raises:
-        ValueError: an unknown kind or mode, or a recording without analysis.
+        ValueError: an unknown mode, or a recording without analysis.
     """
 
     def __init__(
@@ -102,41 +120,37 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         analysis: Sequence[Analysed],
         sample_rate: int,
         n_samples: int,
-        kind: str = "audio",
-        mode: str = "synchronous",
-        seed: int = 0,
-        per_clip: int = 1,
-        max_stretch: float = 0.04,
-        same_key: bool = False,
+        settings: MixupSettings,
         keep_bytes: int = KEEP_BYTES,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         by_path = {analysed.path: analysed for analysed in analysis}
         self.paths = list(dict.fromkeys(clip.path for clip in clips))
         if missing := [path for path in self.paths if path not in by_path]:
             raise ValueError(f"{len(missing)} recordings are not analysed, the first is {missing[0].name}")
-        self.clips, self.kind, self.mode, self.seed, self.per_clip = list(clips), kind, mode, seed, per_clip
-        self.sample_rate, self.n_samples = sample_rate, n_samples
+        self.clips, self.settings, self.sample_rate, self.n_samples = list(clips), settings, sample_rate, n_samples
         self.clip_s = n_samples / sample_rate
         self.analysed = [by_path[path] for path in self.paths]
         self.pairing = Pairing(
-            _without_duplicates(self.analysed), self.clip_s, mode, max_stretch=max_stretch, same_key=same_key
+            _without_duplicates(self.analysed),
+            self.clip_s,
+            settings.mode,
+            max_stretch=settings.max_stretch,
+            same_key=settings.same_key,
         )
         self.index_of = {path: i for i, path in enumerate(self.paths)}
         self.texts = {clip.path: clip.texts for clip in clips}
         self.kept = Kept(keep_bytes)
 
     def __len__(self) -> int:
-        return len(self.clips) * self.per_clip
+        return len(self.clips) * self.settings.per_clip
 
     def __getitem__(self, item: Item) -> Mixture | None:
         if not 0 <= item.index < len(self):
             raise IndexError(f"there are {len(self)} mixtures, asked for number {item.index}")
-        rng = item_rng(self.seed, item, "mixup")
-        clip = self.clips[item.index // self.per_clip]
+        rng = item_rng(self.settings.seed, item, "mixup")
+        clip = self.clips[item.index // self.settings.per_clip]
         anchor = self.index_of[clip.path]
-        drawn = self._draw_plain(clip, rng) if self.kind == "plain" else self._draw(clip, anchor, rng)
+        drawn = self._draw_plain(clip, rng) if self.settings.kind == "plain" else self._draw(clip, anchor, rng)
         if drawn is None:
             return None
         return self.mix(anchor, *drawn, rng)
@@ -180,7 +194,7 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
 
         At most a clip long, but for the authors' waveforms, out of whose mixture a clip is cut at random.
         """
-        whole = self.mode == "paper" and self.kind == "audio"
+        whole = self.settings.mode == "paper" and self.settings.kind == "audio"
         first = self._play(anchor, alignment.a_start_s, 1.0)
         second = self._play(partner, alignment.b_start_s, alignment.speed)
         length = min(len(first.waveform), len(second.waveform))
@@ -188,7 +202,7 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         if not length:
             return None
         a, b = first.waveform[:length], second.waveform[:length]
-        if self.mode == "paper" or self.kind == "plain":
+        if self.settings.mode == "paper" or self.settings.kind == "plain":
             return a, b
         seconds = length / self.sample_rate
         of_a, of_b = (excerpt_loudness(part.blocks, part.start_s, part.start_s + seconds) for part in (first, second))
@@ -220,7 +234,7 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         """The anchor's caption in mode paper, else both."""
         texts = [self.texts[self.paths[index]] for index in (anchor, partner)]
         first, second = (choices[rng.integers(len(choices))] if choices else "" for choices in texts)
-        return first if self.mode == "paper" else mixed_caption(first, second, lam)
+        return first if self.settings.mode == "paper" else mixed_caption(first, second, lam)
 
 
 class MixedPair(NamedTuple):
@@ -263,9 +277,8 @@ def mix_files(
             raise ValueError(f"{path}: {error}") from error
         analysed.append(as_analysed(path, {"file_name": path.name, "group": str(path), "key": None} | measured))
     clips = [Clip(path, 0.0, len(waveform) / sample_rate, (), "train") for path, waveform in waveforms.items()]
-    dataset = BeatSynchronousMixup(
-        clips, analysed, sample_rate, round(seconds * sample_rate), "audio", mode, max_stretch=max_stretch
-    )
+    settings = MixupSettings(mode=mode, max_stretch=max_stretch)
+    dataset = BeatSynchronousMixup(clips, analysed, sample_rate, round(seconds * sample_rate), settings)
     for path, waveform in waveforms.items():
         dataset.kept.get(path, lambda waveform=waveform: waveform)
     rng, recordings = np.random.default_rng(seed), tuple(one.recording for one in analysed)

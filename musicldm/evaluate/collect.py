@@ -19,7 +19,7 @@ from tqdm import tqdm
 from musicldm.analysis.embedders import Embedder
 from musicldm.analysis.measurements import SILENCE, estimate_key, percussive_share
 from musicldm.audio import read_audio, write_audio, write_whole
-from musicldm.data.collection import SUFFIXES, metadata_rows, row_texts
+from musicldm.data.metadata import SUFFIXES, metadata_rows, row_texts
 from musicldm.evaluate.families import REFUSED
 
 PLAN = "settings.json"

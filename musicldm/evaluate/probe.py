@@ -15,7 +15,7 @@ from torch import Tensor
 
 from musicldm.analysis.embedders import log_mel_statistics
 from musicldm.audio.resampling import resample
-from musicldm.data.collection import metadata_rows
+from musicldm.data.metadata import metadata_rows
 from vocoder import MelConfig
 
 

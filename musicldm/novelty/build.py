@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from musicldm.analysis.measurements import SILENCE
 from musicldm.audio import write_whole
-from musicldm.data.collection import Clip, licence_of, load_clips, metadata_rows, read_clip
-from musicldm.data.shards import INDEX_FILE, index_rows, recording_bytes
+from musicldm.data.clips import Clip, read_clip
+from musicldm.data.collection import Collection, as_collection
+from musicldm.data.metadata import licence_of
+from musicldm.data.shards import recording_bytes
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, WINDOWS_S, pitch_frames
 from musicldm.novelty.index import SECOND_CHECK, NoveltyIndex, Windows, finish, partial, write_index
@@ -38,7 +40,7 @@ class Told(NamedTuple):
 
 
 def build_index(
-    data: str | Path,
+    data: str | Path | Collection,
     out: str | Path,
     embedder: ClapEmbedder,
     batch_size: int = 16,
@@ -67,32 +69,21 @@ def build_index(
         ConnectionError: if there is no cluster at ``ray``.
         ValueError: if all recordings are silent, shorter than 2 s, or of one piece, so that there is no base rate.
     """
-    data, out = Path(data), Path(out)
+    out = Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists; remove it, or give another name with --out")
-    clips = [clip for clip in load_clips(data, embedder.clip_s) if split in (None, clip.split)]
+    collection = as_collection(data)
+    data = collection.folder
+    clips = [clip for clip in collection.clips(embedder.clip_s) if split in (None, clip.split)]
     if not clips:
         raise FileNotFoundError(f"no recording of {data} is of the split {split}; leave out --split")
-    told = tell_recordings(data)
     work = partial(out)
     _begin(work, data, clips, embedder, windows)
-    parts = {
-        work / f"part-{first:08d}.npz": clips[first : first + CLIPS_A_PART]
-        for first in range(0, len(clips), CLIPS_A_PART)
-    }
-    missing = {path: some for path, some in parts.items() if not path.is_file()}
-    bar = tqdm(total=len(parts), initial=len(parts) - len(missing), desc="embed", unit="part")
-    bar.disable = bar.disable or not progress
-    for path, arrays in _embed_parts(missing, EmbedPart(embedder, batch_size, windows), ray):
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        write_whole(path, content.getvalue())
-        bar.update()
-    bar.close()
+    parts = _make_parts(work, clips, EmbedPart(embedder, batch_size, windows), ray, progress)
     kept, embeddings, frames, found = _gather(parts, windows)
     if not kept:
         raise ValueError(f"all {len(clips)} clips of {data} are silent; there is nothing to index")
-    table = _table(kept, told)
+    table = _table(kept, tell_recordings(collection))
     if len(set(table["piece"].tolist())) < 2:
         raise ValueError(f"all recordings of {data} are of one piece; a base rate needs two pieces or more")
     ready = work / "index"
@@ -109,24 +100,23 @@ def build_index(
     return NoveltyIndex(out)
 
 
-def tell_recordings(data: Path) -> dict[Path, Told]:
-    """What is known of each recording of a folder or of shards, by its path."""
-    told = {}
-    if (data / INDEX_FILE).is_file():
-        rows, part_s = list(index_rows(data, ["file_name", "part", "group", "duration_s", "licence"])), {}
-        for row in rows:  # all parts of a recording but the last are equally long
-            part_s[row["file_name"]] = max(row["duration_s"], part_s.get(row["file_name"], 0.0))
-        for row in rows:
-            about = {"file": row["file_name"], "offset_s": row["part"] * part_s[row["file_name"]]}
+def tell_recordings(collection: Collection) -> dict[Path, Told]:
+    """What is known of each recording by its path."""
+    told, part_s = {}, {}
+    for row in collection.rows if collection.in_shards else ():
+        # all parts of a recording but the last are equally long
+        part_s[row["file_name"]] = max(row["duration_s"], part_s.get(row["file_name"], 0.0))
+    for row in collection.rows:
+        name = row["file_name"]
+        if collection.in_shards:
+            about = {"file": name, "offset_s": row["part"] * part_s[name]}
             if licence := licence_of(row):
                 about["licence"] = licence
             told[row["path"]] = Told(about, row["group"])
-        return told
-    for row in metadata_rows(data):
-        name = row["file_name"]
-        about = {"file": name} | {key: row[key] for key in TOLD if row.get(key)}
-        about["offset_s"] = row.get("start_s") or 0.0
-        told[data / name] = Told(about, str(row.get("piece_id") or row.get("score") or name))
+        else:
+            about = {"file": name} | {key: row[key] for key in TOLD if row.get(key)}
+            about["offset_s"] = row.get("start_s") or 0.0
+            told[row["path"]] = Told(about, str(row.get("piece_id") or row.get("score") or name))
     return told
 
 
@@ -245,6 +235,26 @@ def _gather(
             kept += [some[i] for i in made["kept"]]
     together = Windows(*map(np.concatenate, zip(*found, strict=True))) if windows else None
     return kept, np.concatenate(embeddings), frames, together if windows and len(together.clip) else None
+
+
+def _make_parts(
+    work: Path, clips: list[Clip], embed: EmbedPart, ray: str | None, progress: bool
+) -> dict[Path, list[Clip]]:
+    """The files of all parts below ``work`` and whose clips they hold, once those that are missing are made."""
+    parts = {
+        work / f"part-{first:08d}.npz": clips[first : first + CLIPS_A_PART]
+        for first in range(0, len(clips), CLIPS_A_PART)
+    }
+    missing = {path: some for path, some in parts.items() if not path.is_file()}
+    bar = tqdm(total=len(parts), initial=len(parts) - len(missing), desc="embed", unit="part")
+    bar.disable = bar.disable or not progress
+    for path, arrays in _embed_parts(missing, embed, ray):
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        write_whole(path, content.getvalue())
+        bar.update()
+    bar.close()
+    return parts
 
 
 def _embed_parts(parts: dict[Path, list[Clip]], embed: EmbedPart, ray: str | None) -> Iterator[tuple[Path, dict]]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import nn
 
 from musicldm.config import TrainConfig, differences
-from musicldm.data.collection import Clip, licence_of, metadata_rows
-from musicldm.data.shards import INDEX_FILE, index_rows
+from musicldm.data.clips import Clip
+from musicldm.data.collection import Collection, as_collection
 from musicldm.pipelines.hub import USE, front_matter, parts_table
 from musicldm.train.log import METRICS_FILE
 
@@ -38,7 +38,7 @@ output = pipeline("{name}, with strings", num_inference_steps=25, seed=1)
 """
 
 
-def training_card(config: TrainConfig, clips: list[Clip], data: Path, out: Path, parts: dict[str, nn.Module]) -> str:
+def training_card(config: TrainConfig, clips: list[Clip], data: Path | Collection, out: Path, parts: dict[str, nn.Module]) -> str:
     """The card of a run in ``out`` that trained on ``clips`` of the collection ``data`` and made ``parts``."""
     stage = type(config).__name__.removesuffix("Config")
     base = Path(config.init).name or "nothing"
@@ -49,7 +49,7 @@ def training_card(config: TrainConfig, clips: list[Clip], data: Path, out: Path,
         title, use, tags = "A MusicLDM adapter", USE_LORA.format(base=base), ("lora",)
     elif stage == "Diffusion":
         title, use = "MusicLDM", USE
-    sections = [f"# {title}", use, parts_table(parts), f"## Data\n\n{_data(clips, data)}", _recipe(config, base)]
+    sections = [f"# {title}", use, parts_table(parts), f"## Data\n\n{_data(clips, as_collection(data))}", _recipe(config, base)]
     if numbers := _numbers(out / METRICS_FILE, config.export):
         sections.append(
             f"## Numbers\n\nOn clips held out of the training, at the {config.export} validation:\n\n{numbers}"
@@ -63,16 +63,14 @@ def training_card(config: TrainConfig, clips: list[Clip], data: Path, out: Path,
     return front_matter(*tags) + "\n" + "\n\n".join(section.strip() for section in sections if section) + "\n"
 
 
-def _data(clips: list[Clip], data: Path) -> str:
+def _data(clips: list[Clip], collection: Collection) -> str:
     """How much music there is, and under which licences."""
     hours = sum(clip.duration_s for clip in clips) / 3600
-    recordings = {str(clip.path) for clip in clips}
+    recordings = {clip.path for clip in clips}
     text = f"{len(clips)} clips of {len(recordings)} recordings, {hours:.3g} hours"
-    if (data / INDEX_FILE).is_file():
-        rows = ((row["path"], row) for row in index_rows(data, ["licence"]))
-    else:
-        rows = ((data / row["file_name"], row) for row in metadata_rows(data))
-    licences = Counter(licence_of(row) or "not stated" for path, row in rows if str(path) in recordings)
+    licences = Counter(
+        licence or "not stated" for path, licence in collection.licences().items() if path in recordings
+    )
     if not set(licences) - {"not stated"}:
         return f"{text}. Their licences are not recorded."
     table = "\n".join(f"| {name} | {count} |" for name, count in licences.most_common())

@@ -21,7 +21,9 @@ from torch.distributed.nn.functional import all_gather
 from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig, RobertaTokenizer
 
 from musicldm.config import CLAPConfig
-from musicldm.data.collection import Clip, Item, item_rng, load_clips, read_clip, split_clips
+from musicldm.data.clips import Clip, read_clip
+from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.items import Item, item_rng
 from musicldm.models.clap import (
     clap_feature_extractor,
     contrary_loss,

@@ -23,7 +23,7 @@ from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from musicldm.config import TrainConfig, differences
-from musicldm.data.collection import Item, batch_items, item_rng
+from musicldm.data.items import Item, batch_items, item_rng
 from musicldm.models.loading import bundled_models
 from musicldm.train.log import Log
 from musicldm.train.run_folder import State, record_best, save_state

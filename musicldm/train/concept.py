@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from musicldm.config import ConceptConfig
-from musicldm.data.collection import Clip, Item, batch_items, item_rng, load_clips, of_share
+from musicldm.data.clips import Clip
+from musicldm.data.collection import load_clips, of_share
+from musicldm.data.items import Item, batch_items, item_rng
 from musicldm.models.clap import embed_text
 from musicldm.models.concepts import add_word, check_name, save_concept
 from musicldm.models.lora import add_adapter

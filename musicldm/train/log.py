@@ -22,7 +22,7 @@ from tqdm import tqdm
 from musicldm.audio import write_audio, write_whole
 from musicldm.audio.figures import save_comparison, save_log_mels
 from musicldm.config import TrainConfig
-from musicldm.data.collection import Clip
+from musicldm.data.clips import Clip
 
 METRICS_FILE = "metrics.jsonl"
 EXAMPLES = 2  # heard and seen at each validation

@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from musicldm.config import TrainConfig, differences, load_config, save_config
-from musicldm.data.collection import Clip, Item
+from musicldm.data.clips import Clip
+from musicldm.data.items import Item
 from musicldm.pipelines.hub import CARD
 from musicldm.train.card import training_card
 

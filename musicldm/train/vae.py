@@ -21,7 +21,9 @@ from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from musicldm.config import VAEConfig, load_config
-from musicldm.data.collection import Item, SegmentDataset, batch_items, load_clips, split_clips
+from musicldm.data.clips import SegmentDataset
+from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.items import Item, batch_items
 from musicldm.train.common import (
     after_batch,
     batches,

@@ -19,7 +19,9 @@ from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from musicldm.config import VocoderConfig
-from musicldm.data.collection import Item, SegmentDataset, load_clips, split_clips
+from musicldm.data.clips import SegmentDataset
+from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.items import Item
 from musicldm.train.common import (
     after_batch,
     batches,

@@ -10,8 +10,9 @@ from pyloudnorm import Meter
 from augment.mixup import block_loudness
 from augment.pairing import Recording
 from musicldm.data.analysis import ANALYSIS_FILE, Analysed, analyse_collection, unmeasured
-from musicldm.data.collection import Item, load_clips
-from musicldm.data.mixup import BeatSynchronousMixup, Kept
+from musicldm.data.collection import load_clips
+from musicldm.data.items import Item
+from musicldm.data.mixup import BeatSynchronousMixup, Kept, MixupSettings
 from tests.helpers.rhythm import drum_track, needs_madmom
 
 RATE, CLIP_S = 8000, 4.0
@@ -54,7 +55,7 @@ def collection(tmp_path_factory):
 
 def mixtures_of(collection, kind="audio", mode="synchronous", **options):
     clips, analysis = collection
-    return BeatSynchronousMixup(clips, analysis, RATE, round(CLIP_S * RATE), kind, mode, **options)
+    return BeatSynchronousMixup(clips, analysis, RATE, round(CLIP_S * RATE), MixupSettings(kind, mode, **options))
 
 
 def drawn(dataset, epochs=3):
@@ -216,6 +217,7 @@ def test_plain_needs_no_analysis(tmp_path):
     for i in range(2):
         soundfile.write(tmp_path / f"{i}.wav", drums(100.0, 5.0, 0.5, i)[0], RATE)
     clips = load_clips(tmp_path, CLIP_S)
-    mixture = BeatSynchronousMixup(clips, unmeasured(tmp_path), RATE, round(CLIP_S * RATE), "plain")[Item(0, 0)]
+    plain = MixupSettings("plain")
+    mixture = BeatSynchronousMixup(clips, unmeasured(tmp_path), RATE, round(CLIP_S * RATE), plain)[Item(0, 0)]
     assert mixture.partner == "1.wav"
     assert not (tmp_path / ANALYSIS_FILE).exists()

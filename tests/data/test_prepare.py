@@ -20,7 +20,9 @@ import webdataset
 
 from musicldm.config import VAEConfig
 from musicldm.data.analysis import analyse_collection
-from musicldm.data.collection import SegmentDataset, batch_items, load_clips, read_clip
+from musicldm.data.clips import SegmentDataset, read_clip
+from musicldm.data.collection import load_clips
+from musicldm.data.items import batch_items
 from musicldm.data.prepare import Job, Measure, PrepareConfig, Prepared, prepare
 from musicldm.data.prepare.captions import metadata_of, write_caption
 from musicldm.data.prepare.duplicates import find_duplicates, fingerprint, group_of_each

@@ -15,7 +15,8 @@ from benchmarks.adapting import CONCEPTS, UNRELATED
 from musicldm import MusicLDMPipeline
 from musicldm.cli import main
 from musicldm.config import ConceptConfig
-from musicldm.data.collection import load_clips, read_clip
+from musicldm.data.clips import read_clip
+from musicldm.data.collection import load_clips
 from musicldm.models.clap import embed_audio
 from musicldm.models.concepts import EMBEDDING_FILE, add_word, load_concept
 

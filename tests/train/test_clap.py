@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from musicldm.config import CLAPConfig
-from musicldm.data.collection import metadata_rows
+from musicldm.data.metadata import metadata_rows
 from musicldm.models.clap import embed_audio, embed_text, read_tempo, regression_loss
 from musicldm.train import clap, run
 from musicldm.train.diffusion.cache import load_conditioner

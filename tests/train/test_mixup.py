@@ -16,7 +16,8 @@ from transformers import SpeechT5HifiGan
 from augment.mixup import block_loudness
 from musicldm.config import DiffusionConfig, load_config
 from musicldm.data.analysis import ANALYSIS_FILE, FROM_SCORE, analyse_collection
-from musicldm.data.collection import Item
+from musicldm.data.items import Item
+from musicldm.data.mixup import MixupSettings
 from musicldm.data.prepare.index import IndexWriter
 from musicldm.data.shards import INDEX_FILE, ShardWriter
 from musicldm.models.clap import embed_audio
@@ -203,7 +204,7 @@ def test_items_are_mixed_with_the_given_probability(collection, parts, tmp_path)
             return mixtures.Mixtures(ones, np.ones((n, 3), np.float32), np.ones((n, 3), np.float32), made)
 
     class Dataset:
-        per_clip = 1
+        settings = MixupSettings(per_clip=1)
 
     examples = [CachedLatents(cache, list(range(n)), config, Rounds(Dataset()))[Item(0, i)] for i in range(n)]
     mixed = np.array([float(example.latents.mean()) > 0.5 for example in examples])

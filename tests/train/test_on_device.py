@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from musicldm.config import DiffusionConfig
-from musicldm.data.collection import Clip, Item, batch_items
+from musicldm.data.clips import Clip
+from musicldm.data.items import Item, batch_items
 from musicldm.sampling.cuda_graphs import record_graph
 from musicldm.train import run
 from musicldm.train.common import make_accelerator, make_optimizer

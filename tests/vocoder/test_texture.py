@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from musicldm.config import VocoderConfig
-from musicldm.data.collection import Item
+from musicldm.data.items import Item
 from musicldm.train.vocoder import initial_generator, spectral_losses, validate
 from tests.helpers.tiny import MEL
 from vocoder.texture import TEXTURE_LAGS, TEXTURE_WINDOW, roughness, texture_loss

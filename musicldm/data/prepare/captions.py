@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from musicldm.data.collection import licence_of, listed, named_split, read_metadata, row_texts
+from musicldm.data.metadata import licence_of, listed, named_split, read_metadata, row_texts
 from musicldm.scores.captions import tempo_words
 
 CAPTIONS = ("keep", "tags", "none")

@@ -48,7 +48,7 @@ from tqdm import tqdm
 from augment.beats import TRACKERS, load_tracker
 from musicldm.audio import write_whole
 from musicldm.data.cluster import map_on_cluster
-from musicldm.data.collection import split_of
+from musicldm.data.metadata import split_of
 from musicldm.data.prepare.captions import CAPTIONS, caption_function, find_metadata, metadata_of, texts_of
 from musicldm.data.prepare.duplicates import find_duplicates, group_of_each
 from musicldm.data.prepare.index import IndexWriter

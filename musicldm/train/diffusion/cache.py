@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
-from musicldm.data.collection import Clip, read_clip
+from musicldm.data.clips import Clip, read_clip
 from musicldm.data.shards import recording_bytes
 from musicldm.kernels.tiled_decoding import one_by_one
 from musicldm.models.clap import embed_audio, embed_text

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from musicldm.config import DiffusionConfig
-from musicldm.data.collection import Item, item_rng
+from musicldm.data.items import Item, item_rng
 from musicldm.train.diffusion.cache import Cache
 from musicldm.train.diffusion.mixtures import MixtureRounds
 from musicldm.train.diffusion.objectives import text_share

@@ -28,8 +28,9 @@ from transformers import SpeechT5HifiGan
 from augment.mixup import mix_latents
 from musicldm.config import DiffusionConfig
 from musicldm.data.analysis import analyse_collection, unmeasured
-from musicldm.data.collection import Clip, Item, item_rng
-from musicldm.data.mixup import BeatSynchronousMixup, Mixture
+from musicldm.data.clips import Clip
+from musicldm.data.items import Item, item_rng
+from musicldm.data.mixup import BeatSynchronousMixup, Mixture, MixupSettings
 from musicldm.kernels.precision import lower_decoders
 from musicldm.kernels.tiled_decoding import one_by_one
 from musicldm.models.clap import embed_audio, embed_text
@@ -94,17 +95,17 @@ class Maker(NamedTuple):
         self, dataset: BeatSynchronousMixup, items: list[Item], mixtures: list[Mixture]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Moments (B, 2C, T/f, F/f) and condition (B, D) of ``mixtures``, which belong to ``items``."""
-        if dataset.kind == "latent":
+        if dataset.settings.kind == "latent":
             shape = latent_shape(self.vae, self.mel)
             latents = []
             for part in ("a", "b"):
-                draws = [item_rng(dataset.seed, item, f"posterior {part}") for item in items]
+                draws = [item_rng(dataset.settings.seed, item, f"posterior {part}") for item in items]
                 noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in draws])
                 log_mel = self._log_mel(self._stack([getattr(mixture, part) for mixture in mixtures]))
                 latents.append(sample_latents(self.vae, log_mel, torch.from_numpy(noise).to(self.device)))
             mixed = mix_latents(*latents, np.array([mixture.lam for mixture in mixtures]))
             _, waveform = hear_latents(
-                self.vae, self.vocoder, mixed, self.mel.clip_samples, as_authors=dataset.mode == "paper"
+                self.vae, self.vocoder, mixed, self.mel.clip_samples, as_authors=dataset.settings.mode == "paper"
             )
             moments = torch.cat([mixed, torch.full_like(mixed, CERTAIN)], dim=1)
         else:
@@ -154,7 +155,7 @@ class MixtureRounds:
 
         None if that one found no partner.
         """
-        mixtures, n = self.of(item.epoch), self.dataset.per_clip
+        mixtures, n = self.of(item.epoch), self.dataset.settings.per_clip
         row = n * item.index + int(rng.integers(n))
         if not mixtures.made[row]:
             return None
@@ -189,7 +190,7 @@ def make_round(dataset: BeatSynchronousMixup, maker: Maker, folder: Path, number
             kept.arrays["text"][rows], kept.arrays["made"][rows] = maker.texts(captions), 2
     if not kept.arrays["made"].any():
         raise ValueError(
-            f"none of the {n} clips has a partner to be mixed with (mixup={dataset.kind}, mixup_mode={dataset.mode}): "
+            f"none of the {n} clips has a partner to be mixed with (mixup={dataset.settings.kind}, mixup_mode={dataset.settings.mode}): "
             "give more recordings, mixup=plain or mixup=none"
         )
     return Mixtures(**kept.arrays)
@@ -249,12 +250,14 @@ def make_rounds(
         analysis,
         mel.sample_rate,
         mel.clip_samples,
-        config.mixup,
-        config.mixup_mode,
-        seed,
-        config.mixup_per_clip,
-        config.mixup_stretch,
-        config.mixup_same_key,
+        MixupSettings(
+            kind=config.mixup,
+            mode=config.mixup_mode,
+            seed=seed,
+            per_clip=config.mixup_per_clip,
+            max_stretch=config.mixup_stretch,
+            same_key=config.mixup_same_key,
+        ),
     )
     settings = {name: getattr(config, name) for name in vars(config) if name.startswith("mixup")} | {
         "seed": seed,

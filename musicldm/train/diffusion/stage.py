@@ -25,7 +25,8 @@ from transformers import SpeechT5HifiGan
 
 from musicldm.audio.files import slug
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
-from musicldm.data.collection import Item, batch_items, load_clips, split_clips
+from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.items import Item, batch_items
 from musicldm.models.loading import head_numbers
 from musicldm.models.lora import add_adapter, save_adapter
 from musicldm.pipelines.hub import NOVELTY_INDEX, read_card
