@@ -50,15 +50,26 @@ def _as_words(overrides: Sequence[str]) -> list[str]:
     return [f"{key}='{value}'" if value in ("no", "off", "yes", "on") else f"{key}={value}" for key, _, value in pairs]
 
 
+def configs_folder(package: Path = Path(__file__).parent) -> Path:
+    """The folder of bundled configurations: inside an installed ``package``, beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    folders = [package / "configs", package.parent / "configs"]
+    for folder in folders:
+        if (folder / "original").is_dir():
+            return folder
+    raise FileNotFoundError(f"no bundled configurations in {' or '.join(map(str, folders))}: install the package again")
+
+
 def find_config(name: str | Path, stage: str) -> Path:
     """The file at the path ``name``, or the bundled configuration of ``stage`` if ``name`` is original, mini or tiny.
 
     Raises:
         FileNotFoundError: neither, with the bundled names.
     """
-    import configs  # the folder beside this package, installed with it
-
-    bundled = {folder.name: folder for folder in Path(configs.__file__).parent.iterdir() if folder.is_dir()}
+    bundled = {folder.name: folder for folder in configs_folder().iterdir() if folder.is_dir()}
     bundled = {size: folder for size, folder in bundled.items() if (folder / f"{stage}.yaml").is_file()}
     if Path(name).is_file():
         return Path(name)
