@@ -1,13 +1,15 @@
 """Small scores for the tests, written with mido, and the synthesizer that plays them."""
 
 import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import mido
 import pytest
 
-from musicldm.scores.synthesis import find_soundfont
+from musicldm.scores.synthesis import check_backend, find_soundfont
+from tests.helpers.soundfont import write_soundfont
 
 TICKS = 480  # a quarter note
 
@@ -58,17 +60,46 @@ def band(path: Path, beats: int = 48) -> Path:
     return write_score(path, notes, programs={0: 0, 1: 32, 2: 73}, key="C")
 
 
-@pytest.fixture(scope="session")
-def soundfont() -> str:
-    """A SoundFont and FluidSynth; required where MUSICLDM_SHARED says that everything should be there."""
+class Synthesizer(NamedTuple):
+    """What plays the scores of the tests."""
+
+    backend: str
+    soundfont: str
+
+
+def lacking(check: Callable, *arguments) -> str | None:
+    """What ``check`` says is not installed."""
     try:
-        found = find_soundfont()
-        lacking = None if shutil.which("fluidsynth") else "fluidsynth is not installed"
-    except FileNotFoundError as error:
-        found, lacking = None, str(error)
-    if lacking and os.environ.get("MUSICLDM_SHARED"):
-        pytest.fail(lacking)
-    if lacking:
-        pytest.skip(lacking)
+        check(*arguments)
+    except (FileNotFoundError, ImportError) as error:
+        return str(error)
+    return None
+
+
+def system_soundfont() -> str:
+    """The system's SoundFont, the small one if there are several."""
+    found = find_soundfont()
     small = found.with_name("TimGM6mb.sf2")
     return str(small if small.is_file() else found)
+
+
+def needs(reason: str | None) -> None:
+    """Skip the test for ``reason``, if any; fail where MUSICLDM_SHARED says that everything should be there."""
+    if reason and os.environ.get("MUSICLDM_SHARED"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def small_soundfont(tmp_path_factory) -> str:
+    """One that is written here."""
+    return str(write_soundfont(tmp_path_factory.mktemp("soundfont") / "small.sf2"))
+
+
+@pytest.fixture(scope="session")
+def synthesizer(small_soundfont) -> Synthesizer:
+    """FluidSynth and the system's SoundFont; where one of them is missing, tinysoundfont and the small one."""
+    if lacking(check_backend, "fluidsynth") or lacking(find_soundfont):
+        return Synthesizer("tinysoundfont", small_soundfont)
+    return Synthesizer("fluidsynth", system_soundfont())

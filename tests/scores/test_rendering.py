@@ -2,9 +2,9 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +16,15 @@ import soundfile
 
 from musicldm.scores.general_midi import ORCHESTRATIONS
 from musicldm.scores.rendering import RenderConfig, find_scores, orchestrations, render_scores
-from musicldm.scores.synthesis import Effects, check_backend, check_soundfont, find_soundfont, synthesize
-from tests.helpers.scores import band, soundfont, write_score  # noqa: F401  (soundfont is a fixture)
+from musicldm.scores.synthesis import (
+    BACKENDS,
+    Effects,
+    check_backend,
+    check_soundfont,
+    find_soundfont,
+    synthesize,
+)
+from tests.helpers.scores import band, lacking, needs, small_soundfont, synthesizer, system_soundfont, write_score  # noqa: F401  (fixtures)
 
 EXACT = {"tempo_range": (1.0, 1.0), "transpose_range": (0, 0), "program_share": 0.0}
 
@@ -31,8 +38,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def config(soundfont) -> RenderConfig:  # noqa: F811
-    return RenderConfig(soundfonts=(soundfont,), clip_s=5.0, max_clips=2)
+def config(synthesizer) -> RenderConfig:  # noqa: F811
+    backend, soundfont = synthesizer
+    return RenderConfig(backend=backend, soundfonts=(soundfont,), clip_s=5.0, max_clips=2)
 
 
 def pitch_hz(audio: np.ndarray, rate: int, about: float) -> float:
@@ -71,13 +79,14 @@ def test_the_tempo_that_is_heard_is_the_changed_one(tmp_path, config):
         assert 6000 * beats / (rises[-1] - rises[0]) == pytest.approx(row["tempo_bpm"], rel=0.005)
 
 
-def test_a_window_sounds_as_in_the_whole(tmp_path, soundfont):  # noqa: F811
+def test_a_window_sounds_as_in_the_whole(tmp_path, synthesizer):  # noqa: F811
     from musicldm.scores.reading import read_score
 
     score = read_score(band(tmp_path / "a.mid"))
-    settings = {"sample_rate": 24_000, "effects": Effects(0.0, 0.4, 0.0)}
-    (whole,) = synthesize(score, [(0.0, 12.0)], Path(soundfont), **settings)
-    later, cut = synthesize(score, [(4.0, 8.0), (8.0, 12.0)], Path(soundfont), **settings)
+    soundfont = Path(synthesizer.soundfont)
+    settings = {"sample_rate": 24_000, "effects": Effects(0.0, 0.4, 0.0), "backend": synthesizer.backend}
+    (whole,) = synthesize(score, [(0.0, 12.0)], soundfont, **settings)
+    later, cut = synthesize(score, [(4.0, 8.0), (8.0, 12.0)], soundfont, **settings)
     for piece, at in ((later, 4.0), (cut, 8.0)):
         assert piece.shape == (4 * 24_000, 2)
         # Bars start together here; what still rings from before is all that a window lacks.
@@ -188,11 +197,18 @@ def test_the_folder_does_not_depend_on_the_number_of_workers(tmp_path, config):
 
 
 RUN = """
-import sys
+import os, signal, sys, threading, time
 from pathlib import Path
 from musicldm.scores.rendering import RenderConfig, render_scores
 folder = Path(sys.argv[1])
-config = RenderConfig(soundfonts=(sys.argv[2],), clip_s=5.0, max_clips=1)
+
+def kill():
+    while len(list((folder / "killed" / ".render").glob("?-*.json"))) < 2:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
+config = RenderConfig(backend=sys.argv[2], soundfonts=(sys.argv[3],), clip_s=5.0, max_clips=1)
 render_scores([folder / "scores"], folder / "killed", config)
 """
 
@@ -201,16 +217,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_folder(tmp_path, config):
     for name in "abcdef":
         band(tmp_path / "scores" / f"{name}.mid")
     made = replace(config, max_clips=1)
-    running = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(tmp_path), config.soundfonts[0]], stderr=subprocess.DEVNULL
-    )
-    state = tmp_path / "killed" / ".render"
-    deadline = time.monotonic() + 120
-    while len(list(state.glob("?-*.json"))) < 2 and running.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    running.kill()
-    running.wait()
-    finished = len(list(state.glob("?-*.json")))
+    command = [sys.executable, "-c", RUN, str(tmp_path), config.backend, *config.soundfonts]
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    finished = len(list((tmp_path / "killed" / ".render").glob("?-*.json")))
     assert 2 <= finished < 6
     assert not (tmp_path / "killed" / "metadata.jsonl").exists()
 
@@ -355,7 +364,9 @@ def test_a_synthesizer_that_hangs_is_given_up(tmp_path, config, monkeypatch):
     fake.write_text("#!/bin/sh\nexec sleep 60\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    report = render_scores([band(tmp_path / "a.mid")], tmp_path / "out", replace(config, timeout_s=0.2))
+    report = render_scores(
+        [band(tmp_path / "a.mid")], tmp_path / "out", replace(config, backend="fluidsynth", timeout_s=0.2)
+    )
     assert report.failed == 1
     assert "needed more than 0.2 s" in (tmp_path / "out" / "errors.jsonl").read_text()
 
@@ -366,10 +377,17 @@ def test_notes_held_over_the_end_do_not_keep_the_synthesizer_going(tmp_path, con
     assert render_scores([score], tmp_path / "out", replace(config, timeout_s=30.0)).written == 2
 
 
-def test_tinysoundfont_plays_the_same_notes(tmp_path, config):
-    pytest.importorskip("tinysoundfont")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("font", ["of the system", "of the tests"])
+def test_synthesizers_play_the_same_notes(tmp_path, config, small_soundfont, backend, font):  # noqa: F811
+    needs(lacking(check_backend, backend))
+    if font == "of the system":
+        needs(lacking(find_soundfont))
     score = write_score(tmp_path / "a.mid", [(at, 4, 69, 0) for at in range(0, 40, 4)], programs={0: 73})
-    render_scores([score], tmp_path / "out", replace(config, backend="tinysoundfont", max_clips=1, **EXACT))
+    soundfont = system_soundfont() if font == "of the system" else small_soundfont
+    render_scores(
+        [score], tmp_path / "out", replace(config, backend=backend, soundfonts=(soundfont,), max_clips=1, **EXACT)
+    )
     (row,) = rows(tmp_path / "out")
     audio, rate = soundfile.read(tmp_path / "out" / row["file_name"])
     assert pitch_hz(audio[rate : 4 * rate], rate, 440.0) == pytest.approx(440, rel=0.012)
