@@ -63,17 +63,10 @@ def match_mel(waveform: Tensor, log_mel: Tensor, config: MelConfig, passes: int 
     if not passes:
         return waveform
     waveform = waveform.float()
-    log_mel = log_mel.to(waveform)  # with offload it may lie elsewhere
-    n_frames = 1 + waveform.shape[1] // config.hop_length
-    beyond = log_mel[:, -1:].expand(-1, max(0, n_frames - log_mel.shape[1]), -1)
-    wanted = torch.cat([log_mel, beyond], dim=1)[:, :n_frames]
-    frame = {
-        "n_fft": config.n_fft,
-        "hop_length": config.hop_length,
-        "window": torch.hann_window(config.n_fft, device=waveform.device),
-    }
+    wanted = frames_of(log_mel, waveform, config)
+    frame = framing(waveform, config)
     filters = mel_filters(config).to(waveform.device)
-    spread = _spread(filters)
+    spread = bin_weights(filters)
     for _ in range(passes):
         spectrum = torch.stft(waveform, **frame, return_complex=True).transpose(1, 2)  # (B, T, K)
         # as `log_mel_spectrogram`, without its clipping: what is beyond full scale now is found to be so
@@ -83,26 +76,44 @@ def match_mel(waveform: Tensor, log_mel: Tensor, config: MelConfig, passes: int 
     return limit(waveform, round(LOOK_AHEAD * config.n_fft))
 
 
+def framing(waveform: Tensor, config: MelConfig) -> dict:
+    """Arguments of `torch.stft` and `torch.istft` for the front end's frames."""
+    window = torch.hann_window(config.n_fft, device=waveform.device, dtype=waveform.dtype)
+    return {"n_fft": config.n_fft, "hop_length": config.hop_length, "window": window}
+
+
+def frames_of(spectrogram: Tensor, waveform: Tensor, config: MelConfig) -> Tensor:
+    """``spectrogram (..., T, F)`` on the device of ``waveform (B, L)``, with as many frames, the last one repeated."""
+    spectrogram = spectrogram.to(waveform)  # with offload it may lie elsewhere
+    n_frames = 1 + waveform.shape[-1] // config.hop_length
+    missing = max(0, n_frames - spectrogram.shape[-2])
+    beyond = spectrogram[..., -1:, :].expand(*spectrogram.shape[:-2], missing, spectrogram.shape[-1])
+    return torch.cat([spectrogram, beyond], dim=-2)[..., :n_frames, :]
+
+
 def match_reach(passes: int, config: MelConfig) -> int:
     """Samples to either side that a matched sample depends on."""
     return passes * config.n_fft + 2 * round(LOOK_AHEAD * config.n_fft) if passes else 0
 
 
 def limit(waveform: Tensor, look_ahead: int) -> Tensor:
-    """``waveform (B, L)`` with no sample beyond `CEILING`, turned down smoothly around those that were.
+    """``waveform (B, L)`` or (B, A, L) with no sample beyond `CEILING`, turned down smoothly around those that were.
 
-    The gain is the least that the samples within ``look_ahead`` need, averaged over as many: so none is exceeded.
+    The gain, one for all channels, is the least that the samples within ``look_ahead`` need, averaged over as many: so
+    none is exceeded.
     """
     if waveform.abs().max() <= CEILING:
         return waveform
     window = {"kernel_size": 2 * look_ahead + 1, "stride": 1}
-    peaks = functional.max_pool1d(waveform.abs()[:, None], padding=look_ahead, **window)
+    loudest = waveform.abs().reshape(len(waveform), -1, waveform.shape[-1]).amax(dim=1, keepdim=True)  # (B, 1, L)
+    peaks = functional.max_pool1d(loudest, padding=look_ahead, **window)
     gain = functional.pad((CEILING / peaks).clamp(max=1.0), (look_ahead, look_ahead), mode="replicate")
-    gain = functional.avg_pool1d(gain, **window)[:, 0]  # (B, L)
+    gain = functional.avg_pool1d(gain, **window)  # (B, 1, L)
+    gain = gain if waveform.ndim == 3 else gain[:, 0]
     return (waveform * gain).clamp(-CEILING, CEILING)  # for rounding
 
 
-def _spread(filters: Tensor) -> Tensor:
+def bin_weights(filters: Tensor) -> Tensor:
     """Weights (F, K) by which bins take after the bands around them: linear in between, nothing outside all bands."""
     triangles = filters / filters.amax(dim=1, keepdim=True).clamp(min=1e-12)  # (F, K), of height 1
     return triangles / triangles.sum(dim=0).clamp(min=1e-12)

@@ -15,10 +15,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+ADDED = ("audio_channels", "bands_per_row")  # fields that configurations of mono models need not, and do not, name
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class MelConfig:
-    """Parameters of the front end; stored as ``mel`` in the vocoder's ``config.json``."""
+    """Parameters of the front end, and of the sound that it is made for; ``mel`` in the vocoder's ``config.json``."""
 
     sample_rate: int = 16_000  # Hz
     n_fft: int = 1024  # samples, also the length of the Hann window
@@ -28,6 +30,8 @@ class MelConfig:
     f_max: float = 8000.0  # Hz
     floor: float = 1e-5  # magnitudes below it are raised to it
     clip_s: float = 10.24  # seconds of one training clip
+    audio_channels: int = 1  # of waveforms: 1, or 2 for stereo, whose spectrogram has three planes (vocoder.planes)
+    bands_per_row: int = 1  # neighbouring mel bands that lie side by side, as channels of one row, before the VAE
 
     def __post_init__(self):
         for name in ("sample_rate", "n_fft", "hop_length", "n_mels"):
@@ -46,6 +50,19 @@ class MelConfig:
             raise ValueError(f"floor must be positive, got {self.floor}")
         if not self.clip_s > 0:
             raise ValueError(f"clip_s must be positive, got {self.clip_s}")
+        if self.audio_channels not in (1, 2):
+            raise ValueError(f"audio_channels must be 1 (mono) or 2 (stereo), got {self.audio_channels}")
+        if self.bands_per_row < 1 or self.n_mels % self.bands_per_row:
+            raise ValueError(f"bands_per_row must divide n_mels ({self.n_mels}), got {self.bands_per_row}")
+
+    def __repr__(self) -> str:
+        """As a dataclass says it, of `mel_to_dict`: digests of mono configurations stay what they were."""
+        return f"MelConfig({', '.join(f'{name}={value!r}' for name, value in mel_to_dict(self).items())})"
+
+    @property
+    def planes(self) -> int:
+        """Planes of the spectrogram: 1 of mono sound; mid, side and balance of stereo."""
+        return 1 if self.audio_channels == 1 else 3
 
     @property
     def clip_samples(self) -> int:
@@ -58,7 +75,7 @@ class MelConfig:
         return self.clip_samples // self.hop_length
 
 
-def log_mel_spectrogram(waveform: Tensor, config: MelConfig = MelConfig()) -> Tensor:
+def log_mel_spectrogram(waveform: Tensor, config: MelConfig) -> Tensor:
     """Log-mel spectrogram ``(B, T, F)`` of ``waveform (B, L)``; T = 1 + L // hop_length. Differentiable.
 
     Samples are clipped to [-1, 1]. Computed in the waveform's dtype, at least float32.
@@ -107,7 +124,8 @@ def mel_to_hz(mel: Tensor) -> Tensor:
 def mel_filters(config: MelConfig) -> Tensor:
     """Triangular filters ``(F, n_fft // 2 + 1)``, float32, each of unit area in Hz; those of `librosa.filters.mel`.
 
-    Computed here because importing librosa compiles for seconds.
+    Computed here because importing librosa compiles for seconds, and transformers' filters end half a hertz early at
+    odd rates.
     """
     bins = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1, dtype=torch.float64)  # Hz, (K,)
     low, high = hz_to_mel(torch.tensor([config.f_min, config.f_max], dtype=torch.float64)).tolist()
@@ -129,5 +147,6 @@ def mel_from_dict(values: dict) -> MelConfig:
 
 
 def mel_to_dict(config: MelConfig) -> dict:
-    """The ``mel`` entry of a vocoder's ``config.json``."""
-    return asdict(config)
+    """The ``mel`` entry of a vocoder's ``config.json``; `ADDED` fields only where they are not the default's."""
+    added = {field.name: field.default for field in fields(MelConfig) if field.name in ADDED}
+    return {name: value for name, value in asdict(config).items() if name not in added or value != added[name]}

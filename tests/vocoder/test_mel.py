@@ -1,5 +1,6 @@
 """The log-mel front end and the generator that belongs to it."""
 
+import json
 import sys
 
 import librosa
@@ -31,24 +32,25 @@ def test_filters_are_those_of_librosa(n_mels, n_fft, rate, f_min):
 @given(n_samples=st.integers(513, 5000), batch=st.integers(1, 3))
 def test_frames_and_batches(n_samples, batch):
     waveform = torch.randn(batch, n_samples, generator=torch.Generator().manual_seed(n_samples)) / 4
-    mel = log_mel_spectrogram(waveform)
+    mel = log_mel_spectrogram(waveform, MelConfig())
     assert mel.shape == (batch, 1 + n_samples // 160, 64)
-    torch.testing.assert_close(mel[-1:], log_mel_spectrogram(waveform[-1:]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mel[-1:], log_mel_spectrogram(waveform[-1:], MelConfig()), rtol=1e-4, atol=1e-4)
 
 
 def test_a_tone_lights_its_band():
     time = torch.arange(16_000) / 16_000
-    mel = log_mel_spectrogram(torch.sin(2 * torch.pi * 1000 * time)[None])
+    mel = log_mel_spectrogram(torch.sin(2 * torch.pi * 1000 * time)[None], MelConfig())
     centres = librosa.mel_frequencies(66, fmin=0, fmax=8000)[1:-1]
     assert abs(centres[int(mel[0, 50].argmax())] - 1000) < 60
 
 
 def test_silence_has_a_finite_gradient_and_loud_samples_are_clipped():
     waveform = torch.zeros(1, 2000, requires_grad=True)
-    log_mel_spectrogram(waveform).sum().backward()
+    log_mel_spectrogram(waveform, MelConfig()).sum().backward()
     assert torch.isfinite(waveform.grad).all()
     loud = 3 * torch.sin(torch.arange(4000) / 10)[None]
-    torch.testing.assert_close(log_mel_spectrogram(loud), log_mel_spectrogram(loud.clamp(-1, 1)))
+    clipped = log_mel_spectrogram(loud.clamp(-1, 1), MelConfig())
+    torch.testing.assert_close(log_mel_spectrogram(loud, MelConfig()), clipped)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,8 @@ def test_silence_has_a_finite_gradient_and_loud_samples_are_clipped():
         ({"f_max": 9000.0}, "8000"),
         ({"floor": 0.0}, "floor"),
         ({"n_mels": 0}, "0"),
+        ({"audio_channels": 3}, "audio_channels must be 1 .* got 3"),
+        ({"bands_per_row": 3}, r"divide n_mels \(64\), got 3"),
     ],
 )
 def test_impossible_front_ends_are_refused(wrong, message):
@@ -67,9 +71,9 @@ def test_impossible_front_ends_are_refused(wrong, message):
 
 def test_waveforms_of_the_wrong_shape_or_length_are_refused():
     with pytest.raises(ValueError, match="batch, samples"):
-        log_mel_spectrogram(torch.zeros(1000))
+        log_mel_spectrogram(torch.zeros(1000), MelConfig())
     with pytest.raises(ValueError, match="at least 513"):
-        log_mel_spectrogram(torch.zeros(1, 512))
+        log_mel_spectrogram(torch.zeros(1, 512), MelConfig())
 
 
 def test_the_front_end_travels_with_the_generator(tmp_path):
@@ -78,6 +82,17 @@ def test_the_front_end_travels_with_the_generator(tmp_path):
     generator = SpeechT5HifiGan.from_pretrained(tmp_path)
     assert mel_config(generator) == mel
     assert generator(torch.zeros(1, 10, 20)).shape == (1, 1200)
+
+
+def test_channels_and_packing_travel_too_and_mono_is_written_as_before(tmp_path):
+    stereo = MelConfig(audio_channels=2, bands_per_row=2)
+    for name, mel in (("stereo", stereo), ("mono", MelConfig())):
+        make_generator(mel, 32, (5, 4, 2, 2, 2), (16, 16, 8, 4, 4)).save_pretrained(tmp_path / name)
+        assert mel_config(SpeechT5HifiGan.from_pretrained(tmp_path / name)) == mel
+    written = json.loads((tmp_path / "mono" / "config.json").read_text())["mel"]
+    assert set(written) == {"sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "floor", "clip_s"}
+    assert "audio_channels" not in repr(MelConfig())  # caches of spectrograms are known by it
+    assert repr(stereo).endswith("clip_s=10.24, audio_channels=2, bands_per_row=2)")
 
 
 def test_a_published_generator_without_the_entry_is_understood(tmp_path):
