@@ -1,4 +1,4 @@
-"""What several commands need: checked argument types, the folder to write to, devices, and results on stdout."""
+"""What several commands need: checked argument types, shared options, the folder to write to, and results on stdout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-DTYPES = ("auto", "float32", "float16", "bfloat16")
+from musicldm.generate.environment import DTYPES, choose_device, choose_dtype
+
+__all__ = ["DTYPES", "choose_device", "choose_dtype"]  # for the commands, beside what is defined here
+ADAPTER = "FOLDER[:WEIGHT]"
 
 
 def positive(kind: type, most: float = math.inf) -> Callable[[str], float]:
@@ -42,34 +45,22 @@ def share(text: str) -> float:
     return value
 
 
-def choose_device(name: str):
-    """The torch device called ``name``.
-
-    Raises:
-        ValueError: if it is not known or not here.
-    """
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one each for names, CUDA and the others
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"there is no device {name!r} here ({reason}); use --device cpu, or auto") from error
-    return device
-
-
-def choose_dtype(name: str, device):
-    """The torch dtype called ``name``, for work on ``device``."""
-    import torch
-
-    if name == "auto":
-        name = "float16" if device.type == "cuda" else "float32"
-    return getattr(torch, name)
+def add_adapter_arguments(parser: argparse.ArgumentParser, **setting) -> None:
+    """``--lora`` and ``--concept``; each may be given several times. ``setting`` goes to argparse."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        metavar=ADAPTER,
+        help="add this adapter to the UNet, with a weight (default: 1); give it again for another one",
+        **setting,
+    )
+    parser.add_argument(
+        "--concept",
+        action="append",
+        metavar=ADAPTER,
+        help='teach the model this concept, whose name, such as "<mine>", prompts may then use; likewise',
+        **setting,
+    )
 
 
 @contextmanager

@@ -7,8 +7,16 @@ import json
 import sys
 from pathlib import Path
 
-from musicldm.cli.adapters import add_adapter_arguments, load_adapters
-from musicldm.cli.common import choose_device, choose_dtype, load_quietly, output_folder, positive, report, share
+from musicldm.cli.common import (
+    add_adapter_arguments,
+    choose_device,
+    choose_dtype,
+    load_quietly,
+    output_folder,
+    positive,
+    report,
+    share,
+)
 from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS, make_scheduler
 
 GENERATING = ("seed", "seconds", "steps", "guidance", "guidance_interval", "batch")
@@ -125,6 +133,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from musicldm.evaluate.collect import captioned_clips, read_prompts
     from musicldm.evaluate.report import markdown
     from musicldm.evaluate.run import run_evaluation
+    from musicldm.generate.adapters import load_adapters
     from musicldm.generate.environment import model_revision
     from musicldm.models.loading import find_folder
     from musicldm.pipelines.text_to_music import MusicLDMPipeline

@@ -11,6 +11,7 @@ from musicldm._version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 OPTIONAL_PACKAGES = ("accelerate", "speechbrain", "madmom", "beat_this", "librosa", "tinysoundfont", "laion-clap")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 MADMOM_LICENCE = "madmom's model files are licensed CC BY-NC-SA 4.0: not for commercial use"
 
 
@@ -31,6 +32,42 @@ def model_revision(folder: Path) -> str:
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
+
+
+def choose_device(name: str):
+    """The torch device called ``name``; "auto" is the fastest there is.
+
+    Raises:
+        ValueError: if it is not known or not here.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one each for names, CUDA and the others
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"there is no device {name!r} here ({reason}); use --device cpu, or auto") from error
+    return device
+
+
+def choose_dtype(name: str, device):
+    """The torch dtype called ``name``, for work on ``device``; "auto" is float16 on CUDA, float32 elsewhere.
+
+    Raises:
+        ValueError: if it is not one of `DTYPES`.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
 
 
 def environment() -> dict:

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from musicldm import MusicLDMPipeline
 from musicldm.audio import read_audio, read_recipe
 from musicldm.cli import main
-from musicldm.cli.generate import DEFAULTS
 from musicldm.config import LoraConfig
+from musicldm.generate.recipe import DEFAULTS
 from musicldm.models.concepts import EMBEDDING_FILE, load_concept, save_concept
 from musicldm.models.lora import add_adapter, save_adapter
 

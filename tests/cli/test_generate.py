@@ -13,7 +13,7 @@ import soundfile
 from musicldm import MusicLDMPipeline
 from musicldm.audio import read_audio, read_recipe, write_audio
 from musicldm.cli import main
-from musicldm.cli.generate import DEFAULTS
+from musicldm.generate.recipe import DEFAULTS
 from musicldm.sampling.schedulers import SCHEDULERS, make_scheduler
 from tests.helpers.disk import full_disk
 
@@ -73,7 +73,7 @@ def test_seeds_of_several_prompts_and_the_batch_do_not_matter(generate, tmp_path
     (tmp_path / "prompts.txt").write_text("\ufefffast drums\n\n  a flute \n", encoding="utf-8")
     together = generate("calm piano", "--file", tmp_path / "prompts.txt", "--seed", 10)
     assert [(r["prompt"], r["seed"]) for r in together] == [("calm piano", 10), ("fast drums", 11), ("a flute", 12)]
-    monkeypatch.setattr("musicldm.cli.generate.WAVEFORMS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("musicldm.generate.session.WAVEFORMS_AT_ONCE", {"cpu": 1})
     alone = generate("calm piano", "fast drums", "a flute", "--seed", 10)
     for one, other in zip(together, alone, strict=True):
         assert one["seed"] == other["seed"]

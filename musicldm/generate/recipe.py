@@ -1,0 +1,219 @@
+"""Requests for music, and the recipe that every piece carries: from it the same piece can be made again.
+
+    Request (prompt, seed, settings) -> Session -> Piece with a recipe: the request, the model and what was found
+
+This module is the one place that names the fields of a recipe. It imports nothing large.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+
+from musicldm.audio import read_recipe
+from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, SCHEDULERS, STEPS
+
+GENERATED_BY = "AI (musicldm)"
+MOST_CANDIDATES = 1000
+HIGHEST_SEED = 2**63 - 1
+RANDOM_SEEDS = 1_000_000  # few digits, as they become part of the file's name
+EVERYWHERE = (0.0, 1.0)  # where recipes are guided that name no interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How music is made, whatever its prompt and seed.
+
+    Raises:
+        ValueError: naming the first value that cannot be used, and what can.
+    """
+
+    seconds: float | None = None  # None: the length that the model was trained on
+    steps: int = STEPS  # of the sampler
+    guidance: float = GUIDANCE  # how strongly to follow the prompt; up to 1 not at all
+    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL  # the least and the most noise at which it is guided
+    negative: str = ""  # what the music should not be like
+    candidates: int = 1  # made for each prompt, of which the one that fits it best is kept
+    scheduler: str = SAMPLER  # a name in `musicldm.sampling.schedulers.SCHEDULERS`
+    lora: tuple[str, ...] | None = None  # folders of adapters, each ``FOLDER`` or ``FOLDER:WEIGHT``
+    concept: tuple[str, ...] | None = None  # folders of concepts, likewise
+    novelty: str | None = None  # report, avoid or least_similar: how music is compared with the training set
+    index: str | None = None  # folder of the index to compare with; None: the one that the model carries
+    max_similarity: float | None = None  # cosine that is too near; None: what 1 % of other music exceeds
+
+    def __post_init__(self):
+        for name in ("guidance_interval", "lora", "concept"):  # recipes have lists
+            if isinstance(value := getattr(self, name), list | tuple):
+                object.__setattr__(self, name, tuple(value) if name == "guidance_interval" else tuple(map(str, value)))
+        if isinstance(self.index, Path):
+            object.__setattr__(self, "index", str(self.index))
+        if self.seconds is not None:
+            _check_number("seconds", self.seconds, above=0)
+        _check_whole("steps", self.steps, 1)
+        _check_number("guidance", self.guidance)
+        low, high = self.guidance_interval if len(self.guidance_interval) == 2 else (1, 0)
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"guidance_interval must be two shares of the noise from 0 to 1, got {self.guidance_interval}"
+            )
+        _check_text("negative", self.negative)
+        _check_whole("candidates", self.candidates, 1, MOST_CANDIDATES)
+        if self.scheduler not in SCHEDULERS:
+            raise ValueError(f"unknown scheduler {self.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
+        for name in ("lora", "concept"):
+            if not isinstance(getattr(self, name), tuple | None):
+                raise ValueError(f"{name} must be a list of folders, got {getattr(self, name)!r}")
+        self._check_novelty()
+
+    def _check_novelty(self) -> None:
+        if self.novelty is None:
+            for name, what in (("index", "what it finds"), ("max_similarity", "what is nearer")):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is for novelty, which says what to do with {what}; give both, or neither")
+            return
+        from musicldm.novelty.guard import MODES
+
+        if self.novelty not in MODES:
+            raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {self.novelty!r}")
+        if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
+            raise ValueError(f"max_similarity is a cosine from -1 to 1, got {self.max_similarity}")
+
+    @property
+    def settings(self) -> Settings:
+        """These alone, of a `Request` too."""
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+
+
+@dataclass(frozen=True)
+class Request(Settings):
+    """One piece of music that is wanted: ``Request("calm piano", seconds=5, seed=1)``.
+
+    Without a seed a random one is drawn when the piece is made.
+    """
+
+    prompt: str
+    seed: int | None = None
+
+    def __post_init__(self):
+        _check_text("prompt", self.prompt)
+        if not self.prompt.strip():
+            raise ValueError(
+                f"the prompt {self.prompt!r} is empty; describe the music, as in 'calm piano with strings'"
+            )
+        if self.seed is not None:
+            _check_whole("seed", self.seed, 0, HIGHEST_SEED)
+        super().__post_init__()
+
+    @classmethod
+    def from_recipe(cls, recipe: dict) -> Request:
+        """The request that a piece was made of, also by earlier versions, which did not know all settings.
+
+        Raises:
+            ValueError: if a field is missing or cannot be.
+        """
+        recipe = complete(recipe)
+        return cls(**{field.name: recipe[field.name] for field in fields(cls)})
+
+    @classmethod
+    def for_prompts(cls, prompts: Iterable[str], seed: int | None = None, **settings) -> list[Request]:
+        """A request for each prompt; that of prompt i has the seed ``seed + i * candidates``."""
+        requests = [cls(prompt, **settings) for prompt in prompts]
+        seed = random_seed() if seed is None else seed
+        return [replace(request, seed=seed + i * request.candidates) for i, request in enumerate(requests)]
+
+
+# What a recipe begins with, in this order: how the model was opened (`OPENING`), and the settings.
+FIELDS = (
+    *("model", "seconds", "steps", "guidance", "guidance_interval", "negative", "candidates", "scheduler"),
+    *("dtype", "fast", "lora", "concept", "novelty", "index", "max_similarity"),
+)
+OPENING = {"model": "mini", "dtype": "auto", "fast": True}
+DEFAULTS = OPENING | {field.name: field.default for field in fields(Settings)}
+DEFAULTS = {name: DEFAULTS[name] for name in FIELDS}
+NEEDED = {  # without which a file was not made by `musicldm generate`
+    "prompt": str,
+    "seed": int,
+    "model": str,
+    "seconds": int | float,
+    "steps": int,
+    "guidance": int | float,
+    "negative": str,
+    "candidates": int,
+    "scheduler": str,
+    "dtype": str,
+}
+
+
+def random_seed() -> int:
+    """A seed that nobody chose."""
+    return random.SystemRandom().randrange(RANDOM_SEEDS)
+
+
+def complete(recipe: dict) -> dict:
+    """``recipe`` with what earlier versions did where it names nothing.
+
+    Raises:
+        ValueError: if a field that all versions wrote is missing or of another type.
+    """
+    for name, kind in NEEDED.items():
+        if not isinstance(recipe.get(name), kind):
+            raise ValueError(f"its {name} is {recipe.get(name)!r}")
+    return DEFAULTS | {"guidance_interval": list(EVERYWHERE)} | recipe
+
+
+def load_recipe(path: str | Path) -> dict:
+    """The recipe inside a generated file, complete.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is not one that `musicldm generate` wrote.
+    """
+    recipe = read_recipe(path)
+    try:
+        return complete(recipe)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} carries no recipe of `musicldm generate`: {error}; give the options themselves"
+        ) from error
+
+
+def compose(request: Request, opened: dict, found: dict) -> dict:
+    """The recipe of a piece: ``request``, the model as it was ``opened`` (`Session.about`), and what was ``found``."""
+    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(request).items()}
+    first = {name: (wanted | opened)[name] for name in FIELDS}
+    text = {"prompt": request.prompt, "seed": request.seed}
+    return {"generated_by": GENERATED_BY} | first | opened | text | found
+
+
+def warn_of_changes(recipe: dict, made: dict) -> None:
+    """Warn where the music of ``recipe`` is made again with another model or other adapters, as ``made`` names them."""
+    pairs = [("its model", made["model"], recipe.get("revision"), made["revision"])]
+    pairs += [(path, "this", old, made["adapters"].get(path)) for path, old in (recipe.get("adapters") or {}).items()]
+    for what, now, before, revision in pairs:
+        if before is not None and revision is not None and before != revision:
+            warnings.warn(
+                f"the recipe was made with revision {before} of {what}, {now} is {revision}: the music will differ",
+                stacklevel=2,
+            )
+
+
+def _check_text(name: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, got {value!r}")
+
+
+def _check_whole(name: str, value: int, least: int, most: float = math.inf) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+        limits = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {limits}, got {value!r}")
+
+
+def _check_number(name: str, value: float, above: float = -math.inf) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not (above < value < math.inf):
+        limit = "" if math.isinf(above) else f" above {above}"
+        raise ValueError(f"{name} must be a finite number{limit}, got {value!r}")
