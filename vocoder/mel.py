@@ -121,6 +121,7 @@ def mel_to_hz(mel: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a cached tensor made in inference mode could not take part in training later
 def mel_filters(config: MelConfig) -> Tensor:
     """Triangular filters ``(F, n_fft // 2 + 1)``, float32, each of unit area in Hz; those of `librosa.filters.mel`.
 

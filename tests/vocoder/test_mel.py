@@ -69,6 +69,15 @@ def test_impossible_front_ends_are_refused(wrong, message):
         MelConfig(**wrong)
 
 
+def test_a_front_end_first_used_in_inference_mode_can_train_later():
+    config = MelConfig(sample_rate=8000, n_fft=128, hop_length=32, n_mels=9, f_max=4000.0)  # used by no other test
+    with torch.inference_mode():
+        log_mel_spectrogram(torch.randn(1, 256), config)
+    waveform = torch.randn(1, 256, requires_grad=True)
+    log_mel_spectrogram(waveform, config).sum().backward()
+    assert waveform.grad.isfinite().all()
+
+
 def test_waveforms_of_the_wrong_shape_or_length_are_refused():
     with pytest.raises(ValueError, match="batch, samples"):
         log_mel_spectrogram(torch.zeros(1000), MelConfig())
