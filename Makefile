@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format beats clean
+.PHONY: help demo check test lint types format beats clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -15,12 +15,18 @@ demo: $(VENV)/.installed ## three prompts to three WAV files with pictures, in d
 		"a string quartet plays a calm waltz"
 	@echo "Listen to demo/*.wav and look at demo/*.png"
 
-test: $(VENV)/.installed-all lint ## the whole test suite, beats and vocoder training included
+check: $(VENV)/.installed-all lint types ## style, types and the quick tests, in under 3 minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test: $(VENV)/.installed-all lint types ## the whole test suite, beats and vocoder training included
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-all ## style checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-all ## types of the public modules (pyproject.toml lists them)
+	$(BIN)/mypy
 
 format: $(VENV)/.installed-all ## mend the style
 	$(BIN)/ruff check --fix .
