@@ -1,5 +1,6 @@
 """Audio files and pictures of them: waveforms in and out, recipes inside files."""
 
-from musicldm.audio.files import FORMATS, read_audio, read_recipe, write_audio, write_whole
+from musicldm.audio.files import FORMATS, read_audio, write_audio, write_whole
+from musicldm.audio.tags import read_recipe
 
 __all__ = ["FORMATS", "read_audio", "read_recipe", "write_audio", "write_whole"]

@@ -1,7 +1,9 @@
-"""Audio files: recordings in, waveforms out, and the recipe of a generated piece inside its file.
+"""Audio files: recordings in, waveforms out.
 
-    file  -> decode, mean over channels, resample ->  waveform (L,), float32, about -1 to 1
-    waveform (L,)  -> 16-bit PCM and a JSON comment ->  WAV or FLAC
+    file  -> decode, mean over channels or both of them, resample ->  waveform (L,) or (2, L), float32, about -1 to 1
+    waveform (L,) or (L, channels)  -> 16-bit PCM and a JSON comment ->  WAV or FLAC
+
+Models have channels first, files last: a model's waveform, (L,) or (A, L), is written as its transpose ``waveform.T``.
 
 Files are written whole or not at all: encoded in memory, written beside their place, then moved into it.
 """
@@ -12,25 +14,29 @@ import io
 import json
 import os
 import re
-import struct
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 
+from musicldm.audio.tags import with_wav_comment
+
 FORMATS = ("wav", "flac")
 LONGEST_NAME = 60  # characters of a text that become part of a file's name; 255 bytes is what file systems take
-BLOCK = 2**18  # frames decoded at a time, so that the channels of a long recording are never all in memory
+BLOCK = 2**18  # frames decoded at a time, so that channels of a long recording that are averaged never fill memory
+MOST_CHANNELS = 8  # of a file: more are taken for a waveform with channels first
 
 
-def read_audio(path: str | Path, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """Decode ``path`` (WAV, FLAC, Ogg, MP3, ...): mono waveform ``(L,)`` float32 and its rate in Hz.
+def read_audio(path: str | Path, sample_rate: int | None = None, channels: int = 1) -> tuple[np.ndarray, int]:
+    """Decode ``path`` (WAV, FLAC, Ogg, MP3, ...): waveform ``(L,)`` or ``(2, L)`` float32 and its rate in Hz.
 
-    Channels are averaged. With ``sample_rate`` the result is resampled to it (soxr, high quality).
+    With 1 of ``channels`` the file's are averaged, with 2 they are those of a stereo file, or twice that of a mono one.
+    With ``sample_rate`` the result is resampled to it (soxr, high quality).
 
     Raises:
         OSError: if the file is missing, a folder, or may not be read.
-        ValueError: if it is no audio, has no samples, or holds NaN or infinite values.
+        ValueError: if it is no audio, has no samples, holds NaN or infinite values, or more channels than the 2 asked
+            for.
     """
     import soundfile
     import soxr
@@ -46,29 +52,43 @@ def read_audio(path: str | Path, sample_rate: int | None = None) -> tuple[np.nda
             rate = file.samplerate
             blocks = []
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                blocks.append(block.mean(axis=1))
+                blocks.append(with_channels(block, channels, path))
     except soundfile.LibsndfileError as error:
         raise ValueError(
             f"{path} cannot be read as audio ({error.error_string.rstrip('. ')}); give WAV, FLAC, Ogg or MP3"
         ) from error
     if not blocks:
         raise ValueError(f"{path} holds no samples; give a recording of at least one frame")
-    waveform = np.concatenate(blocks)
+    waveform = np.concatenate(blocks)  # (L,) or (L, 2)
     if not np.isfinite(waveform).all():
-        at = int(np.flatnonzero(~np.isfinite(waveform))[0])
-        raise ValueError(f"{path} holds {waveform[at]} at {at / rate:.3f} s; repair the file or leave it out")
+        at = tuple(np.argwhere(~np.isfinite(waveform))[0])
+        raise ValueError(f"{path} holds {waveform[at]} at {at[0] / rate:.3f} s; repair the file or leave it out")
     if sample_rate is not None and sample_rate != rate:
         waveform = soxr.resample(waveform, rate, sample_rate, quality="HQ")
         rate = sample_rate
         if not len(waveform):
             raise ValueError(f"{path} is shorter than one sample at {sample_rate} Hz")
-    return waveform, rate
+    return np.ascontiguousarray(waveform.T), rate
+
+
+def with_channels(frames: np.ndarray, channels: int, path: str | Path) -> np.ndarray:
+    """``frames (L, n)`` of the file ``path`` as their mean (L,), or for 2 ``channels`` as (L, 2).
+
+    Raises:
+        ValueError: if 2 are wanted of a file that has more.
+    """
+    if channels == 1:
+        return frames.mean(axis=1)
+    if frames.shape[1] > 2:
+        raise ValueError(f"{path} has {frames.shape[1]} channels, more than stereo; mix it down to two first")
+    return np.broadcast_to(frames, (len(frames), channels))
 
 
 def write_audio(path: str | Path, waveform: np.ndarray, sample_rate: int, recipe: dict | None = None) -> None:
     """Write ``waveform`` (L,) or (L, channels) as 16-bit PCM; the suffix, ``.wav`` or ``.flac``, names the format.
 
-    ``recipe`` is stored as JSON in the file's comment. Levels are never changed: scale or clip before.
+    ``recipe`` is stored as JSON in the file's comment. Levels are never changed: scale or clip before. A model's
+    waveform, (L,) or (A, L), is given as ``waveform.T``.
 
     Raises:
         ValueError: if the suffix is another one, or the samples are none, not finite or beyond -1 to 1.
@@ -83,6 +103,10 @@ def write_audio(path: str | Path, waveform: np.ndarray, sample_rate: int, recipe
     waveform = np.asarray(waveform)
     if waveform.ndim not in (1, 2) or not waveform.size:
         raise ValueError(f"a waveform must be (samples,) or (samples, channels) and not empty, got {waveform.shape}")
+    if waveform.ndim == 2 and waveform.shape[1] > MOST_CHANNELS:
+        raise ValueError(
+            f"a file takes up to {MOST_CHANNELS} channels, got {waveform.shape}; transpose what is (channels, samples)"
+        )
     if not (peak := float(np.abs(waveform).max())) <= 1.0:  # NaN fails this comparison too
         raise ValueError(
             f"samples must lie between -1 and 1, got a peak of {peak:.4g}; scale or clip the waveform first"
@@ -100,36 +124,8 @@ def write_audio(path: str | Path, waveform: np.ndarray, sample_rate: int, recipe
         file.write(samples)
     content = encoded.getvalue()
     if comment is not None and kind == "wav":
-        content = _with_wav_comment(content, comment)
+        content = with_wav_comment(content, comment)
     write_whole(path, content)
-
-
-def read_recipe(path: str | Path) -> dict:
-    """The recipe that `write_audio` stored in ``path``.
-
-    Raises:
-        OSError: if the file is missing, a folder, or may not be read.
-        ValueError: if it is no audio or carries no recipe.
-    """
-    import soundfile
-
-    path = Path(path)
-    with path.open("rb") as file:
-        riff = file.read(12)
-        comment = _wav_comment(file) if riff[:4] == b"RIFF" and riff[8:] == b"WAVE" else None
-    if comment is None:
-        try:
-            with soundfile.SoundFile(path) as file:
-                comment = file.comment
-        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless .raw file
-            raise ValueError(f"{path} cannot be read as audio; give a file that `musicldm generate` wrote") from error
-    try:
-        recipe = json.loads(comment)
-    except json.JSONDecodeError:
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} carries no recipe; only files written by musicldm, and not re-encoded since, do")
-    return recipe
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -145,31 +141,6 @@ def write_whole(path: str | Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _with_wav_comment(content: bytes, comment: str) -> bytes:
-    """``content`` of a WAV file with a LIST INFO chunk behind the samples; libsndfile drops comments beyond 2 kB."""
-    text = comment.encode("ascii") + b"\0"
-    entry = b"INFO" + b"ICMT" + struct.pack("<I", len(text)) + text + b"\0" * (len(text) % 2)
-    content += b"\0" * (len(content) % 2) + b"LIST" + struct.pack("<I", len(entry)) + entry
-    return b"RIFF" + struct.pack("<I", len(content) - 8) + content[8:]
-
-
-def _wav_comment(file: io.BufferedIOBase) -> str | None:
-    """The ICMT entry of the LIST INFO chunk of a WAV file that is open behind its 12 first bytes; None without one."""
-    while len(header := file.read(8)) == 8:
-        name, size = header[:4], struct.unpack("<I", header[4:])[0]
-        padded = size + size % 2
-        if name == b"LIST" and file.read(4) == b"INFO":
-            end = file.tell() + padded - 4
-            while file.tell() < end and len(header := file.read(8)) == 8:
-                name, size = header[:4], struct.unpack("<I", header[4:])[0]
-                if name == b"ICMT":
-                    return file.read(size).rstrip(b"\0").decode("utf-8", errors="replace")
-                file.seek(size + size % 2, io.SEEK_CUR)
-        else:
-            file.seek(padded - 4 if name == b"LIST" else padded, io.SEEK_CUR)
-    return None
 
 
 def slug(text: str) -> str:

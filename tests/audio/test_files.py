@@ -51,11 +51,42 @@ def test_channels_are_averaged(tmp_path):
     assert np.abs(read_audio(tmp_path / "a.wav")[0] - 0.25 * tone()).max() <= 2 * ERROR
 
 
-def test_long_recordings_are_read_in_blocks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_both_channels_are_kept_when_asked_for(tmp_path, kind):
+    stereo = np.stack([tone(), -0.5 * tone(hz=660.0)])  # (2, L), as a model has it
+    write_audio(tmp_path / f"a.{kind}", stereo.T, RATE, RECIPE)
+    waveform, rate = read_audio(tmp_path / f"a.{kind}", channels=2)
+    assert (rate, waveform.shape, waveform.dtype) == (RATE, stereo.shape, np.float32)
+    assert np.abs(waveform - stereo).max() <= ERROR
+    assert read_recipe(tmp_path / f"a.{kind}") == RECIPE
+    resampled, _ = read_audio(tmp_path / f"a.{kind}", 24_000, channels=2)
+    assert resampled.shape == (2, 12_000)
+    alone = read_audio_of(tmp_path, stereo[1], 24_000)
+    assert np.abs(resampled[1] - alone).max() <= 2 * ERROR
+
+
+def read_audio_of(folder, waveform, rate):
+    write_audio(folder / "alone.wav", waveform, RATE)
+    return read_audio(folder / "alone.wav", rate)[0]
+
+
+def test_a_mono_file_is_the_same_in_both_channels_and_more_are_refused(tmp_path):
     write_audio(tmp_path / "a.wav", tone(), RATE)
-    whole = read_audio(tmp_path / "a.wav")[0]
+    mono, (left, right) = read_audio(tmp_path / "a.wav")[0], read_audio(tmp_path / "a.wav", channels=2)[0]
+    assert np.array_equal(left, mono)
+    assert np.array_equal(right, mono)
+    write_audio(tmp_path / "b.wav", np.zeros((100, 3)), RATE)
+    with pytest.raises(ValueError, match=r"b\.wav has 3 channels"):
+        read_audio(tmp_path / "b.wav", channels=2)
+    assert read_audio(tmp_path / "b.wav")[0].shape == (100,)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_long_recordings_are_read_in_blocks(tmp_path, monkeypatch, channels):
+    write_audio(tmp_path / "a.wav", np.stack([tone(), tone(hz=500.0)], axis=1), RATE)
+    whole = read_audio(tmp_path / "a.wav", channels=channels)[0]
     monkeypatch.setattr("musicldm.audio.files.BLOCK", 999)
-    assert np.array_equal(read_audio(tmp_path / "a.wav")[0], whole)
+    assert np.array_equal(read_audio(tmp_path / "a.wav", channels=channels)[0], whole)
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
@@ -201,6 +232,7 @@ def test_missing_file_and_folder(tmp_path):
         ("a", tone(), r"\.wav or \.flac"),
         ("a.wav", np.zeros(0), "not empty"),
         ("a.wav", np.zeros((1, 2, 3)), "not empty"),
+        ("a.wav", np.zeros((2, 16_000)), r"up to 8 channels, got \(2, 16000\); transpose"),
         ("a.wav", np.array([0.0, np.nan]), "peak of nan"),
         ("a.wav", np.array([0.0, -1.5]), r"peak of 1\.5"),
     ],
