@@ -19,11 +19,30 @@ MAX_COLUMNS = 1600  # time steps of the picture; more than its pixels show nothi
 ROUND_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
 
 
+def new_figure(width: float, height: float, dpi: int = 120):
+    """An empty matplotlib figure of that size in inches, which belongs to no window and no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png_bytes(figure) -> bytes:
+    """``figure`` as a PNG file; characters that the font lacks are drawn as boxes."""
+    png = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(png, format="png")
+    return png.getvalue()
+
+
 def save_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, title: str = "") -> None:
-    """Write a PNG of ``waveform (L,)``: the samples over time above the mel spectrogram.
+    """Write a PNG of ``waveform``, (L,) or the mean of (A, L): the samples over time above the mel spectrogram.
 
     Raises:
-        ValueError: if the waveform is not one-dimensional, or empty.
+        ValueError: if the waveform has another shape, or is empty.
         OSError: if the file cannot be written; nothing is left behind.
     """
     save_comparison(path, {"": waveform}, sample_rate, title)
@@ -31,21 +50,15 @@ def save_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, title:
 
 def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_rate: int, title: str = "") -> None:
     """The same for several waveforms, one above the other under their labels; all spectrograms share one scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    for label, waveform in waveforms.items():
-        if np.ndim(waveform) != 1 or not len(waveform):
-            raise ValueError(f"a waveform must be (samples,) and not empty, got {np.shape(waveform)} {label}".rstrip())
+    waveforms = {label: _mono(waveform, label) for label, waveform in waveforms.items()}
     mels = {label: _mel_db(waveform, sample_rate) for label, waveform in waveforms.items()}
     loudest = max(mel.max() for mel in mels.values())
 
-    figure = Figure(figsize=(10, 0.6 + 4.4 * len(waveforms)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 0.6 + 4.4 * len(waveforms))
     axes = figure.subplots(2 * len(waveforms), 1, sharex=True, height_ratios=[1, 2.4] * len(waveforms), squeeze=False)
     for (label, waveform), above, below in zip(waveforms.items(), axes[::2, 0], axes[1::2, 0], strict=True):
         duration_s = len(waveform) / sample_rate
-        _draw_waveform(above, waveform, duration_s)
+        draw_waveform(above, waveform, duration_s)
         if label:
             above.set_title(label, loc="left", fontsize=11)
         image = _draw_mel(below, mels[label] - loudest, duration_s, sample_rate)
@@ -55,22 +68,13 @@ def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_r
     axes[-1, 0].set_xlabel("time (s)", fontsize=11)
     axes[-1, 0].set_xlim(0, max(len(waveform) for waveform in waveforms.values()) / sample_rate)
     if title:
-        figure.suptitle(_one_line(title), fontsize=13)
-
-    png = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # drawn as boxes
-        figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())
+        figure.suptitle(one_line(title), fontsize=13)
+    write_whole(path, png_bytes(figure))
 
 
 def save_log_mels(path: Path, log_mels: dict[str, np.ndarray]) -> None:
     """A PNG of log-mels (T, F) one above the other under their labels, in the colours of the first one's range."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 2.6 * len(log_mels)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 2.6 * len(log_mels))
     first = next(iter(log_mels.values()))
     rows = figure.subplots(len(log_mels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, log_mel) in zip(rows, log_mels.items(), strict=True):
@@ -78,13 +82,19 @@ def save_log_mels(path: Path, log_mels: dict[str, np.ndarray]) -> None:
         axes.set_title(label, loc="left", fontsize=11)
         axes.set_ylabel("mel band")
     rows[-1].set_xlabel("frame")
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())
+    write_whole(path, png_bytes(figure))
 
 
-def _draw_waveform(axes, waveform: np.ndarray, duration_s: float) -> None:
-    """Lowest and highest sample of each column of the picture."""
+def _mono(waveform: np.ndarray, label: str) -> np.ndarray:
+    """``waveform (L,)``, or the mean over the channels of (A, L)."""
+    if np.ndim(waveform) not in (1, 2) or not np.size(waveform):
+        shape = f"{np.shape(waveform)} {label}".rstrip()
+        raise ValueError(f"a waveform must be (samples,) or (channels, samples) and not empty, got {shape}")
+    return waveform if np.ndim(waveform) == 1 else np.mean(waveform, axis=0)
+
+
+def draw_waveform(axes, waveform: np.ndarray, duration_s: float) -> None:
+    """``waveform (L,)`` over seconds: lowest and highest sample of each column of the picture."""
     columns = np.array_split(waveform, min(MAX_COLUMNS, len(waveform)))
     times = np.linspace(0, duration_s, len(columns), endpoint=False)
     low, high = [c.min() for c in columns], [c.max() for c in columns]
@@ -139,6 +149,7 @@ def _mel_db(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
     return log_mel_spectrogram(torch.from_numpy(padded)[None], config)[0].numpy() * (20 / math.log(10))
 
 
-def _one_line(title: str, longest: int = 90) -> str:
+def one_line(title: str, longest: int = 90) -> str:
+    """``title`` as matplotlib can show it in one line of ``longest`` characters."""
     title = " ".join(title.split()).replace("$", r"\$")  # a dollar sign starts a formula in matplotlib
     return title if len(title) <= longest else title[: longest - 1].rstrip() + "…"

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 from musicldm.audio import read_audio
+from musicldm.audio.figures import new_figure, png_bytes
 
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # which the format knows
 PAGE = """<!doctype html>
@@ -157,11 +158,7 @@ def plots(report: dict) -> dict[str, bytes]:
 
 
 def _histogram(series: dict[str, list[float]], label: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 2.8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 2.8)
     axes = figure.subplots()
     every = np.concatenate([np.asarray(values) for values in series.values()])
     edges = np.linspace(every.min(), every.max() + 1e-9, 25)
@@ -173,6 +170,4 @@ def _histogram(series: dict[str, list[float]], label: str) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    return png_bytes(figure)

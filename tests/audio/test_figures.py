@@ -63,11 +63,18 @@ def test_any_rate(tmp_path, rate):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros((2, 100))])
+@pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros((2, 0)), np.zeros((1, 2, 100))])
 def test_bad_waveforms_are_refused(tmp_path, waveform):
     with pytest.raises(ValueError, match="not empty"):
         save_figure(tmp_path / "a.png", waveform, RATE)
     assert not list(tmp_path.iterdir())
+
+
+def test_channels_are_drawn_as_their_mean(tmp_path):
+    left = tone(1000)
+    save_figure(tmp_path / "both.png", np.stack([left, np.zeros_like(left)]), RATE)
+    save_figure(tmp_path / "mean.png", left / 2, RATE)
+    assert (tmp_path / "both.png").read_bytes() == (tmp_path / "mean.png").read_bytes()
 
 
 def test_importing_draws_nothing():
