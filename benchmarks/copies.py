@@ -2,7 +2,7 @@
 
     python -m benchmarks.copies FOLDER --work DIR --out benchmarks/results/copies.json
 
-FOLDER is an audio folder with ``piece_id`` in its metadata (``benchmarks.mini_data`` makes one as ``train``). One clip
+FOLDER is an audio folder with ``piece_id`` in its metadata (``recipes.mini.data`` makes one as ``train``). One clip
 of each of ``--pieces`` pieces is indexed in DIR; copies of some of them are changed and looked for, and so are clips of
 pieces outside the index, changed in the same ways. The threshold is what one of those in a hundred exceeds, all kinds
 together; recall is the share of copies above it: by the embeddings of clips, by those of windows of 2 s, by the second

@@ -25,9 +25,8 @@ import torch
 from benchmarks.original import EMBEDDING, as_diffusers_has_it, original_pipeline
 from benchmarks.results import keep
 from benchmarks.timing import in_turns, ratio
-from musicldm.cli.generate import DEFAULTS
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
-from musicldm.sampling.schedulers import make_scheduler
+from musicldm.sampling.schedulers import SAMPLER, STEPS, make_scheduler
 
 SECONDS = 10.24
 THEIR_STEPS = 200  # diffusers' default
@@ -111,11 +110,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     pipelines = make_pipelines()
-    peer, our_steps = "diffusers float32", DEFAULTS["steps"]
+    peer, our_steps = "diffusers float32", STEPS
     steps = dict.fromkeys(pipelines, arguments.steps if arguments.case == "equal" else our_steps)
     formats = FORMATS
     if arguments.case != "equal":
-        pipelines["bfloat16"].scheduler = make_scheduler(DEFAULTS["scheduler"], pipelines["bfloat16"].scheduler)
+        pipelines["bfloat16"].scheduler = make_scheduler(SAMPLER, pipelines["bfloat16"].scheduler)
         steps[peer], formats = THEIR_STEPS, ("bfloat16",)
         del pipelines["float32"]
     embeddings = torch.nn.functional.normalize(torch.randn(2, EMBEDDING), dim=-1)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.guard FOLDER --work DIR --out benchmarks/results/guard.json
 
-FOLDER is an audio folder with ``piece_id`` in its metadata (``benchmarks.mini_data`` makes one as ``train``). What
+FOLDER is an audio folder with ``piece_id`` in its metadata (``recipes.mini.data`` makes one as ``train``). What
 training on 20 clips leads to in the end, the minimum of the loss, is known: the mean of the 20 clips' latents, weighted
 by how likely the noisy latents and the condition come from each. In the place of the UNet of `mini` it copies
 (``memory``); with weights judged in each second by itself it behaves as convolutions do that overfit, and

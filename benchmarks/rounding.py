@@ -4,7 +4,7 @@
 
 A trained model plays a few prompts; then the same latents go through the decoders in several formats, and the same
 noise through the UNet. The yardstick is what VAE and vocoder lose of a recording anyway: `round_trip_log_mel_error`
-in `results/mini.json`.
+in `recipes/mini/results/mini.json`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import keep
-from benchmarks.samplers import PROMPTS
 from musicldm.kernels.precision import lower_decoders
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.schedulers import make_scheduler
+from recipes.mini.samplers import PROMPTS
 from vocoder import log_mel_spectrogram, mel_config
 
 

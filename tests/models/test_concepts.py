@@ -11,7 +11,6 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.adapting import CONCEPTS, UNRELATED
 from musicldm import MusicLDMPipeline
 from musicldm.cli import main
 from musicldm.config import ConceptConfig
@@ -19,6 +18,7 @@ from musicldm.data.clips import read_clip
 from musicldm.data.collection import load_clips
 from musicldm.models.clap import embed_audio
 from musicldm.models.concepts import EMBEDDING_FILE, add_word, load_concept
+from recipes.adapting.measure import CONCEPTS, UNRELATED
 
 OVERRIDES = [
     *("device=cpu", "steps=40", "batch_size=4", "learning_rate=0.01", "trackers=[]", "validate_every=40"),

@@ -1,4 +1,4 @@
-"""`benchmarks.experiment`, whole, on twelve small scores: its beats are the scores', its table has every measure."""
+"""The mixup experiment, whole, on twelve small scores: its beats are the scores', its table has every measure."""
 
 import json
 import sys
@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import experiment, experiment_table
-from benchmarks.experiment_data import draw_rows, score_beats
-from benchmarks.mixup_scores import Piece, write_piece
 from musicldm.audio import write_audio
 from musicldm.models.clap import clap_feature_extractor
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.scores.reading import read_score
+from recipes.mixup_experiment import run as experiment
+from recipes.mixup_experiment import table as experiment_table
+from recipes.mixup_experiment.data import draw_rows, score_beats
+from recipes.mixup_experiment.scores import Piece, write_piece
 from tests.helpers.melodies import RATE
 from tests.helpers.tiny import MEL
 from vocoder import make_generator

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.retrieval import new_pairs, recall, words_of
+from recipes.mini.retrieval import new_pairs, recall, words_of
 
 
 def test_words_are_new_to_each_other_if_known_but_from_no_caption_together():

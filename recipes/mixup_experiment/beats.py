@@ -1,10 +1,10 @@
 """Whether beats are found and mixtures keep time, on rendered scores whose beats are known.
 
-    python -m benchmarks.mixup_beats [--pairs 100] [--recordings FOLDER]
+    python -m recipes.mixup_experiment.beats [--pairs 100] [--recordings FOLDER]
 
 `beats` tracks the scores and compares with what was written; `recordings` compares with madmom's own processors on
 annotated recordings; `alignment` pairs the scores, cuts and stretches them as for a mixture, and tracks both halves
-anew: how far apart are their beats, in either mode? Results: benchmarks/results/mixup_beats.json.
+anew: how far apart are their beats, in either mode? Results: recipes/mixup_experiment/results/beats.json.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tqdm import tqdm
 from augment.beats import Beats, track_beats
 from augment.mixup import stretch
 from augment.pairing import Alignment, Pairing, Recording
-from benchmarks.mixup_scores import Piece, Rendered, render_piece
 from benchmarks.results import keep
 from musicldm.audio import read_audio
 from musicldm.scores.synthesis import find_soundfont
+from recipes.mixup_experiment.scores import Piece, Rendered, render_piece
 
 RATE, CLIP_S, SECONDS = 16_000, 10.24, 14.0
 BASES = (64, 76, 92, 100, 112, 124, 138, 152, 184, 61.5, 69, 196)  # BPM; four pieces each, up to 2 % beside
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--paper-pairs", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mixup_beats.json"))
+    parser.add_argument("--out", type=Path, default=Path("recipes/mixup_experiment/results/beats.json"))
     options = parser.parse_args()
     soundfont = options.soundfont or find_soundfont()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """What more music is worth: `mini`'s diffusion model, trained from scratch on 1 %, 10 % and all of a collection.
 
-    python -m benchmarks.scaling --data data/train --held data/held --runs RUNS --out benchmarks/results/scaling.json
+    python -m recipes.mini.scaling --data data/train --held data/held --runs RUNS --out scaling.json
 
 VAE, CLAP and vocoder are those of the bundled model; steps, batches and seeds are the same for every share, and smaller
 shares are parts of larger ones. Reported: the loss on the collection's own held-out clips as training goes on, beside
@@ -19,21 +19,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.mini import play
 from benchmarks.results import keep
 from musicldm import MusicLDMPipeline
 from musicldm.analysis.embedders import LogMelEmbedder
-from musicldm.cli.generate import DEFAULTS
 from musicldm.data.clips import Clip, read_clip
 from musicldm.data.collection import load_clips, split_clips
 from musicldm.evaluate import frechet_distance, kernel_distance
 from musicldm.models.clap import embed_text
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.models.loading import bundled_models
-from musicldm.sampling.schedulers import make_scheduler
+from musicldm.sampling.schedulers import GUIDANCE, SAMPLER, STEPS, make_scheduler
 from musicldm.train import run
 from musicldm.train.log import METRICS_FILE
 from musicldm.train.run_folder import CONFIG_FILE
+from recipes.mini.playing import play
 from vocoder import MelConfig, mel_config
 
 BATCH = 16
@@ -80,7 +79,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--clips", type=int, default=200, help="of HELD that are played")
-    parser.add_argument("--sampler-steps", type=int, default=DEFAULTS["steps"])
+    parser.add_argument("--sampler-steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the diffusion trainer")
@@ -118,8 +117,8 @@ def main() -> None:
         out = train_share(share, options)
         pipeline = MusicLDMPipeline.from_pretrained(out / "final")
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = make_scheduler(DEFAULTS["scheduler"], pipeline.scheduler)
-        played = embed(play(pipeline, prompts, mel.clip_s, options.sampler_steps, DEFAULTS["guidance"]))
+        pipeline.scheduler = make_scheduler(SAMPLER, pipeline.scheduler)
+        played = embed(play(pipeline, prompts, mel.clip_s, options.sampler_steps, GUIDANCE))
         rows = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
         curve = [[row["step"], row["loss"], row["constant_loss"]] for row in rows if row["group"] == "validation"]
         of_share = {"training_clips": len(split_clips(clips, share)[0]), "validation_loss_and_constant": curve}

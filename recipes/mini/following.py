@@ -1,11 +1,11 @@
 """Does the bundled model play what it is asked? Instrument family, drums and tempo, measured without its own parts.
 
-    python -m benchmarks.following --probe FOLDER --renderings RENDERINGS --out benchmarks/results/following.json
+    python -m recipes.mini.following --probe FOLDER --renderings RENDERINGS --out recipes/mini/results/following.json
 
-FOLDER holds solo renderings of pieces that no training clip comes from (``benchmarks.mini_data`` makes it as
+FOLDER holds solo renderings of pieces that no training clip comes from (``recipes.mini.data`` makes it as
 ``probe``): they teach a support-vector machine to tell families apart. Prompts are the hand-written phrases of
-``benchmarks.phrases``. What the model could reach at best is what a probe that was taught on half of the pieces says of
-solos of the others, as recorded, after the vocoder, and after VAE and vocoder. How far percussive energy tells drums
+``recipes.mini.phrases``. What the model could reach at best is what a probe that was taught on half of the pieces says
+of solos of the others, as recorded, after the vocoder, and after VAE and vocoder. How far percussive energy tells drums
 from their absence, RENDERINGS say (``train`` of the same command): bands with their drums and the same without.
 """
 
@@ -21,14 +21,14 @@ import torch
 
 from augment import track_beats
 from benchmarks.machine import describe_machine
-from benchmarks.mini import add_sampler_arguments, load_pipeline, play
-from benchmarks.phrases import FAMILIES, PIECES
 from musicldm import MusicLDMPipeline
 from musicldm.analysis.measurements import onset_rate, percussive_share
 from musicldm.data.metadata import metadata_rows
 from musicldm.evaluate import area_under_curve, tempo_adherence
 from musicldm.evaluate.probe import FamilyProbe, folder_features
 from musicldm.generate.reconstruct import reconstruct
+from recipes.mini.phrases import FAMILIES, PIECES
+from recipes.mini.playing import add_sampler_arguments, load_pipeline, play
 from vocoder import mel_config
 
 TEMPI = (65, 160)  # BPM

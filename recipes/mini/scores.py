@@ -1,6 +1,6 @@
 """The list of scores that a rendered collection was made from, with licences: what a model card must carry.
 
-python -m benchmarks.scores COLLECTION --index index.csv --out scores.csv
+python -m recipes.mini.scores COLLECTION --index index.csv --out scores.csv
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a model can be told at all: instrument family, drums and tempo, as linear probes read them from CLAP's vectors.
 
-    python -m benchmarks.clap --data data/train --out benchmarks/results/clap.json
+    python -m recipes.mini.clap --data data/train --out recipes/mini/results/clap.json
 
 Probes learn from embeddings of three quarters of a collection's pieces (of captions, and of the recordings) and are
-tested on the others, and on the phrases of ``benchmarks.phrases``: what is not there to be read, no UNet can follow.
+tested on the others, and on the phrases of ``recipes.mini.phrases``: what is not there to be read, no UNet can follow.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.phrases import FAMILIES, OTHERS, PIECES
 from benchmarks.results import keep
 from musicldm.data.metadata import metadata_rows, row_texts
 from musicldm.evaluate import area_under_curve
 from musicldm.models.clap import embed_audio, embed_text
 from musicldm.train.common import model_folder
 from musicldm.train.diffusion.cache import load_conditioner
+from recipes.mini.phrases import FAMILIES, OTHERS, PIECES
 
 TEMPI = (65, 160)  # BPM
 STATED = re.compile(r"(\d+) (?:BPM|beats per minute)")

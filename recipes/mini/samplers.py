@@ -1,15 +1,15 @@
 """How many steps does it take? Error against a 1000-step reference for several samplers, and what the music is like.
 
-    python -m benchmarks.samplers --prompts 1 --out benchmarks/results/samplers.json
-    python -m benchmarks.samplers --held FOLDER --probe FOLDER --prompts 1 --out benchmarks/results/samplers.json
+    python -m recipes.mini.samplers --prompts 1 --out recipes/mini/results/samplers.json
+    python -m recipes.mini.samplers --held FOLDER --probe FOLDER --prompts 1 --out recipes/mini/results/samplers.json
 
 All runs start from the same noise. The error is relative, of the latents; the reference is Euler's method, which is
 DDIM's, with 1000 steps: the same ordinary differential equation in the smallest steps that the model knows. Two more
 rows leave guidance out of a part of the steps, which halves the work there.
 
 The second command also plays phrases that name one family of instruments each, and gives CLAP's score of the phrases,
-kernel distances to held-out recordings (FOLDER as for ``benchmarks.mini``), and how often a probe that is no part of
-the model hears the family that was named (FOLDER as for ``benchmarks.following``).
+kernel distances to held-out recordings (FOLDER as for ``recipes.mini.measure``), and how often a probe that is no part
+of the model hears the family that was named (FOLDER as for ``recipes.mini.following``).
 
 Kynkäänniemi et al. (2024), Applying Guidance in a Limited Interval. https://arxiv.org/abs/2404.07724
 """
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.phrases import FAMILIES
 from benchmarks.results import keep
 from musicldm.analysis.embedders import LogMelEmbedder
 from musicldm.data.clips import read_clip
@@ -36,6 +35,7 @@ from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.schedulers import GUIDANCE as COMMAND_GUIDANCE
 from musicldm.sampling.schedulers import GUIDANCE_INTERVAL, make_scheduler
+from recipes.mini.phrases import FAMILIES
 from vocoder import mel_config
 
 PROMPTS = [

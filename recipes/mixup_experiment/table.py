@@ -1,6 +1,6 @@
-"""The results of `benchmarks.experiment` as a Markdown table and a picture.
+"""The results of `recipes.mixup_experiment.run` as a Markdown table and a picture.
 
-python -m benchmarks.experiment_table --results benchmarks/results/experiment.json --picture docs/mixup_experiment.png
+python -m recipes.mixup_experiment.table --picture docs/mixup_experiment.png
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def picture(sections: dict[str, dict]) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/experiment.json"))
+    parser.add_argument("--results", type=Path, default=Path("recipes/mixup_experiment/results/experiment.json"))
     parser.add_argument("--picture", type=Path, help="PNG to write")
     options = parser.parse_args()
     results = json.loads(options.results.read_text())

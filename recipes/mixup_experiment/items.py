@@ -1,11 +1,11 @@
 """What a mixture is and what it costs.
 
-    python -m benchmarks.mixup_items [--recordings FOLDER] [--only mixtures,items,conditions,steps]
+    python -m recipes.mixup_experiment.items [--recordings FOLDER] [--only mixtures,items,conditions,steps]
 
 `mixtures` draws from recordings and rendered scores, finds lambda again by regression on both parts and measures how
 much louder one is heard than the other; `items` counts mixtures per second of one core; `conditions` says what making
 them ready for training takes, beside the networks alone; `steps` what a training step on them takes, beside one
-without. Processor time, so that other programs do not count. Results: benchmarks/results/mixup_items.json.
+without. Processor time, so that other programs do not count. Results: recipes/mixup_experiment/results/items.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pyloudnorm import Meter
 from tqdm import tqdm
 
 from augment.mixup import block_loudness
-from benchmarks.mixup_scores import Piece, render_piece
 from benchmarks.results import keep
 from musicldm.config import DiffusionConfig, find_config, load_config
 from musicldm.data.analysis import Analysed, analyse_collection
@@ -35,6 +34,7 @@ from musicldm.data.collection import load_clips
 from musicldm.data.items import Item, batch_items
 from musicldm.data.mixup import BeatSynchronousMixup, Mixture, MixupSettings
 from musicldm.scores.synthesis import find_soundfont
+from recipes.mixup_experiment.scores import Piece, render_piece
 
 RATE, CLIP_S = 16_000, 10.24
 N_SAMPLES = round(RATE * CLIP_S)
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--soundfont", type=Path, default=None)
     parser.add_argument("--mixtures", type=int, default=40)
     parser.add_argument("--only", default="mixtures,items,conditions,steps")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mixup_items.json"))
+    parser.add_argument("--out", type=Path, default=Path("recipes/mixup_experiment/results/items.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

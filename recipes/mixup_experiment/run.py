@@ -1,8 +1,8 @@
 """The paper's question: does a model that trains on mixtures copy less of its training set, and at what price?
 
-    python -m benchmarks.experiment DATA HELD --scores FOLDER --probe FOLDER --clips 300 --work DIR
+    python -m recipes.mixup_experiment.run DATA HELD --scores FOLDER --probe FOLDER --clips 300 --work DIR
 
-DATA, HELD and the probe's FOLDER are renderings (``benchmarks.mini_data``), ``--scores`` the MIDI files they came from.
+DATA, HELD and the probe's FOLDER are renderings (``recipes.mini.data``), ``--scores`` the MIDI files they came from.
 Of DATA, ``--clips`` clips of as many pieces as possible are drawn; for each ``--modes`` (mixup none, plain, audio,
 latent) and ``--seeds`` the diffusion model is trained on them with otherwise equal settings, and evaluated: captions of
 held-out clips are prompts, those clips the reference, the training clips the index. What is computed once (latents,
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.experiment_data import draw_rows, write_analysis, write_set
 from benchmarks.results import keep
 from musicldm import MusicLDMPipeline
 from musicldm.cli.common import load_quietly
@@ -37,6 +36,7 @@ from musicldm.models.loading import find_folder
 from musicldm.novelty.build import build_index
 from musicldm.sampling.schedulers import make_scheduler
 from musicldm.train.diffusion.stage import train
+from recipes.mixup_experiment.data import draw_rows, write_analysis, write_set
 
 MODES = ("none", "plain", "audio", "latent")
 SMALL = ["channels=[32,64,128]", "attention_from_level=2", "layers_per_level=1", "norm_groups=8"]  # 4.1 M parameters
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="for all that is made on the way")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--only", choices=("train", "evaluate"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/experiment.json"))
+    parser.add_argument("--out", type=Path, default=Path("recipes/mixup_experiment/results/experiment.json"))
     options = parser.parse_intermixed_args()
     began = time.monotonic()
     load_quietly()

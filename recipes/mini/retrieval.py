@@ -1,8 +1,8 @@
 """Does CLAP find the recording that a caption describes, also by words that it has not seen together?
 
-    python -m benchmarks.retrieval --train data/train --held data/held --out benchmarks/results/clap.json
+    python -m recipes.mini.retrieval --train data/train --held data/held --out recipes/mini/results/clap.json
 
-Both are renderings of different pieces (``benchmarks.mini_data``). Captions of the held-out clips are searched among
+Both are renderings of different pieces (``recipes.mini.data``). Captions of the held-out clips are searched among
 all of their recordings: each clip's first caption, its first caption in which no two words are new to each other, and
 its first in which some two are: both known from captions of the training set, but from none together. Words are runs
 of letters, digits and sharps.

@@ -1,6 +1,6 @@
 """Does adapted music come nearer to the music that it was adapted to, and does other music stay?
 
-    python -m benchmarks.adapting --recordings FOLDER --out benchmarks/results/adapting.json
+    python -m recipes.adapting.measure --recordings FOLDER --out recipes/adapting/results/measure.json
 
 Three concepts and three adapters of about two minutes each, from the recordings in FOLDER (that of the shared reference
 audio), with the configurations `mini` and `lora`; an adapter learns its recordings under a caption. For each: what is
@@ -24,7 +24,6 @@ import torch
 from benchmarks.results import keep
 from musicldm import MusicLDMPipeline
 from musicldm.analysis.embedders import LogMelEmbedder
-from musicldm.cli.generate import DEFAULTS
 from musicldm.data.clips import read_clip
 from musicldm.data.collection import load_clips
 from musicldm.evaluate import kernel_distance
@@ -34,7 +33,7 @@ from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.models.concepts import add_word, load_concept
 from musicldm.models.loading import find_folder
 from musicldm.pipelines.optimize import computes_bfloat16
-from musicldm.sampling.schedulers import make_scheduler
+from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS, make_scheduler
 from musicldm.train import run
 from vocoder import mel_config
 
@@ -82,7 +81,7 @@ class Player:
             self.pipeline.load_lora_weights(lora)
         self.adapters = self.pipeline.get_active_adapters() if concept or lora else []
         self.pipeline.optimize()
-        self.pipeline.scheduler = make_scheduler(DEFAULTS["scheduler"], self.pipeline.scheduler)
+        self.pipeline.scheduler = make_scheduler(SAMPLER, self.pipeline.scheduler)
         self.mel = mel_config(self.pipeline.vocoder)
         self.clap = ClapEmbedder(self.pipeline.text_encoder, self.pipeline.feature_extractor)
         self.log_mel = LogMelEmbedder(self.mel)
@@ -98,9 +97,9 @@ class Player:
         made = [
             self.pipeline(
                 prompts[first : first + 4],
-                num_inference_steps=DEFAULTS["steps"],
-                guidance_scale=DEFAULTS["guidance"],
-                guidance_interval=tuple(DEFAULTS["guidance_interval"]),
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                guidance_interval=GUIDANCE_INTERVAL,
                 seed=FIRST_SEED + first,
             ).audios
             for first in range(0, len(prompts), 4)
@@ -228,7 +227,7 @@ def precision() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recordings", type=Path, required=True)
-    parser.add_argument("--model", default=DEFAULTS["model"])
+    parser.add_argument("--model", default="mini")
     parser.add_argument("--clips", type=int, default=6, help="played for each set")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="of the parts; all by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -240,7 +239,7 @@ def main() -> None:
     add_word(player.pipeline.text_encoder, player.pipeline.tokenizer, "<new>")  # as every concept begins
     before = {"word": player.play(["<new>"] * arguments.clips), "unrelated": player.play(prompts(arguments.clips))}
     settings = {key: getattr(arguments, key) for key in ("model", "clips", "threads", "overrides")}
-    settings |= {name: DEFAULTS[name] for name in ("scheduler", "steps", "guidance", "guidance_interval")}
+    settings |= {"scheduler": SAMPLER, "steps": STEPS, "guidance": GUIDANCE, "guidance_interval": GUIDANCE_INTERVAL}
     settings["revision"] = model_revision(find_folder(arguments.model, MusicLDMPipeline.download))
     with tempfile.TemporaryDirectory() as work:
         for part in arguments.only or PARTS:

@@ -1,6 +1,6 @@
 """Render the music that `mini` learns from and is judged by, split by piece.
 
-    python -m benchmarks.mini_data SCORES --index index.csv --out data
+    python -m recipes.mini.data SCORES --index index.csv --out data
 
 makes three audio folders of which no two share a piece: ``train`` (what the model hears), ``probe`` (solo renderings
 that teach an instrument-family probe) and ``held`` (the evaluation set). It continues where it was stopped.

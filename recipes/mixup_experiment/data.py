@@ -1,4 +1,4 @@
-"""Training sets for `benchmarks.experiment`: a draw of rendered clips, with the beats that their scores have.
+"""Training sets for `recipes.mixup_experiment.run`: a draw of rendered clips, with the beats that their scores have.
 
     rendered folder + scores -> N clips of as many pieces as there are -> metadata.jsonl, analysis.jsonl
 
