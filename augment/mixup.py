@@ -58,8 +58,8 @@ def _mix(a, b, lam):
 
 
 def normalise_peak(waveform: np.ndarray, peak: float = PEAK) -> np.ndarray:
-    """``waveform`` (L,) without its mean and with its largest magnitude at ``peak``; silence stays silent."""
-    centred = waveform - waveform.mean()
+    """``waveform`` (..., L) without its channels' means and with its largest magnitude at ``peak``; silence stays."""
+    centred = waveform - waveform.mean(axis=-1, keepdims=True)
     largest = max(centred.max(), -centred.min())
     return centred * (peak / largest) if largest > 1e-8 else centred
 
@@ -101,7 +101,7 @@ def loudness_gain(from_lufs: float, to_lufs: float) -> float:
 
 
 def stretch(waveform: np.ndarray, sample_rate: int, speed: float) -> np.ndarray:
-    """``waveform`` (L,) played ``speed`` times as fast at the same pitch: about (L / speed,), float32.
+    """``waveform`` (L,) or (A, L) played ``speed`` times as fast at the same pitch: about (L / speed) samples, float32.
 
     Signalsmith Stretch; the same input gives the same output.
 
@@ -118,6 +118,7 @@ def stretch(waveform: np.ndarray, sample_rate: int, speed: float) -> np.ndarray:
     except ImportError as error:
         raise ImportError("changing the speed needs python-stretch: run `pip install 'musicldm[mixup]'`") from error
     processor = Signalsmith.Stretch(0)  # its phases start at random; this is the seed
-    processor.preset(1, float(sample_rate))
+    channels = np.ascontiguousarray(np.atleast_2d(waveform), dtype=np.float32)
+    processor.preset(len(channels), float(sample_rate))
     processor.setTimeFactor(float(speed))
-    return np.asarray(processor.process(np.ascontiguousarray(waveform[None], dtype=np.float32)))[0]
+    return np.asarray(processor.process(channels)).reshape(*waveform.shape[:-1], -1)

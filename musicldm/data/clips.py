@@ -1,6 +1,6 @@
 """Clips of recordings, and their audio.
 
-Clip(path, start_s, texts, ...), offset -> waveform (L,), mono
+Clip(path, start_s, texts, ...), offset -> waveform (L,), or (2, L) for models of stereo
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from musicldm.audio.files import with_channels
 from musicldm.data.items import Item, item_rng
 from musicldm.data.shards import open_recording
 
@@ -36,26 +37,40 @@ def cut_clips(path: Path, duration_s: float, clip_s: float, texts: tuple[str, ..
     return [Clip(path, k * clip_s, min(clip_s, duration_s - k * clip_s), texts, split) for k in range(n)]
 
 
-def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.0) -> np.ndarray:
-    """Waveform ``(n_samples,)`` from ``offset_s`` into ``clip``, zeros after its end."""
+def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.0, channels: int = 1) -> np.ndarray:
+    """Waveform ``(n_samples,)``, or with 2 ``channels`` (2, n_samples), from ``offset_s`` into ``clip``, then zeros."""
     with open_recording(clip.path) as file, soundfile.SoundFile(file) as sound:
         rate = sound.samplerate
         sound.seek(min(round((clip.start_s + offset_s) * rate), sound.frames))
         frames = sound.read(math.ceil(n_samples * rate / sample_rate) + 1, dtype="float32", always_2d=True)
-    waveform = frames.mean(axis=1)  # mono
+    waveform = with_channels(frames, channels, clip.path)
     if rate != sample_rate:
         waveform = soxr.resample(waveform, rate, sample_rate)
-    return np.pad(waveform[:n_samples], (0, max(0, n_samples - len(waveform))))
+    return fitted(np.ascontiguousarray(waveform.T), n_samples)
+
+
+def fitted(waveform: np.ndarray, n_samples: int) -> np.ndarray:
+    """``waveform (..., L)`` cut to ``n_samples``, or with zeros behind it."""
+    waveform = waveform[..., :n_samples]
+    return np.pad(waveform, [(0, 0)] * (waveform.ndim - 1) + [(0, n_samples - waveform.shape[-1])])
 
 
 class SegmentDataset:
-    """Waveform segments ``(n_samples,)``: ``dataset[Item(epoch, index)]`` cuts one at random from the clip.
+    """Segments of waveforms: ``dataset[Item(epoch, index)]`` cuts one at random from a clip, as `read_clip` does.
 
     For torch's ``DataLoader``; preparing a collection reads this module too, and needs no torch.
     """
 
-    def __init__(self, clips: list[Clip], sample_rate: int, n_samples: int, seed: int, random_start: bool = True):
-        self.clips, self.sample_rate, self.n_samples = clips, sample_rate, n_samples
+    def __init__(
+        self,
+        clips: list[Clip],
+        sample_rate: int,
+        n_samples: int,
+        seed: int,
+        random_start: bool = True,
+        channels: int = 1,
+    ):
+        self.clips, self.sample_rate, self.n_samples, self.channels = clips, sample_rate, n_samples, channels
         self.seed, self.random_start = seed, random_start
 
     def __len__(self) -> int:
@@ -67,4 +82,4 @@ class SegmentDataset:
         clip = self.clips[item.index]
         spare_s = max(0.0, clip.duration_s - self.n_samples / self.sample_rate)
         offset_s = item_rng(self.seed, item, "start").uniform(0, spare_s) if self.random_start else 0.0
-        return torch.from_numpy(read_clip(clip, self.sample_rate, self.n_samples, offset_s))
+        return torch.from_numpy(read_clip(clip, self.sample_rate, self.n_samples, offset_s, self.channels))

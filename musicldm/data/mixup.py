@@ -32,7 +32,7 @@ from augment.mixup import (
 from augment.pairing import Alignment, Pairing, Recording, align_paper, align_synchronous, check_fit
 from musicldm.audio import read_audio
 from musicldm.data.analysis import Analysed, analyse, as_analysed
-from musicldm.data.clips import Clip
+from musicldm.data.clips import Clip, fitted
 from musicldm.data.items import Item, item_rng
 from musicldm.data.shards import read_recording
 
@@ -42,7 +42,10 @@ KEEP_BYTES = 2 * 2**30  # decoded and stretched recordings in memory
 
 
 class Mixture(NamedTuple):
-    """Two stretches of sound and what becomes of them. L samples are one clip; shorter material ends in zeros."""
+    """Two stretches of sound and what becomes of them. L samples are one clip; shorter material ends in zeros.
+
+    Waveforms are (L,), of stereo (2, L).
+    """
 
     a: np.ndarray  # (L,) float32, of the anchor
     b: np.ndarray  # (L,) of the partner, at the loudness of ``a`` in mode synchronous
@@ -57,7 +60,7 @@ class Mixture(NamedTuple):
 class Playing(NamedTuple):
     """A recording from a cut on, at some speed."""
 
-    waveform: np.ndarray  # (L,) from the cut on
+    waveform: np.ndarray  # (L,) or (2, L) from the cut on
     blocks: np.ndarray  # (K,) LUFS of the gating blocks of a longer stretch
     start_s: float  # of the cut in that stretch
 
@@ -109,6 +112,7 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         sample_rate, n_samples: of the mixtures.
         settings: how they are drawn.
         keep_bytes: of decoded recordings in memory.
+        channels: of the mixtures.
 
     Raises:
         ValueError: an unknown mode, or a recording without analysis.
@@ -122,13 +126,14 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         n_samples: int,
         settings: MixupSettings,
         keep_bytes: int = KEEP_BYTES,
+        channels: int = 1,
     ):
         by_path = {analysed.path: analysed for analysed in analysis}
         self.paths = list(dict.fromkeys(clip.path for clip in clips))
         if missing := [path for path in self.paths if path not in by_path]:
             raise ValueError(f"{len(missing)} recordings are not analysed, the first is {missing[0].name}")
         self.clips, self.settings, self.sample_rate, self.n_samples = list(clips), settings, sample_rate, n_samples
-        self.clip_s = n_samples / sample_rate
+        self.clip_s, self.channels = n_samples / sample_rate, channels
         self.analysed = [by_path[path] for path in self.paths]
         self.pairing = Pairing(
             _without_duplicates(self.analysed),
@@ -169,10 +174,9 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         lam = draw_lambda(rng) if lam is None else lam
         waveform = normalise_peak(mix_waveforms(a, b, lam))
         start = 0
-        if len(waveform) > self.n_samples:  # what the authors' waveforms are
-            start = int(rng.integers(len(waveform) - self.n_samples + 1))
-            a, b, waveform = (part[start : start + self.n_samples] for part in (a, b, waveform))
-        a, b, waveform = (self._padded(part) for part in (a, b, waveform))
+        if waveform.shape[-1] > self.n_samples:  # what the authors' waveforms are
+            start = int(rng.integers(waveform.shape[-1] - self.n_samples + 1))
+        a, b, waveform = (fitted(part[..., start:], self.n_samples) for part in (a, b, waveform))
         text = self._caption(anchor, partner, lam, rng)
         return Mixture(a, b, lam, waveform, self.paths[partner].name, alignment, start / self.sample_rate, text)
 
@@ -197,11 +201,11 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         whole = self.settings.mode == "paper" and self.settings.kind == "audio"
         first = self._play(anchor, alignment.a_start_s, 1.0)
         second = self._play(partner, alignment.b_start_s, alignment.speed)
-        length = min(len(first.waveform), len(second.waveform))
+        length = min(first.waveform.shape[-1], second.waveform.shape[-1])
         length = length if whole else min(length, self.n_samples)
         if not length:
             return None
-        a, b = first.waveform[:length], second.waveform[:length]
+        a, b = first.waveform[..., :length], second.waveform[..., :length]
         if self.settings.mode == "paper" or self.settings.kind == "plain":
             return a, b
         seconds = length / self.sample_rate
@@ -213,22 +217,21 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
     def _play(self, index: int, start_s: float, speed: float) -> Playing:
         """Recording ``index`` at ``speed``, from what is at ``start_s`` in its own time."""
         path = self.paths[index]
-        waveform = self.kept.get(path, lambda: read_recording(path, self.sample_rate))
+        waveform = self.kept.get(path, lambda: read_recording(path, self.sample_rate, self.channels))
         blocks = self.analysed[index].loudness_lufs
         if speed != 1:  # which changes the loudness too, by up to 1 dB where attacks are sharp
             start, n = round(start_s * self.sample_rate), round(self.n_samples * speed)
-            whole = len(waveform) <= WHOLE * self.n_samples
+            whole = waveform.shape[-1] <= WHOLE * self.n_samples
             key = (index, speed) if whole else (index, speed, start)
-            part = waveform if whole else waveform[start : start + n]
+            part = waveform if whole else waveform[..., start : start + n]
             waveform = self.kept.get(key, lambda: stretch(part, self.sample_rate, speed))
-            blocks = self.kept.get((*key, "loudness"), lambda: block_loudness(waveform, self.sample_rate))
+            blocks = self.kept.get((*key, "loudness"), lambda: self._loudness(waveform))
             start_s = start_s / speed if whole else 0.0
-        return Playing(waveform[round(start_s * self.sample_rate) :], blocks, start_s)
+        return Playing(waveform[..., round(start_s * self.sample_rate) :], blocks, start_s)
 
-    def _padded(self, waveform: np.ndarray) -> np.ndarray:
-        if len(waveform) == self.n_samples:
-            return waveform
-        return np.pad(waveform[: self.n_samples], (0, max(0, self.n_samples - len(waveform))))
+    def _loudness(self, waveform: np.ndarray) -> np.ndarray:
+        """LUFS (K,) of the gating blocks of the mean of the channels, as analyses have them."""
+        return block_loudness(waveform if waveform.ndim == 1 else waveform.mean(axis=0), self.sample_rate)
 
     def _caption(self, anchor: int, partner: int, lam: float, rng: np.random.Generator) -> str:
         """The anchor's caption in mode paper, else both."""

@@ -116,18 +116,19 @@ def recording_bytes(path: Path) -> int:
     return path.stat().st_size if path.parent.suffix != ".tar" else _place(path)[1]
 
 
-def read_recording(path: Path, sample_rate: int) -> np.ndarray:
-    """Waveform (L,) float32 of the recording at ``path``, mono, at ``sample_rate``."""
-    from musicldm.audio import read_audio
+def read_recording(path: Path, sample_rate: int, channels: int = 1) -> np.ndarray:
+    """Waveform (L,) or, with 2 ``channels``, (2, L) float32 of the recording at ``path``, at ``sample_rate``."""
+    from musicldm.audio.files import read_audio, with_channels
 
     if path.parent.suffix != ".tar":
-        return read_audio(path, sample_rate)[0]
+        return read_audio(path, sample_rate, channels)[0]
     import soundfile
     import soxr
 
     with open_recording(path) as file:
-        waveform, rate = soundfile.read(file, dtype="float32")
-    return waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate, quality="HQ")
+        frames, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    waveform = with_channels(frames, channels, path)
+    return (waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate, quality="HQ")).T
 
 
 def index_rows(folder: Path, columns: list[str] | None = None) -> Iterator[dict]:

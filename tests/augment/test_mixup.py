@@ -106,6 +106,18 @@ def test_stretching_moves_clicks_where_they_belong_and_keeps_pitch(speed):
     assert np.abs(np.fft.rfft(middle * np.hanning(RATE))).argmax() == 440
 
 
+def test_stereo_is_stretched_and_levelled_as_a_whole():
+    """Channels stay in step: a sound that is panned stays where it is."""
+    stereo = np.stack([noise(1), 0.25 * noise(1)])
+    left, right = stretch(stereo, RATE, 1.02)
+    np.testing.assert_allclose(right, 0.25 * left, atol=1e-4)
+    assert len(left) == pytest.approx(stereo.shape[1] / 1.02, abs=2)
+    made = normalise_peak(stereo + np.array([[0.3], [0.0]]))
+    assert np.abs(made[0]).max() == pytest.approx(0.5, rel=1e-5)
+    np.testing.assert_allclose(made.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(made[1], 0.25 * made[0], atol=1e-6)
+
+
 def test_more_stretching_is_refused():
     with pytest.raises(ValueError, match=r"within 4% of 1, beyond which it is heard, got 1\.05"):
         stretch(noise(1), RATE, 1.05)

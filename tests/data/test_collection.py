@@ -184,3 +184,17 @@ def test_segments_come_from_where_they_should(tmp_path):
     assert dataset[Item(0, 0)].shape == (RATE,)
     assert not np.array_equal(dataset[Item(0, 0)], dataset[Item(1, 0)])
     assert np.array_equal(dataset[Item(1, 0)], dataset[Item(1, 0)])
+
+
+@pytest.mark.parametrize("rate", [RATE, 2 * RATE])
+def test_segments_of_stereo_have_the_same_place_and_both_channels(tmp_path, rate):
+    ramp = np.linspace(0, 0.5, 4 * rate, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", np.stack([ramp, -0.5 * ramp], axis=1), rate, subtype="FLOAT")
+    soundfile.write(tmp_path / "b.wav", ramp, rate, subtype="FLOAT")
+    mono, stereo = (SegmentDataset(load_clips(tmp_path, 4.0), RATE, RATE, 0, channels=n) for n in (1, 2))
+    for index, right in ((0, -0.5), (1, 1.0)):
+        segment = stereo[Item(3, index)]
+        assert segment.shape == (2, RATE)
+        inside = segment[:, 100:-100].numpy()
+        np.testing.assert_allclose(inside[1], right * inside[0], atol=1e-4)
+        np.testing.assert_allclose(inside.mean(axis=0), mono[Item(3, index)][100:-100], atol=1e-4)

@@ -95,6 +95,35 @@ def test_beats_coincide_and_loudness_is_what_lambda_says(collection, kind):
     assert {round(mixture.alignment.speed, 3) for mixture in made} - {1.0}
 
 
+@pytest.mark.parametrize("mode", ["synchronous", "paper"])
+def test_stereo_recordings_are_mixed_alike_and_keep_their_places(collection, tmp_path, mode):
+    """The pairs, shares and loudness are those of the mean of the channels, and what is hard left stays there."""
+    clips, analysis = collection
+    for clip in clips:
+        waveform, _ = soundfile.read(clip.path, dtype="float32")
+        soundfile.write(
+            tmp_path / clip.path.name, np.stack([2 * waveform, 0 * waveform], axis=1), RATE, subtype="FLOAT"
+        )
+    stereo = BeatSynchronousMixup(
+        [clip._replace(path=tmp_path / clip.path.name) for clip in clips],
+        [one._replace(path=tmp_path / one.path.name) for one in analysis],
+        RATE,
+        round(CLIP_S * RATE),
+        MixupSettings("audio", mode),
+        channels=2,
+    )
+    pairs = list(zip(drawn(mixtures_of(collection, "audio", mode), 1), drawn(stereo, 1), strict=True))
+    assert sum(mono is not None for mono, _ in pairs) > 2
+    for mono, mixed in pairs:
+        assert (mono is None) == (mixed is None)
+        if mono is not None:
+            assert (mono.lam, mono.partner, mono.alignment) == (mixed.lam, mixed.partner, mixed.alignment)
+            assert mixed.a.shape == mixed.waveform.shape == (2, round(CLIP_S * RATE))
+            assert not mixed.waveform[1].any()
+            np.testing.assert_allclose(mixed.b.mean(axis=0), mono.b, atol=2e-3)
+            np.testing.assert_allclose(mixed.waveform[0], mono.waveform, atol=2e-3)
+
+
 def test_captions_name_both_parts(collection):
     mixture = next(mixture for mixture in drawn(mixtures_of(collection)) if mixture is not None)
     assert "layered with drums number" in mixture.text
