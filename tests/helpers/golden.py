@@ -1,6 +1,6 @@
 """Reference data: weights, inputs and outputs of the original implementation at tiny sizes.
 
-``MUSICLDM_SHARED`` names a folder that holds it under ``golden/``. Where the variable is not set, ``tests/data/golden``
+``MUSICLDM_SHARED`` names a folder that holds it under ``golden/``. Where the variable is not set, ``tests/golden_data``
 has a part of it; tests that need the rest are skipped. Set to a folder without the data is a failure.
 """
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-COPIES = ROOT / "tests" / "data" / "golden"
+COPIES = ROOT / "tests" / "golden_data"
 
 
 def shared_golden() -> Path | None:

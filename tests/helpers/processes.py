@@ -2,19 +2,24 @@
 
 import json
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.state import GradientState, PartialState
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from musicldm.config import CLAPConfig, DiffusionConfig
 from musicldm.models.clap import train_tokenizer
-from musicldm.train import clap, diffusion, run
+from musicldm.train import clap, run
 from musicldm.train.common import batches, make_accelerator, make_optimizer
+from musicldm.train.diffusion import stage as diffusion
 from musicldm.train.diffusion.cache import BLOCK, Cache, KeptArrays
 from musicldm.train.diffusion.latents import CachedLatents, Example
+from musicldm.train.diffusion.objectives import make_scheduler
 from musicldm.train.run_folder import Average, State
 
 N_CLIPS, EMBEDDING = 24, 16
@@ -32,7 +37,7 @@ def diffusion_run(config: DiffusionConfig, double: bool):
     torch.manual_seed(0)
     plain = diffusion.make_unet(config, 4, 16, EMBEDDING)
     plain = plain.double() if double else plain
-    average, scheduler = Average(plain, 0.9), diffusion.make_scheduler(config)
+    average, scheduler = Average(plain, 0.9), make_scheduler(config)
     unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
     state = State({"unet": unet, "optimizer": optimizer, "average": average})
     empty = torch.zeros(EMBEDDING, dtype=plain.dtype)
@@ -114,9 +119,38 @@ def train(result: str, stage: str, batch_size: int, accumulate: int, precision: 
     torch.save({"items": seen, "gradients": gradients, "weights": plain.state_dict()}, f"{result}.{index}")
 
 
+class Promoted(TorchFunctionMode):
+    """Where float32 meets float64, networks compute in float64, as arithmetic does by itself."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        given = (args, kwargs or {})
+        kinds = {value.dtype for value in tree_leaves(given) if isinstance(value, torch.Tensor)}
+        in_place = function.__name__.endswith("_")
+        if not in_place and {torch.float32, torch.float64} <= kinds:
+            given = tree_map_only(
+                torch.Tensor, lambda value: value.double() if value.dtype == torch.float32 else value, given
+            )
+        return function(*given[0], **given[1])
+
+
+@contextmanager
+def in_float64():
+    """Networks that are made inside have weights of float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Promoted():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def whole_runs(data: str, out: str, parts: str, batch_size: int) -> None:
-    """All stages by the command's own way in, the VAE with its discriminator; diffusion with the parts of ``parts``."""
+    """All stages by the command's own way in, the VAE with its discriminator; diffusion with the parts of ``parts``.
+
+    In float64, and validated on as many items whatever the batch size.
+    """
     shared = ["trackers=[]", "steps=8", "log_every=1", "save_every=4", "validate_every=8", f"batch_size={batch_size}"]
+    shared.append(f"validation_batches={8 // batch_size}")
     own = {
         "vae": ["adversarial_from=4"],
         "vocoder": [],
@@ -124,7 +158,8 @@ def whole_runs(data: str, out: str, parts: str, batch_size: int) -> None:
         "diffusion": [f"{part}={parts}/{part}/final" for part in ("vae", "vocoder", "clap")],
     }
     for stage, overrides in own.items():
-        run(stage, "tiny", Path(data), Path(out) / stage, overrides=shared + overrides)
+        with in_float64():
+            run(stage, "tiny", Path(data), Path(out) / stage, overrides=shared + overrides)
 
 
 def fill(folder: str) -> None:

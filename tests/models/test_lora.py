@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from musicldm import MusicLDMPipeline
 from musicldm.config import DiffusionConfig, load_config
-from musicldm.train import diffusion, run
+from musicldm.train import run
+from musicldm.train.diffusion import stage as diffusion
 from musicldm.train.log import Log
 
 OVERRIDES = [
@@ -99,7 +100,7 @@ def test_validations_are_of_what_is_exported_and_change_nothing(adapters, tiny_f
             raise KeyboardInterrupt
 
     monkeypatch.setattr(diffusion, "validate", validate)
-    data = adapters[0].parents[2] / "data"
+    data = adapters[0].parents[1] / "data"
     options = [f"init={tiny_folder}", *OVERRIDES, "ema_decay=0.9"]
     straight = run("diffusion", None, data, tmp_path / "straight", overrides=options)
     options += ["validate_every=2", "save_every=4"]
@@ -121,7 +122,7 @@ def test_a_unet_goes_on_with_latents_of_its_scale(adapters, tiny_folder, tiny_pa
     other.register_to_config(scaling_factor=5.0)
     other.save_pretrained(tmp_path / "vae")
     options = [f"init={tiny_folder}", f"vae={tmp_path / 'vae'}", *OVERRIDES, "lora.rank=0", "steps=1"]
-    final = run("diffusion", None, adapters[0].parents[2] / "data", tmp_path / "run", overrides=options)
+    final = run("diffusion", None, adapters[0].parents[1] / "data", tmp_path / "run", overrides=options)
     assert MusicLDMPipeline.from_pretrained(final).vae.config.scaling_factor == 0.8
     wider = AutoencoderKL(latent_channels=8)
     assert diffusion.initial_scale(load_config(DiffusionConfig, None, options), wider) is None

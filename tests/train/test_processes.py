@@ -14,9 +14,9 @@ import torch
 
 from musicldm.train.diffusion.cache import BLOCK
 from musicldm.train.log import METRICS_FILE
-from tests.helpers.processes import fill, work
+from tests.helpers import processes as worker
 
-WORKER = Path(__file__).with_name("processes.py")
+WORKER = Path(worker.__file__)
 
 
 class Case(NamedTuple):
@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
         for processes in (1, 2)
     }
     tasks[2].append(("fill", (str(folder / "filled"),)))
-    work(tasks[1])
+    worker.work(tasks[1])
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(WORKER), json.dumps(tasks[2])],
@@ -134,7 +134,10 @@ WHOLE_RUNS = {  # losses that are equal, and until which step
 
 @pytest.mark.parametrize("stage", WHOLE_RUNS)
 def test_a_whole_run_of_two_processes_is_that_of_one(folder, stage):
-    """Into one folder, with one result."""
+    """Into one folder, with one result.
+
+    In float64, because eight steps of Adam can make 1e-3 of what float32 rounds; losses are logged in float32.
+    """
     runs = [folder / f"run-{processes}" / stage for processes in (1, 2)]
     rows = [[json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()] for out in runs]
     names, until = WHOLE_RUNS[stage]
@@ -143,7 +146,7 @@ def test_a_whole_run_of_two_processes_is_that_of_one(folder, stage):
         assert all(math.isfinite(value) for value in two.values() if isinstance(value, float))
         for name in names if one["step"] <= until else ():
             if name in one:
-                assert two[name] == pytest.approx(one[name], rel=1e-3)  # after Adam has made much of float32's rounding
+                assert two[name] == pytest.approx(one[name], rel=1e-6)
     files = [sorted(path.relative_to(out) for path in (out / "final").rglob("*.safetensors")) for out in runs]
     assert files[0] == files[1] != []
 
@@ -158,6 +161,6 @@ def test_processes_fill_a_cache_together(folder):
     marks[[0, 3]] = False
     np.save(folder / "filled" / "filled.npy", marks)
     np.save(folder / "filled" / "by.npy", np.zeros_like(by))
-    fill(str(folder / "filled"))
+    worker.fill(str(folder / "filled"))
     blocks = np.split(np.load(folder / "filled" / "by.npy"), range(BLOCK, len(by), BLOCK))
     assert [set(block) for block in blocks] == [{1}, {0}, {0}, {1}, {0}]
