@@ -161,6 +161,7 @@ def test_half_precision(generate):
     assert record["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_command_in_a_process_of_its_own(tiny_folder, tmp_path):
     """Paths on stdout, nothing of the libraries' chatter on stderr."""
     command = [sys.executable, "-m", "musicldm", "generate", "calm piano", "--model", tiny_folder, "--steps", "2"]

@@ -90,6 +90,7 @@ def test_a_mixture_its_recipe_and_its_picture(drums, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["seed"] == 0
 
 
+@pytest.mark.slow
 @needs_madmom
 def test_what_does_not_fit_is_refused(drums, tmp_path, capsys):
     a, waltz, slow = drums(120)[0], drums(120, 3)[0], drums(100)[0]
@@ -108,6 +109,7 @@ def test_what_does_not_fit_is_refused(drums, tmp_path, capsys):
     assert paper["speed"] == 1
 
 
+@pytest.mark.slow
 @needs_madmom
 def test_real_recordings_mix(tmp_path, capsys):
     """Both at 130 BPM; the beats of the parts, as they were tracked, meet."""

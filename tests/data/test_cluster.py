@@ -19,6 +19,8 @@ from tests.helpers.fragile import FragileMeasure, Where, fails_once, fragile_squ
 from tests.helpers.melodies import CLIP_S, RATE, melody, same_index
 from tests.helpers.rhythm import drum_track, needs_madmom
 
+pytestmark = pytest.mark.slow
+
 
 def needs_ray(test):
     """Skip ``test`` without Ray, except where MUSICLDM_SHARED says that everything should be there."""

@@ -163,6 +163,7 @@ def test_captions_are_kept_and_missing_ones_written(prepared):
     assert len(rows["e.m4a"]["texts"]) == 1
 
 
+@pytest.mark.slow
 @needs_madmom
 def test_workers_and_kills_change_nothing(folder, prepared, tmp_path):
     """Killed twice while two processes work, then continued by one: every file is equal, byte for byte."""
@@ -301,6 +302,7 @@ def test_odd_names_and_places(tmp_path):
     assert index_of(out)["a.flac"]["texts"][0].startswith("a.flac of ")
 
 
+@pytest.mark.slow
 def test_licences_and_splits_come_with_the_recordings(tmp_path):
     """To the card of a run; an index from before there were licences is read too."""
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -335,6 +337,7 @@ def test_a_machine_that_does_not_see_the_files_says_so(tmp_path):
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_no_fault_of_the_file(tmp_path):
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "spoken.flac", music(0, 3.0), RATE)

@@ -136,6 +136,7 @@ def compiled(request, tmp_path_factory):
     return cubin, made.stderr
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_nothing_is_spilled(compiled):
     report = compiled[1]
@@ -144,6 +145,7 @@ def test_nothing_is_spilled(compiled):
     assert set(frames) == {("0", "0", "0")}
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_tensor_cores_do_the_work_and_local_memory_is_not_touched(compiled):
     triton = pytest.importorskip("triton", reason="its package carries cuobjdump")
@@ -158,6 +160,7 @@ def test_tensor_cores_do_the_work_and_local_memory_is_not_touched(compiled):
         assert not {"LDL", "STL"} & set(instructions)
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_a_library_is_compiled_that_torch_loads(tmp_path):
     library = tmp_path / build_kernel.library_name()

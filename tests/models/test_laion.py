@@ -80,6 +80,7 @@ def test_file_that_the_package_writes(module, tmp_path):
         assert torch.equal(value, from_module[name]), name
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_module_with_feature_fusion(tmp_path, monkeypatch):
     """Long and short audio; the file that it writes says by its names alone that there is fusion."""

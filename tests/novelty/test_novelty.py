@@ -108,6 +108,7 @@ def test_transposed_slowed_and_noisy_copies_are_aligned(semitones):
     assert best_match(pitch_frames(moved, RATE), others).score < found.score / 1.5
 
 
+@pytest.mark.slow
 def test_real_music_that_a_model_plays_by_heart_is_aligned():
     """Five seconds of recordings, as they come back from the bundled autoencoder and vocoder."""
     shared = os.environ.get("MUSICLDM_SHARED")

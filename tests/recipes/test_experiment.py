@@ -63,6 +63,7 @@ def rendered(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_experiment_makes_its_table_and_goes_on(rendered, tiny_parts, tmp_path, monkeypatch, capsys):
     assert [row["file_name"] for row in draw_rows(rendered, 8)] == [row["file_name"] for row in draw_rows(rendered, 8)]
     with pytest.raises(ValueError, match="11 were asked for"):

@@ -26,6 +26,8 @@ from musicldm.train.diffusion import mixtures
 from tests.helpers.tiny import MEL
 from vocoder import make_generator
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "diffusion.yaml"
 LONGER = replace(MEL, clip_s=1.28)  # holds five beats at 240 BPM
 RATE = LONGER.sample_rate

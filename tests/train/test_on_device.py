@@ -342,6 +342,7 @@ def trained(folder: Path, collection: Path, out: Path, *overrides: str, resume: 
     return load_file(final / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_with_mixtures(tiny_folder, collection, tmp_path):
     mixed, plain = (
         trained(tiny_folder, collection, tmp_path / kind, "device=cpu", f"mixup={kind}", "mixup_probability=1")

@@ -135,6 +135,7 @@ def test_gradients_of_attention_in_bfloat16(length):
 STAGES = {"vae": (4, 8), "vocoder": (1, 3), "clap": (2, 5), "diffusion": (1, 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_compiled_run_is_an_ordinary_one(stage, tiny_folder, collection, tmp_path, monkeypatch):
     """It goes on from an ordinary checkpoint with the same losses to the same weights under the same names, and an

@@ -16,6 +16,8 @@ from musicldm.train.diffusion.cache import BLOCK
 from musicldm.train.log import METRICS_FILE
 from tests.helpers import processes as worker
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(worker.__file__)
 
 

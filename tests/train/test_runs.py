@@ -60,6 +60,7 @@ def straight(collection, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_saves_and_stops(collection, straight, tmp_path, monkeypatch, capsys, number, raised):
     """It comes in the middle of step 8, is noted, and the run resumed later equals one that was left alone."""
@@ -87,12 +88,14 @@ def test_a_signal_saves_and_stops(collection, straight, tmp_path, monkeypatch, c
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_processes_that_read_ahead_change_nothing(collection, straight, tmp_path):
     run("vae", CONFIG, collection, tmp_path / "run", overrides=[*SHORT, "workers=2"])
     expected, weights = last_weights(straight), last_weights(tmp_path / "run")
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_signals_code(collection, tmp_path):
     command = [sys.executable, "-m", "musicldm", "train", "vae", "--config", str(CONFIG), f"data={collection}"]
     process = subprocess.Popen(
@@ -280,6 +283,7 @@ def test_another_number_of_items_a_step_is_told(tmp_path, capsys):
     assert resumed.numbers["items"] == 2
 
 
+@pytest.mark.slow
 def test_a_kill_while_resuming_truncates_no_record(collection, straight, tmp_path):
     """Who has opened them goes on reading the old ones: they are replaced, not written over, if they change at all."""
     out = tmp_path / "run"
@@ -309,6 +313,7 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
 
 
+@pytest.mark.slow
 def test_a_run_that_filled_the_disk_goes_on_with_more_room(collection, straight, tmp_path, monkeypatch):
     out, overrides = tmp_path / "run", [name for name in SHORT if not name.startswith("save_every")]
 
@@ -325,6 +330,7 @@ def test_a_run_that_filled_the_disk_goes_on_with_more_room(collection, straight,
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_the_best_weights_can_be_exported(collection, tmp_path):
     from safetensors.torch import load_file
 

@@ -25,6 +25,8 @@ from musicldm.train.run_folder import CONFIG_FILE, STATE_FILE, checkpoints
 from musicldm.train.vae import initial_vae
 from vocoder import MelConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs" / "tiny"
 RATE, CLIP_S = 16_000, 1.28
 

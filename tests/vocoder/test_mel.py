@@ -124,6 +124,7 @@ def test_losses_are_zero_for_equal_waveforms_and_grow_with_noise():
         assert loss(real + 0.01 * noise) < loss(real + 0.1 * noise)
 
 
+@pytest.mark.slow
 def test_discriminators_learn_to_tell_and_feed_the_generator():
     torch.manual_seed(0)
     losses = AdversarialLosses()
