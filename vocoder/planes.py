@@ -10,6 +10,7 @@ s from S, each with phases of its own, and `pan` joins them so that the sum of b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from vocoder.match import LOOK_AHEAD, MOST_GAIN, bin_weights, frames_of, framing, limit
 from vocoder.mel import MelConfig, log_mel_spectrogram, magnitude, mel_filters
+
+SILENCE = 1e-12  # power of a band, far below one of which the spectrogram knows
 
 
 def mid_and_side(waveform: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,21 +81,27 @@ def pan(mid: Tensor, side: Tensor, planes: Tensor, config: MelConfig) -> Tensor:
     """Stereo (B, 2, L) of vocoded ``mid`` and ``side`` (B, L) by ``planes (B, 3, T, F)``; their sum is twice ``mid``.
 
     In each band |L|^2 - |R|^2 = 4 Re(m s*) and |L|^2 + |R|^2 = 2 (|M|^2 + |S|^2). So the part of s that goes with m is
-    g m, g = Re(m s*) / |M|^2 = b (|M|^2 + |S|^2) / (2 |M|^2), and |S|^2 - g^2 |M|^2 is the power of the rest, for which
-    the vocoded side is taken. With d = log |S| - log |M| the correlation of m and s is c = b cosh d, from -1 to 1, and
-    g = c exp d. Of a pair of which one is more than 20 dB quieter, d is taken as 20 dB: the balance says nothing there.
-    Where a channel would be beyond `CEILING`, both are turned down together.
+    g m, g = Re(m s*) / |M|^2 = b (|M|^2 + |S|^2) / (2 |M|^2), and |S|^2 - g^2 |M|^2 is the power of the rest. With
+    d = log |S| - log |M| the correlation of m and s is c = b cosh d, from -1 to 1, and g = c exp d. More than 20 dB
+    apart, d is taken as 20 dB: the balance says nothing there. For the rest stands the vocoded side, less what goes with
+    the vocoded mid (vocoders give similar spectra similar phases), at the same level. Where a channel would be beyond
+    `CEILING`, both are turned down together.
     """
     mid, side = (signal.to(torch.promote_types(signal.dtype, torch.float32)) for signal in (mid, side))
     of_mid, of_side, balance = frames_of(planes, mid, config).unbind(dim=1)  # (B, T, F) each
     difference = (of_side - of_mid).clamp(-MOST_GAIN, MOST_GAIN)
     correlation = (balance * difference.cosh()).clamp(-1.0, 1.0)
-    weights = bin_weights(mel_filters(config).to(mid))  # (F, K)
-    gains = [correlation * difference.exp(), (1 - correlation.square()).sqrt()]
-    frame = framing(mid, config)
-    spectra = (torch.stft(signal, **frame, return_complex=True) for signal in (mid, side))  # (B, K, T) each
-    joined = sum((gain @ weights).transpose(1, 2) * spectrum for gain, spectrum in zip(gains, spectra, strict=True))
-    side = torch.istft(joined, **frame, length=mid.shape[-1])
+
+    frame, filters = framing(mid, config), mel_filters(config).to(mid)
+    m, s = (torch.stft(signal, **frame, return_complex=True).transpose(1, 2) for signal in (mid, side))  # (B, T, K)
+    power, power_of_side = (spectrum.abs().square() @ filters.T + SILENCE for spectrum in (m, s))
+    found = (m * s.conj()).real @ filters.T / power  # their g
+    rest = (1 - found.square() * power / power_of_side).clamp(min=1e-6)  # share of the side
+    gain_of_side = ((1 - correlation.square()) / rest).sqrt().clamp(max=math.exp(MOST_GAIN))
+    gain_of_mid = correlation * difference.exp() - gain_of_side * found
+    weights = bin_weights(filters)  # (F, K)
+    joined = (gain_of_mid @ weights) * m + (gain_of_side @ weights) * s
+    side = torch.istft(joined.transpose(1, 2), **frame, length=mid.shape[-1])
     return limit(torch.stack([mid + side, mid - side], dim=1), round(LOOK_AHEAD * config.n_fft))
 
 
