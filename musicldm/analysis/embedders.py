@@ -19,6 +19,10 @@ from torch import Tensor
 from musicldm.audio.resampling import resample
 from vocoder import MelConfig, log_mel_spectrogram
 
+# How waveforms are looked at when music is judged by its log-mel spectrogram: always like this, whatever rate and
+# bands the model works with, so that measures of different models can be compared. It is no property of any model.
+JUDGE_MEL = MelConfig(sample_rate=16_000, n_fft=1024, hop_length=160, n_mels=64, f_min=0.0, f_max=8000.0, clip_s=10.24)
+
 
 class Embedder(Protocol):
     """What the measures need of an embedding."""
@@ -30,7 +34,7 @@ class Embedder(Protocol):
         ...
 
 
-def log_mel_statistics(waveform: Tensor, config: MelConfig = MelConfig()) -> Tensor:
+def log_mel_statistics(waveform: Tensor, config: MelConfig = JUDGE_MEL) -> Tensor:
     """Four statistics of each mel band ``(B, 4 F)`` of ``waveform (B, L)``, all in units of the natural logarithm.
 
     Mean and standard deviation over time, mean absolute change from frame to frame, and the standard deviation of
@@ -50,7 +54,7 @@ class LogMelEmbedder:
 
     name = "log-mel"
 
-    def __init__(self, mel: MelConfig = MelConfig()):
+    def __init__(self, mel: MelConfig = JUDGE_MEL):
         self.mel = mel
 
     def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:

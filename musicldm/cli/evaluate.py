@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from musicldm.cli.common import (
-    add_adapter_arguments,
-    choose_device,
-    choose_dtype,
-    load_quietly,
-    output_folder,
-    positive,
-    report,
-    share,
-)
-from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS, make_scheduler
+from musicldm.cli.common import add_adapter_arguments, load_quietly, output_folder, positive, report, share
+from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS
 
 GENERATING = ("seed", "seconds", "steps", "guidance", "guidance_interval", "batch")
 EVALUATING = ("reference", "index", "probe", "cache", "most")
@@ -61,7 +51,10 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.card:
         refuse(args, "--card", ("prompts", "audio", "out", *EVALUATING, *GENERATING))
-        write_card(args)
+        from musicldm.evaluate.card import write_card
+
+        card = write_card(Path(args.model), args.card)
+        report(args.json, {"card": str(card)}, str(card))
         return
     if args.audio:
         refuse(args, "--audio, which generates nothing,", GENERATING)
@@ -79,6 +72,7 @@ def refuse(args: argparse.Namespace, what: str, others: tuple[str, ...]) -> None
 
 def print_comparison(args: argparse.Namespace) -> None:
     """One line for each measure that both evaluations have."""
+    from musicldm.evaluate.card import read_metrics
     from musicldm.evaluate.compare import compare, incomparable
 
     sides = [read_metrics(path) for path in args.compare]
@@ -93,82 +87,36 @@ def print_comparison(args: argparse.Namespace) -> None:
         print(f"musicldm: {name} is left out: the two were measured with {why}", file=sys.stderr)
 
 
-def write_card(args: argparse.Namespace) -> None:
-    """The measures of ``--card`` as the section "Evaluation" of README.md in the model's folder."""
-    from musicldm.evaluate.report import card_text
-    from musicldm.generate.environment import model_revision
-    from musicldm.pipelines.hub import CARD, front_matter, read_card, with_section
-
-    folder, made = Path(args.model), read_metrics(args.card)
-    if not folder.is_dir():
-        raise ValueError(f"--card writes into the folder of a model of yours; --model {args.model} is none")
-    settings = made["settings"]
-    if settings["audio"] is not None or "adapters" in settings:
-        what = "recordings" if settings["audio"] is not None else "a model with adapters"
-        raise ValueError(f"{args.card} judges {what}, not what the model {folder} makes by itself")
-    if settings["revision"] != (revision := model_revision(folder)):
-        raise ValueError(f"{args.card} is of a model of revision {settings['revision']}, {folder} has {revision}")
-    card = read_card(folder) or f"{front_matter()}\n# MusicLDM\n"
-    (folder / CARD).write_text(with_section(card, "Evaluation", card_text(made)), encoding="utf-8")
-    report(args.json, {"card": str(folder / CARD)}, str(folder / CARD))
-
-
-def read_metrics(path: Path) -> dict:
-    """A metrics.json that `musicldm evaluate` wrote.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is something else.
-    """
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        made["metrics"], made["single"], made["prompts"], made["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no metrics.json of `musicldm evaluate` ({error!r})") from error
-    return made
-
-
 def evaluate(args: argparse.Namespace) -> None:
     """The evaluation, and its table on stdout."""
     from musicldm.evaluate.collect import captioned_clips, read_prompts
     from musicldm.evaluate.report import markdown
-    from musicldm.evaluate.run import run_evaluation
-    from musicldm.generate.adapters import load_adapters
-    from musicldm.generate.environment import model_revision
-    from musicldm.models.loading import find_folder
-    from musicldm.pipelines.text_to_music import MusicLDMPipeline
+    from musicldm.evaluate.run import EvaluationConfig, Judges, run_evaluation
+    from musicldm.generate.recipe import Settings
+    from musicldm.generate.session import Session
 
-    pairs = None
+    pairs = prompts = None
     if args.prompts is not None and args.prompts.is_dir():
         pairs = captioned_clips(args.prompts, args.most)
         prompts = [clip.prompt for clip in pairs]
-    else:
-        prompts = None if args.prompts is None else read_prompts(args.prompts, args.most)
-    load_quietly()
-    device = choose_device(args.device)
-    folder = find_folder(args.model, MusicLDMPipeline.download)
-    pipeline = MusicLDMPipeline.from_pretrained(folder, torch_dtype=choose_dtype("auto", device)).to(device)
-    pipeline.scheduler = make_scheduler(SAMPLER, pipeline.scheduler)
-    about = {"model": args.model, "revision": model_revision(folder), "scheduler": SAMPLER}
-    if adapters := load_adapters(pipeline, args.lora, args.concept):
-        about |= {"lora": args.lora, "concept": args.concept, "adapters": adapters}
-    chosen = {name: getattr(args, name) for name in ("seed", "steps", "guidance", "guidance_interval")}
-    chosen["batch_size"] = args.batch
-    made = run_evaluation(
-        pipeline,
-        args.out,
-        about,
-        prompts=prompts,
-        audio=args.audio,
-        pairs=pairs,
-        reference=args.reference,
-        index=args.index,
-        probe=args.probe,
-        cache=args.cache,
-        most=args.most,
-        seconds=args.seconds,
-        **{name: value for name, value in chosen.items() if value is not None},
-        tempo=not args.no_tempo,
+    elif args.prompts is not None:
+        prompts = read_prompts(args.prompts, args.most)
+    config = EvaluationConfig(
+        prompts,
+        args.audio,
+        pairs,
+        args.most,
+        settings=Settings(**given(args, "seconds", "steps", "guidance", "guidance_interval", "lora", "concept")),
+        judges=Judges(args.reference, args.index, args.probe, args.cache, tempo=not args.no_tempo),
+        **given(args, "seed", batch="batch_size"),
     )
+    load_quietly()
+    made = run_evaluation(Session(args.model, args.device, fast=False), args.out, config)
     shown = {name: made[name] for name in ("metrics", "notes")}
     report(args.json, {"out": str(args.out), **shown}, markdown(made).rstrip())
+
+
+def given(args: argparse.Namespace, *names: str, **renamed: str) -> dict:
+    """Those of the options ``names`` that were given; of ``renamed`` under their new names."""
+    found = {new: getattr(args, name) for name, new in {**dict(zip(names, names, strict=True)), **renamed}.items()}
+    return {name: value for name, value in found.items() if value is not None}

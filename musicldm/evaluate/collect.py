@@ -1,6 +1,6 @@
 """From prompts to clips and what is measured of each: the part of an evaluation that takes time, and can be resumed.
 
-prompts -> pipeline -> OUT/audio/00000.wav, ... -> embeddings (N, D) and measurements of each clip
+prompts -> session -> OUT/audio/00000.wav, ... -> embeddings (N, D) and measurements of each clip
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ import torch
 from tqdm import tqdm
 
 from musicldm.analysis.embedders import Embedder
-from musicldm.analysis.measurements import SILENCE, estimate_key, percussive_share
-from musicldm.audio import read_audio, write_audio, write_whole
+from musicldm.analysis.key import estimate_key
+from musicldm.analysis.onsets import percussive_share
+from musicldm.analysis.waveforms import SILENCE
+from musicldm.audio import read_audio, write_whole
 from musicldm.data.metadata import SUFFIXES, metadata_rows, row_texts
 from musicldm.evaluate.families import REFUSED
+from musicldm.generate.recipe import Request
+from musicldm.generate.session import Session
 
 PLAN = "settings.json"
 TEMPO = re.compile(r"(?<![\d.])([1-9]\d{1,2}(?:\.\d+)?)\s*(?:BPM|beats per minute)", re.IGNORECASE)
@@ -76,23 +80,19 @@ def begin(out: Path, settings: dict) -> None:
     write_whole(note, (json.dumps(settings, indent=1) + "\n").encode())
 
 
-def generate_clips(pipeline, prompts: list[str], out: Path, seed: int, batch_size: int, about: dict, **options):
-    """`Clip` for each of ``prompts``: clip i has the seed ``seed + i``; those already in ``out / "audio"`` are kept.
-
-    ``options`` go to the pipeline, ``about`` into the recipe of each file.
-    """
+def generate_clips(session: Session, requests: list[Request], out: Path, batch_size: int) -> list[Clip]:
+    """`Clip` for each of ``requests``, ``batch_size`` at a time; those already in ``out / "audio"`` are kept."""
     folder = out / "audio"
     folder.mkdir(parents=True, exist_ok=True)
-    clips = [Clip(folder / f"{i:05d}.wav", prompt, seed + i) for i, prompt in enumerate(prompts)]
+    clips = [Clip(folder / f"{i:05d}.wav", request.prompt, request.seed) for i, request in enumerate(requests)]
     starts = range(0, len(clips), batch_size)
     for first in tqdm(starts, desc="generate", unit="batch", disable=None):
-        batch = clips[first : first + batch_size]
-        if all(clip.path.is_file() for clip in batch):
+        batch = slice(first, first + batch_size)
+        if all(clip.path.is_file() for clip in clips[batch]):
             continue
-        made = pipeline([clip.prompt for clip in batch], seed=batch[0].seed, **options)
-        for clip, waveform in zip(batch, made.audios, strict=True):
-            recipe = about | {"prompt": clip.prompt, "seed": clip.seed}
-            write_audio(clip.path, waveform, made.sampling_rate, recipe)
+        pieces = session.run_many(requests[batch], at_once=batch_size)
+        for clip, piece in zip(clips[batch], pieces, strict=True):
+            piece.save(clip.path)
     return clips
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from musicldm.analysis.embedders import log_mel_statistics
+from musicldm.analysis.embedders import JUDGE_MEL, log_mel_statistics
 from musicldm.audio.resampling import resample
 from musicldm.data.metadata import metadata_rows
 from vocoder import MelConfig
@@ -50,7 +50,7 @@ class FamilyProbe:
         self.name = f"family-probe-{hashlib.sha256(learned).hexdigest()[:12]}"
 
     @classmethod
-    def train(cls, folder: str | Path, mel: MelConfig = MelConfig(), cache: Path | None = None) -> FamilyProbe:
+    def train(cls, folder: str | Path, mel: MelConfig = JUDGE_MEL, cache: Path | None = None) -> FamilyProbe:
         """A probe from an audio folder whose ``metadata.jsonl`` names each clip's family as ``orchestration``.
 
         ``cache`` is a folder that keeps what was measured of the recordings.
@@ -63,19 +63,19 @@ class FamilyProbe:
 
     def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:
         """`probabilities` of ``waveforms (B, L)`` at any rate."""
-        mel = MelConfig()
+        mel = JUDGE_MEL
         return self.probabilities(resample(waveforms, sample_rate, mel.sample_rate)[:, : mel.clip_samples], mel)
 
-    def probabilities(self, waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarray:
+    def probabilities(self, waveforms: Tensor, mel: MelConfig = JUDGE_MEL) -> np.ndarray:
         """Probability of each family ``(B, K)`` for ``waveforms (B, L)`` at the rate of ``mel``."""
         return self.classifier.predict_proba(probe_features(waveforms, mel))
 
-    def families(self, waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarray:
+    def families(self, waveforms: Tensor, mel: MelConfig = JUDGE_MEL) -> np.ndarray:
         """The likeliest family (B,) of ``waveforms (B, L)``."""
         return np.array(self.classes)[self.probabilities(waveforms, mel).argmax(axis=1)]
 
 
-def probe_features(waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarray:
+def probe_features(waveforms: Tensor, mel: MelConfig = JUDGE_MEL) -> np.ndarray:
     """Log-mel statistics ``(B, 4 F)`` of ``waveforms (B, L)``, less each clip's mean level: loudness is no timbre."""
     features = log_mel_statistics(waveforms, mel)
     features[:, : mel.n_mels] -= features[:, : mel.n_mels].mean(dim=1, keepdim=True)
@@ -85,7 +85,7 @@ def probe_features(waveforms: Tensor, mel: MelConfig = MelConfig()) -> np.ndarra
 class ProbeFeatures:
     """`probe_features` as an embedder."""
 
-    def __init__(self, mel: MelConfig = MelConfig()):
+    def __init__(self, mel: MelConfig = JUDGE_MEL):
         self.mel, self.name = mel, f"probe-features {mel}"
 
     def __call__(self, waveforms: Tensor, sample_rate: int) -> np.ndarray:
@@ -94,7 +94,7 @@ class ProbeFeatures:
 
 
 def folder_features(
-    folder: str | Path, mel: MelConfig = MelConfig(), cache: Path | None = None
+    folder: str | Path, mel: MelConfig = JUDGE_MEL, cache: Path | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, 4 F) and families (N,) of an audio folder; see `FamilyProbe.train`."""
     from musicldm.evaluate.collect import Clip, embed_clips

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -23,153 +24,142 @@ from musicldm.evaluate.families import ZeroShotFamilies
 from musicldm.evaluate.probe import FamilyProbe
 from musicldm.evaluate.report import guidance_words, markdown, page
 from musicldm.evaluate.similarity import paired_similarity
-from musicldm.evaluate.summary import Judged, few_clips, summarize
-from musicldm.generate.environment import package_versions
+from musicldm.evaluate.summary import Evidence, Judged, few_clips, summarize
+from musicldm.generate.recipe import Request, Settings
+from musicldm.generate.session import Session
 from musicldm.models.clap import embed_text
 from musicldm.models.clap_embedder import ClapEmbedder
-from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, STEPS
+from musicldm.novelty.alignment import WINDOWS_S
+from musicldm.novelty.check import check, record
+from musicldm.novelty.index import NoveltyIndex
 
 
-def run_evaluation(
-    pipeline,
-    out: Path,
-    about: dict,
-    *,
-    prompts: list[str] | None = None,
-    audio: Path | None = None,
-    pairs: list[Clip] | None = None,
-    reference: Path | None = None,
-    index: Path | None = None,
-    probe: Path | None = None,
-    cache: Path | None = None,
-    most: int | None = None,
-    seed: int = 0,
-    seconds: float | None = None,
-    steps: int = STEPS,
-    guidance: float = GUIDANCE,
-    guidance_interval: Sequence[float] = GUIDANCE_INTERVAL,
-    batch_size: int = 4,
-    tempo: bool = True,
-) -> dict:
-    """Evaluate what ``pipeline`` makes of ``prompts``, or the recordings in ``audio``, into the folder ``out``.
+@dataclass(frozen=True)
+class Judges:
+    """What clips are compared with and judged by, beside the model's own CLAP."""
 
-    ``about`` names the model (model, revision, scheduler). ``pairs`` are the recordings that the prompts describe, one
-    for each. Of recordings and reference the first ``most`` are used. ``probe`` is a folder of solo renderings that
-    teach a `FamilyProbe`, which then is the classifier; without one CLAP is. ``cache`` keeps what is computed of
-    reference, pairs and probe, for other evaluations. Returns what metrics.json holds. A run that was stopped goes on
-    when it is called again.
+    reference: Path | None = None  # a folder of real music, for distances
+    index: Path | None = None  # that `musicldm novelty index` wrote
+    probe: Path | None = (
+        None  # solo renderings that teach a `FamilyProbe`, which then is the classifier instead of CLAP
+    )
+    cache: Path | None = None  # keeps what is computed of reference, pairs and probe, for other evaluations
+    tempo: bool = True  # whether beats are tracked, the slowest measure
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated: music of ``prompts``, that of prompt i with the seed ``seed + i``, or recordings (``audio``).
 
     Raises:
-        ValueError: for fewer than two clips that sound, pairs that are not one for each prompt, an index of another
-            CLAP, or another evaluation in ``out``.
+        ValueError: for ``pairs`` that are not one for each prompt.
+    """
+
+    prompts: list[str] | None = None
+    audio: Path | None = None
+    pairs: list[Clip] | None = None  # the recordings that the prompts describe, one for each
+    most: int | None = None  # of recordings and reference the first so many are used
+    seed: int = 0
+    settings: Settings = field(default_factory=Settings)
+    batch_size: int = 4  # clips generated at a time
+    judges: Judges = Judges()
+
+    def __post_init__(self):
+        if self.pairs is not None and len(self.pairs) != len(self.prompts or ()):
+            n_prompts = len(self.prompts or ())
+            raise ValueError(f"{len(self.pairs)} recordings do not pair with {n_prompts} prompts; give one for each")
+
+    def requests(self) -> list[Request]:
+        """Of the clips that are to be generated."""
+        return Request.for_prompts(self.prompts or (), self.seed, **vars(self.settings))
+
+    def plan(self, session: Session) -> dict:
+        """What ``settings.json`` holds: all that the clips and their measures depend on."""
+        settings = self.settings
+        about = {"model": session.model, "revision": session.revision, "scheduler": settings.scheduler}
+        if adapters := session.about(settings)["adapters"]:
+            for name in ("lora", "concept"):
+                folders = getattr(settings, name)
+                about[name] = None if folders is None else list(folders)
+            about["adapters"] = adapters
+        return {
+            **about,
+            "audio": None if self.audio is None else str(self.audio.resolve()),
+            "prompts": self.prompts,
+            "most": self.most,
+            "seed": self.seed,
+            "seconds": settings.seconds,
+            "steps": settings.steps,
+            "guidance": settings.guidance,
+            "guidance_interval": list(settings.guidance_interval),
+            "tempo": self.judges.tempo,
+        }
+
+
+class Opened(NamedTuple):
+    """What an evaluation reads, found to be there and to fit before any music is made."""
+
+    embedder: ClapEmbedder  # of the model
+    tokenizer: object | None
+    rate: int  # of the model's music, in Hz
+    clips: list[Clip] | None  # recordings to judge; None where they are generated
+    reference: list[Clip] | None
+    index: NoveltyIndex | None
+
+
+class Heard(NamedTuple):
+    """The N clips that sound, and what is heard in them."""
+
+    clips: list[Clip]
+    clap: np.ndarray  # (N, D)
+    log_mel: np.ndarray  # (N, E)
+    sounds: np.ndarray  # which of all clips those are
+    reference: tuple[np.ndarray, np.ndarray] | None  # (M, D) and (M, E)
+    judged: dict[str, Judged]
+
+
+def run_evaluation(session: Session, out: Path, config: EvaluationConfig) -> dict:
+    """Evaluate what ``session`` makes, or recordings, into the folder ``out``; returns what metrics.json holds.
+
+    A run that was stopped goes on when it is called again.
+
+    Raises:
+        ValueError: for fewer than two clips that sound, an index of another CLAP, or another evaluation in ``out``.
         OSError: if something cannot be read or written.
     """
-    embedder = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate)
-    log_mel = LogMelEmbedder()
-    settings = {
-        **about,
-        "audio": None if audio is None else str(audio.resolve()),
-        "prompts": prompts,
-        "most": most,
-        "seed": seed,
-        "seconds": seconds,
-        "steps": steps,
-        "guidance": guidance,
-        "guidance_interval": list(guidance_interval),
-        "tempo": tempo,
-    }
-    if pairs is not None and len(pairs) != len(prompts or ()):
-        raise ValueError(f"{len(pairs)} recordings do not pair with {len(prompts or ())} prompts; give one for each")
-    collection = None
-    if index is not None:
-        from musicldm.novelty.index import NoveltyIndex
-
-        collection = NoveltyIndex(index)
-        collection.check_embedder(embedder.name)
-    clips = None if audio is None else folder_clips(audio, most)
-    recordings = None if reference is None else folder_clips(reference, most)
-    if probe is not None:
-        folder_clips(probe)
-    n_clips = len(prompts) if clips is None else len(clips)
-    if recordings is not None and min(n_clips, len(recordings)) < 4:
-        raise ValueError(f"distances need four clips or more on either side, got {n_clips} and {len(recordings)}")
-    if collection is not None:
-        check_lengths(clips, seconds)
+    opened, settings = open_all(session, config), config.plan(session)
     begin(out, settings)
-
+    clips = opened.clips
     if clips is None:
-        pipeline.set_progress_bar_config(disable=True)  # there is one over all batches
-        options = {
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "guidance_interval": tuple(guidance_interval),
-            "audio_length_in_s": seconds,
-        }
-        recipe = {"generated_by": "AI (musicldm)", **about, "versions": package_versions()}
-        recipe |= {name: settings[name] for name in ("steps", "guidance", "guidance_interval")}
-        clips = generate_clips(pipeline, prompts, out, seed, batch_size, recipe, **options)
-    rate = pipeline.sampling_rate
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-    in_clap, heard = embed_clips(clips, embedder, rate)
-    if pairs is not None:
-        pairs = [pair for pair, sounds in zip(pairs, heard, strict=True) if sounds]
-    clips = [clip for clip, sounds in zip(clips, heard, strict=True) if sounds]
-    in_log_mel = embed_clips(clips, log_mel, rate)[0]
-    real = None
-    if recordings is not None:
-        real = tuple(embed_clips(recordings, each, rate, cache)[0] for each in (embedder, log_mel))
-    judged = judge_families(pipeline.tokenizer, embedder, clips, in_clap, pairs, rate, probe, cache)
-
-    tracked = tempo and find_spec("madmom") is not None
-    measured = measure_clips(clips, out, tracked)
-    texts = [clip.prompt for clip in clips]
-    text_similarity = None
-    if all(texts) and pipeline.tokenizer is not None:
-        with torch.no_grad():
-            wanted = embed_text(pipeline.text_encoder, pipeline.tokenizer, texts).float().cpu().numpy()
-        text_similarity = paired_similarity(wanted, in_clap)
-    verdicts = None if collection is None else check_clips(clips, collection, embedder)
-    base_rate = None if collection is None else collection.about["base_rate"]
-    metrics, single = summarize(
-        in_clap, in_log_mel, text_similarity, texts, measured, real, verdicts, base_rate, judged
+        clips = generate_clips(session, config.requests(), out, config.batch_size)
+    heard = hear(clips, opened, config)
+    tracked = config.judges.tempo and find_spec("madmom") is not None
+    measured = measure_clips(heard.clips, out, tracked)
+    verdicts = None if opened.index is None else check_clips(heard.clips, opened.index, opened.embedder)
+    texts = [clip.prompt for clip in heard.clips]
+    evidence = Evidence(
+        heard.clap,
+        heard.log_mel,
+        texts,
+        measured,
+        text_similarity=similarity_to_prompts(texts, heard.clap, opened),
+        reference=heard.reference,
+        verdicts=verdicts,
+        base_rate=None if opened.index is None else opened.index.about["base_rate"],
+        judged=heard.judged,
     )
-
-    notes = few_clips(
-        len(clips),
-        None if real is None else len(real[0]),
-        {"CLAP": in_clap.shape[1], "log-mel statistics": in_log_mel.shape[1]},
-    )
-    if judged:
-        notes.append(classifier_note(judged, probe))
-    if not heard.all():
-        notes.append(f"{np.sum(~heard)} of {len(heard)} clips are silent and were left out.")
-    if any(texts) and not all(texts):
-        notes.append(
-            f"{texts.count(None)} of {len(texts)} clips have no caption: similarity of text and audio is left out."
-        )
-    if not tracked:
-        notes.append("Tempo was not measured: it was left out, or madmom, which it needs, is missing (make beats).")
-    sources = {"CLAP": embedder.name, "reference": None, "index": None, "classifier": None, "probe": None}
-    if recordings is not None:
-        files = [[clip.path.name, clip.path.stat().st_size] for clip in recordings]
-        sources["reference"] = f"{reference.name}-{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]}"
-    if collection is not None:
-        sources["index"] = collection.fingerprint
-    for kind, one in judged.items():
-        sources["classifier"] = sources["classifier"] or one.name
-        sources["probe"] = one.name if kind == "probe" else sources["probe"]
+    metrics, single = summarize(evidence)
     made = {
-        "title": f"Evaluation of {about['model'] if audio is None else audio}",
-        "about": _about(len(clips), settings),
+        "title": f"Evaluation of {session.model if config.audio is None else config.audio}",
+        "about": _about(len(heard.clips), settings),
         "settings": settings,
-        "sources": sources,
+        "sources": sources_of(opened, heard, config.judges),
         "metrics": metrics,
-        "notes": notes,
-        "base_rate": base_rate,
+        "notes": notes_on(heard, config.judges, tracked),
+        "base_rate": evidence.base_rate,
         "prompts": texts,
         "single": single,
-        "clips": _rows(clips, out, measured, single, verdicts),
+        "clips": _rows(heard.clips, out, measured, single, verdicts),
     }
     write_whole(out / "metrics.json", (json.dumps(made, indent=1) + "\n").encode())
     write_whole(out / "report.md", markdown(made).encode())
@@ -177,41 +167,115 @@ def run_evaluation(
     return made
 
 
+def open_all(session: Session, config: EvaluationConfig) -> Opened:
+    """Find and check all that the evaluation needs; errors of `run_evaluation`."""
+    judges, pipeline = config.judges, session.pipeline(config.settings)
+    embedder = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate)
+    index = None
+    if judges.index is not None:
+        index = NoveltyIndex(judges.index)
+        index.check_embedder(embedder.name)
+    clips = None if config.audio is None else folder_clips(config.audio, config.most)
+    reference = None if judges.reference is None else folder_clips(judges.reference, config.most)
+    if judges.probe is not None:
+        folder_clips(judges.probe)
+    n_clips = len(config.prompts or ()) if clips is None else len(clips)
+    if reference is not None and min(n_clips, len(reference)) < 4:
+        raise ValueError(f"distances need four clips or more on either side, got {n_clips} and {len(reference)}")
+    if index is not None:
+        check_lengths(clips, config.settings.seconds)
+    return Opened(embedder, pipeline.tokenizer, pipeline.sampling_rate, clips, reference, index)
+
+
+def hear(clips: list[Clip], opened: Opened, config: EvaluationConfig) -> Heard:
+    """Embed all clips and the reference, and have families of instruments told apart."""
+    cache, rate, log_mel = config.judges.cache, opened.rate, LogMelEmbedder()
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+    in_clap, sounds = embed_clips(clips, opened.embedder, rate)
+    pairs = config.pairs
+    if pairs is not None:
+        pairs = [pair for pair, yes in zip(pairs, sounds, strict=True) if yes]
+    clips = [clip for clip, yes in zip(clips, sounds, strict=True) if yes]
+    in_log_mel = embed_clips(clips, log_mel, rate)[0]
+    real = None
+    if opened.reference is not None:
+        real = tuple(embed_clips(opened.reference, each, rate, cache)[0] for each in (opened.embedder, log_mel))
+    judged = judge_families(opened, clips, in_clap, pairs, config.judges)
+    return Heard(clips, in_clap, in_log_mel, sounds, real, judged)
+
+
 def judge_families(
-    tokenizer,
-    embedder: ClapEmbedder,
-    clips: list[Clip],
-    in_clap: np.ndarray,
-    pairs: list[Clip] | None,
-    rate: int,
-    probe: Path | None,
-    cache: Path | None,
+    opened: Opened, clips: list[Clip], in_clap: np.ndarray, pairs: list[Clip] | None, judges: Judges
 ) -> dict[str, Judged]:
-    """What CLAP (``zero_shot``) and the probe that learns from the folder ``probe`` hear in clips and their pairs."""
+    """What CLAP (``zero_shot``) and the probe that learns from a folder hear in clips and their pairs."""
     judged = {}
-    if probe is not None:
-        judge = FamilyProbe.train(probe, cache=cache)
-        ours = embed_clips(clips, judge, rate)[0]
-        theirs = (None, None) if pairs is None else embed_clips(pairs, judge, rate, cache)
-        judged["probe"] = Judged(judge.classes, ours, *theirs, judge.name)
-    if tokenizer is not None:
-        judge = ZeroShotFamilies(embedder, tokenizer, *(one.classes for one in judged.values()))
-        theirs = (None, None) if pairs is None else embed_clips(pairs, judge, rate, cache)
-        judged["zero_shot"] = Judged(judge.classes, judge.of_embeddings(in_clap), *theirs, judge.name)
+
+    def of_pairs(judge) -> tuple:
+        return (None, None) if pairs is None else embed_clips(pairs, judge, opened.rate, judges.cache)
+
+    if judges.probe is not None:
+        judge = FamilyProbe.train(judges.probe, cache=judges.cache)
+        ours = embed_clips(clips, judge, opened.rate)[0]
+        judged["probe"] = Judged(judge.classes, ours, *of_pairs(judge), judge.name)
+    if opened.tokenizer is not None:
+        judge = ZeroShotFamilies(opened.embedder, opened.tokenizer, *(one.classes for one in judged.values()))
+        judged["zero_shot"] = Judged(judge.classes, judge.of_embeddings(in_clap), *of_pairs(judge), judge.name)
     return judged
 
 
-def classifier_note(judged: dict[str, Judged], probe: Path | None) -> str:
-    """Whose probabilities the inception score and the divergence come from."""
-    kind, one = next(iter(judged.items()))
-    judge = f"a probe trained on {probe.name}" if kind == "probe" else "the model's own CLAP, without training"
-    return f"Inception score and divergence are of {len(one.classes)} families of instruments, told apart by {judge}."
+def similarity_to_prompts(texts: list[str | None], in_clap: np.ndarray, opened: Opened) -> np.ndarray | None:
+    """Cosine (N,) of each clip and its prompt; None where prompts are missing or the model cannot read them."""
+    if not all(texts) or opened.tokenizer is None:
+        return None
+    with torch.no_grad():
+        wanted = embed_text(opened.embedder.clap, opened.tokenizer, texts).float().cpu().numpy()
+    return paired_similarity(wanted, in_clap)
+
+
+def notes_on(heard: Heard, judges: Judges, tracked: bool) -> list[str]:
+    """What a reader of the measures must know."""
+    n_reference = None if heard.reference is None else len(heard.reference[0])
+    widths = {"CLAP": heard.clap.shape[1], "log-mel statistics": heard.log_mel.shape[1]}
+    notes = few_clips(len(heard.clips), n_reference, widths)
+    if heard.judged:
+        kind, one = next(iter(heard.judged.items()))
+        judge = (
+            f"a probe trained on {judges.probe.name}" if kind == "probe" else "the model's own CLAP, without training"
+        )
+        notes.append(
+            f"Inception score and divergence are of {len(one.classes)} families of instruments, told apart by {judge}."
+        )
+    if not heard.sounds.all():
+        notes.append(f"{np.sum(~heard.sounds)} of {len(heard.sounds)} clips are silent and were left out.")
+    texts = [clip.prompt for clip in heard.clips]
+    if any(texts) and not all(texts):
+        notes.append(
+            f"{texts.count(None)} of {len(texts)} clips have no caption: similarity of text and audio is left out."
+        )
+    if not tracked:
+        notes.append("Tempo was not measured: it was left out, or madmom, which it needs, is missing (make beats).")
+    return notes
+
+
+def sources_of(opened: Opened, heard: Heard, judges: Judges) -> dict[str, str | None]:
+    """What measures depend on besides the music, by names that change with it; see `musicldm.evaluate.compare`."""
+    sources = {"CLAP": opened.embedder.name, "reference": None, "index": None, "classifier": None, "probe": None}
+    if opened.reference is not None:
+        files = [[clip.path.name, clip.path.stat().st_size] for clip in opened.reference]
+        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
+        sources["reference"] = f"{judges.reference.name}-{digest}"
+    if opened.index is not None:
+        sources["index"] = opened.index.fingerprint
+    if heard.judged:
+        sources["classifier"] = next(iter(heard.judged.values())).name
+    if "probe" in heard.judged:
+        sources["probe"] = heard.judged["probe"].name
+    return sources
 
 
 def check_lengths(clips: list[Clip] | None, seconds: float | None) -> None:
     """ValueError if a recording, or what is to be generated, is too short to be compared with an index."""
-    from musicldm.novelty.alignment import WINDOWS_S
-
     if clips is None and seconds is not None and seconds < WINDOWS_S[0]:
         raise ValueError(f"{seconds:g} s are too short to compare with an index; ask for {WINDOWS_S[0]:g} s or more")
     for clip in clips or ():
@@ -222,10 +286,8 @@ def check_lengths(clips: list[Clip] | None, seconds: float | None) -> None:
             )
 
 
-def check_clips(clips: list[Clip], index, embedder: ClapEmbedder) -> list[dict]:
+def check_clips(clips: list[Clip], index: NoveltyIndex, embedder: ClapEmbedder) -> list[dict]:
     """The verdict on each clip, as `musicldm.novelty.check.record` gives it."""
-    from musicldm.novelty.check import check, record
-
     found = []
     for clip in tqdm(clips, desc="compare with the training set", unit="clip", disable=None):
         waveform, rate = read_audio(clip.path, embedder.feature_extractor.sampling_rate)

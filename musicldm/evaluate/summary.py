@@ -1,12 +1,13 @@
 """All measures of a set of clips, each with its interval, as one dictionary: what ``metrics.json`` holds.
 
-embeddings (N, D), prompts, reference (M, D), index -> {"metrics": {name: value, low, high, ...}, "clips": [...]}
+Evidence (embeddings (N, D), prompts, measurements, ...) -> {name: value, low, high, ...}, {name: values (N,)}
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -71,60 +72,71 @@ class Judged(NamedTuple):
     name: str = ""  # of the classifier
 
 
-def summarize(
-    clap: np.ndarray,
-    log_mel: np.ndarray,
-    text_similarity: np.ndarray | None,
-    prompts: list[str | None],
-    measured: list[dict],
-    reference: tuple[np.ndarray, np.ndarray] | None = None,
-    verdicts: list[dict] | None = None,
-    base_rate: dict | None = None,
-    judged: dict[str, Judged] | None = None,
-) -> tuple[dict[str, dict], dict[str, list]]:
-    """Every measure there is data for, and the values (N,) of single clips, by name.
+@dataclass(frozen=True)
+class Evidence:
+    """What there is of N clips that sound; what is None or empty was not asked for or cannot be had."""
 
-    ``clap`` and ``log_mel`` are embeddings (N, D), ``reference`` the same two of real music, ``text_similarity`` (N,),
-    ``verdicts`` what the check against the index found of each clip, ``judged`` which family the ``probe`` and CLAP
-    (``zero_shot``) hear; the first of them is the classifier for inception score and divergence.
+    clap: np.ndarray  # embeddings (N, D)
+    log_mel: np.ndarray  # embeddings (N, E)
+    prompts: Sequence[str | None]
+    measured: Sequence[dict]  # of each clip
+    text_similarity: np.ndarray | None = None  # (N,)
+    reference: tuple[np.ndarray, np.ndarray] | None = None  # embeddings (M, D) and (M, E) of real music
+    verdicts: Sequence[dict] | None = None  # what the check against the index found of each clip
+    base_rate: dict | None = None  # of the index
+    # Which family the ``probe`` and CLAP (``zero_shot``) hear; the first is the classifier of score and divergence.
+    judged: dict[str, Judged] | None = None
+
+
+def summarize(evidence: Evidence) -> tuple[dict[str, dict], dict[str, list]]:
+    """Every measure there is data for, and the values (N,) of single clips, by name.
 
     Raises:
         ValueError: for fewer than two clips.
     """
+    clap = evidence.clap
     if len(clap) < 2:
         raise ValueError(f"an evaluation needs two clips or more that sound, got {len(clap)}")
-    found: dict[str, Estimate] = {}
-    single: dict[str, np.ndarray] = {}
-    if text_similarity is not None:
-        single["text_audio_similarity"] = text_similarity
-    if verdicts is not None:
-        nearest = np.array([verdict["similarity"] for verdict in verdicts])
-        single["nearest_training_similarity"] = nearest
-        for threshold in THRESHOLDS:
-            single[f"sim_aa_{100 * threshold:.0f}"] = (nearest > threshold).astype(float)
-        single["above_base_rate"] = (nearest > base_rate["similarity_99"]).astype(float)
-        single["copies"] = np.array([float(verdict["verdict"] == "copy") for verdict in verdicts])
-    for name, values in single.items():
-        found[name] = share(values) if name in SHARES else bootstrap(np.mean, values)
+    single = _single(evidence)
+    found = {name: share(values) if name in SHARES else bootstrap(np.mean, values) for name, values in single.items()}
     if len(clap) >= 4:
         found["vendi_score"] = half_samples(vendi_score, clap, draws=HALVES)
         found["mean_pairwise_similarity"] = half_samples(mean_pairwise_similarity, clap, draws=HALVES)
-    if reference is not None:
-        found |= _distances(clap, log_mel, *reference)
-    found |= _adherence(prompts, measured)
-    for kind, one in (judged or {}).items():
-        wanted = [asked_family(prompt, one.classes) for prompt in prompts]
-        right = [one.classes[row.argmax()] == name for row, name in zip(one.clips, wanted, strict=True) if name]
-        if len(right) >= 2:
-            found[f"family_{kind}"] = share(np.array(right))
-    if judged:
-        found |= _classified(next(iter(judged.values())))
-    metrics = {}
-    for name in MEANING:
-        if name in found:
-            meaning, more_is_better = MEANING[name]
-            metrics[name] = found[name]._asdict() | {"meaning": meaning, "more_is_better": more_is_better}
+    if evidence.reference is not None:
+        found |= _distances(clap, evidence.log_mel, *evidence.reference)
+    found |= _adherence(evidence.prompts, evidence.measured)
+    for kind, one in (evidence.judged or {}).items():
+        found |= _family(kind, one, evidence.prompts)
+    if evidence.judged:
+        found |= _classified(next(iter(evidence.judged.values())))
+    metrics = {
+        name: found[name]._asdict() | {"meaning": meaning, "more_is_better": more_is_better}
+        for name, (meaning, more_is_better) in MEANING.items()
+        if name in found
+    }
     return metrics, {name: np.asarray(values).tolist() for name, values in single.items()}
+
+
+def _single(evidence: Evidence) -> dict[str, np.ndarray]:
+    """Measures (N,) of single clips."""
+    single: dict[str, np.ndarray] = {}
+    if evidence.text_similarity is not None:
+        single["text_audio_similarity"] = evidence.text_similarity
+    if evidence.verdicts is not None:
+        nearest = np.array([verdict["similarity"] for verdict in evidence.verdicts])
+        single["nearest_training_similarity"] = nearest
+        for threshold in THRESHOLDS:
+            single[f"sim_aa_{100 * threshold:.0f}"] = (nearest > threshold).astype(float)
+        single["above_base_rate"] = (nearest > evidence.base_rate["similarity_99"]).astype(float)
+        single["copies"] = np.array([float(verdict["verdict"] == "copy") for verdict in evidence.verdicts])
+    return single
+
+
+def _family(kind: str, judged: Judged, prompts: Sequence[str | None]) -> dict[str, Estimate]:
+    """How often the family asked for is the likeliest one."""
+    wanted = [asked_family(prompt, judged.classes) for prompt in prompts]
+    right = [judged.classes[row.argmax()] == name for row, name in zip(judged.clips, wanted, strict=True) if name]
+    return {f"family_{kind}": share(np.array(right))} if len(right) >= 2 else {}
 
 
 def _distances(clap: np.ndarray, log_mel: np.ndarray, real_clap: np.ndarray, real_log_mel: np.ndarray) -> dict:
@@ -179,7 +191,7 @@ def few_clips(clips: int, reference: int | None, widths: dict[str, int]) -> list
     ]
 
 
-def _adherence(prompts: list[str | None], measured: list[dict]) -> dict[str, Estimate]:
+def _adherence(prompts: Sequence[str | None], measured: Sequence[dict]) -> dict[str, Estimate]:
     wanted = [asked(prompt) for prompt in prompts]
     found = {}
     timed = [(w["tempo_bpm"], m["tempo_bpm"]) for w, m in zip(wanted, measured, strict=True) if "tempo_bpm" in m]

@@ -28,13 +28,13 @@ from musicldm.config import DiffusionConfig, find_config, load_config
 from musicldm.evaluate.collect import Clip, folder_clips
 from musicldm.evaluate.compare import compare
 from musicldm.evaluate.intervals import Estimate
-from musicldm.evaluate.run import run_evaluation
+from musicldm.evaluate.run import EvaluationConfig, Judges, run_evaluation
 from musicldm.evaluate.summary import SHARES
+from musicldm.generate import Session, Settings
 from musicldm.generate.environment import model_revision
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.models.loading import find_folder
 from musicldm.novelty.build import build_index
-from musicldm.sampling.schedulers import make_scheduler
 from musicldm.train.diffusion.stage import train
 from recipes.mixup_experiment.data import draw_rows, write_analysis, write_set
 
@@ -89,26 +89,19 @@ def training_config(options: argparse.Namespace, model: Path, work: Path, mode: 
 
 def evaluate(options: argparse.Namespace, run: Path, work: Path, reference: list[Clip], seed: int) -> None:
     """What `musicldm evaluate` measures of the model in ``run``."""
-    pipeline = MusicLDMPipeline.from_pretrained(run / "final")
-    pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
     asked = reference[: options.prompts]
-    run_evaluation(
-        pipeline,
-        run / "evaluation",
-        {"model": run.name, "revision": model_revision(run / "final"), "scheduler": "dpm++"},
+    session = Session(run / "final", "cpu", fast=False)
+    session.model = run.name
+    settings = Settings(steps=options.sampler_steps, guidance=options.guidance, guidance_interval=(0.0, 1.0))
+    config = EvaluationConfig(
         prompts=[clip.prompt for clip in asked],
         pairs=asked,
-        reference=work / "held",
-        index=work / "index",
-        probe=options.probe,
-        cache=work / "cache" / "evaluation",
         seed=1000 * seed,
-        steps=options.sampler_steps,
-        guidance=options.guidance,
-        guidance_interval=(0.0, 1.0),
+        settings=settings,
         batch_size=options.batch,
-        tempo=False,
+        judges=Judges(work / "held", work / "index", options.probe, work / "cache" / "evaluation", tempo=False),
     )
+    run_evaluation(session, run / "evaluation", config)
 
 
 def losses(run: Path) -> dict:

@@ -12,7 +12,7 @@ from musicldm.evaluate.collect import Clip, asked, measure_clips
 from musicldm.evaluate.compare import compare, incomparable
 from musicldm.evaluate.intervals import share
 from musicldm.evaluate.report import _player
-from musicldm.evaluate.summary import _auc_error, summarize
+from musicldm.evaluate.summary import Evidence, _auc_error, summarize
 
 PROMPTS = ["fast drums, 140 BPM, in C minor", "a waltz without drums", "drums and bass in Eb major", "a calm flute"]
 
@@ -124,7 +124,8 @@ def test_a_shift_of_every_prompt_is_larger_than_chance_and_noise_is_not():
 
     def side(similarity):
         prompts = [f"prompt {i}" for i in range(40)]
-        metrics, single = summarize(clap, log_mel, similarity, prompts, [{"percussive_share": 0.1}] * 40)
+        evidence = Evidence(clap, log_mel, prompts, [{"percussive_share": 0.1}] * 40, text_similarity=similarity)
+        metrics, single = summarize(evidence)
         return {"metrics": metrics, "single": single, "prompts": prompts}
 
     shifted = compare(side(values), side(values + 0.2 + 0.1 * rng.normal(size=40)))["text_audio_similarity"]
@@ -140,8 +141,8 @@ def test_the_novelty_of_clips_is_counted_against_thresholds_and_base_rate():
     verdicts[1]["verdict"] = "copy"
     rng = np.random.default_rng(0)
     prompts, measured = ["music"] * 4, [{"percussive_share": 0.0}] * 4
-    arrays = rng.normal(size=(4, 3)), rng.normal(size=(4, 3)), None
-    found = summarize(*arrays, prompts, measured, verdicts=verdicts, base_rate={"similarity_99": 0.93})[0]
+    arrays, base_rate = (rng.normal(size=(4, 3)), rng.normal(size=(4, 3))), {"similarity_99": 0.93}
+    found = summarize(Evidence(*arrays, prompts, measured, verdicts=verdicts, base_rate=base_rate))[0]
     expected = {"sim_aa_90": 0.75, "sim_aa_95": 0.25, "above_base_rate": 0.5, "copies": 0.25}
     assert {name: found[name]["value"] for name in expected} == expected
     assert found["nearest_training_similarity"]["value"] == pytest.approx(0.8275)
@@ -155,7 +156,7 @@ def test_tempo_key_and_drums_are_judged_where_they_were_asked_for():
     ]
     del measured[3]["tempo_bpm"]
     rng = np.random.default_rng(0)
-    found = summarize(rng.normal(size=(4, 3)), rng.normal(size=(4, 3)), None, prompts, measured)[0]
+    found = summarize(Evidence(rng.normal(size=(4, 3)), rng.normal(size=(4, 3)), prompts, measured))[0]
     values = {"tempo_within_2_percent": 1 / 3, "tempo_within_5_percent": 2 / 3, "tempo_octave_errors": 1 / 3}
     values |= {"key_score": 0.75, "drums_auc": 1.0}
     assert {name: found[name]["value"] for name in values} == pytest.approx(values)

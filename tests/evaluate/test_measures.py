@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicldm.analysis.embedders import LogMelEmbedder, TransformersEmbedder, fingerprint
-from musicldm.analysis.measurements import estimate_key, onset_rate, percussive_share
+from musicldm.analysis.key import estimate_key
+from musicldm.analysis.onsets import onset_rate, percussive_share
 from musicldm.audio import write_audio
 from musicldm.audio.resampling import resample
 from musicldm.evaluate import (
@@ -33,7 +34,7 @@ from musicldm.evaluate.collect import Clip, embed_clips
 from musicldm.evaluate.families import ZeroShotFamilies, asked_family
 from musicldm.evaluate.intervals import Estimate, bootstrap, half_samples, holm, paired_difference, unpaired_difference
 from musicldm.evaluate.probe import FamilyProbe
-from musicldm.evaluate.summary import Judged, summarize
+from musicldm.evaluate.summary import Evidence, Judged, summarize
 from musicldm.models.clap import embed_text
 from musicldm.models.clap_embedder import ClapEmbedder
 from tests.helpers.melodies import RATE, tones
@@ -293,7 +294,9 @@ def test_summary_has_the_classifiers_measures_and_extrapolates_with_enough_clips
     judged["zero_shot"] = Judged(("piano", "organ"), truth[:, ::-1])
     clap = rng.normal(size=(n, 6))
     options = {"reference": (rng.normal(size=(n, 6)), rng.normal(size=(n, 30))), "judged": judged}
-    metrics, _ = summarize(clap, rng.normal(size=(n, 30)), None, prompts, [{"percussive_share": 0.0}] * n, **options)
+    metrics, _ = summarize(
+        Evidence(clap, rng.normal(size=(n, 30)), prompts, [{"percussive_share": 0.0}] * n, **options)
+    )
     assert metrics["family_probe"]["value"] == 1.0
     assert metrics["family_zero_shot"]["value"] == 0.0
     assert metrics["paired_kl_divergence"]["value"] == pytest.approx(0.0, abs=1e-9)
