@@ -84,8 +84,8 @@ def pan(mid: Tensor, side: Tensor, planes: Tensor, config: MelConfig) -> Tensor:
     g m, g = Re(m s*) / |M|^2 = b (|M|^2 + |S|^2) / (2 |M|^2), and |S|^2 - g^2 |M|^2 is the power of the rest. With
     d = log |S| - log |M| the correlation of m and s is c = b cosh d, from -1 to 1, and g = c exp d. More than 20 dB
     apart, d is taken as 20 dB: the balance says nothing there. For the rest stands the vocoded side, less what goes
-    with the vocoded mid (vocoders give similar spectra similar phases), at the same level. Where a channel would be beyond
-    `CEILING`, both are turned down together.
+    with the vocoded mid (vocoders give similar spectra similar phases), at the same level. Where a channel would be
+    beyond `CEILING`, both are turned down together.
     """
     mid, side = (signal.to(torch.promote_types(signal.dtype, torch.float32)) for signal in (mid, side))
     of_mid, of_side, balance = frames_of(planes, mid, config).unbind(dim=1)  # (B, T, F) each
