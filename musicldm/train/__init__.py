@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from musicldm.config import STAGES, find_config, load_config
+from musicldm.config import STAGES, TrainConfig, find_config, load_config
 
 
 def run(
@@ -28,9 +28,20 @@ def run(
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+    file = None if config is None else find_config(config, stage)
+    return run_stage(load_config(STAGES[stage], file, overrides), data, out, resume)
+
+
+def run_stage(config: TrainConfig, data: str | Path, out: str | Path, resume: bool = False) -> Path:
+    """`run` the stage of ``config``."""
     from accelerate.utils import set_seed
 
-    file = None if config is None else find_config(config, stage)
-    settings = load_config(STAGES[stage], file, overrides)
-    set_seed(settings.seed)  # for the first weights; everything later is drawn by step or item
-    return import_module(f"musicldm.train.{stage}").train(settings, Path(data), Path(out), resume=resume)
+    from musicldm.data.collection import Collection
+    from musicldm.train.common import make_accelerator
+    from musicldm.train.run_folder import Run
+
+    (stage,) = (name for name, kind in STAGES.items() if type(config) is kind)
+    collection = Collection(data)
+    set_seed(config.seed)  # for the first weights; everything later is drawn by step or item
+    module = import_module(f"musicldm.train.{stage}")
+    return module.train(Run(config, Path(out), make_accelerator(config, Path(out)), resume), collection)

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from torch import nn
 
-from musicldm.config import TrainConfig, differences
+from musicldm.config import LOCAL, TrainConfig, differences, marked
 from musicldm.data.clips import Clip
 from musicldm.data.collection import Collection, as_collection
 from musicldm.pipelines.hub import USE, front_matter, parts_table
 from musicldm.train.log import METRICS_FILE
 
-NOT_TOLD = {"init", "vae", "clap", "vocoder", "device", "trackers", "workers", "log_every"}  # of this machine only
 USE_LORA = """```python
 from musicldm import MusicLDMPipeline
 
@@ -29,7 +28,7 @@ output = pipeline("a calm piece for solo piano", num_inference_steps=25, seed=1)
 """
 USE_CONCEPT = """```python
 from musicldm import MusicLDMPipeline
-from musicldm.models.concepts import load_concept
+from musicldm.models.adapters import load_concept
 
 pipeline = MusicLDMPipeline.from_pretrained("{base}")
 load_concept(pipeline, "FOLDER")
@@ -38,7 +37,9 @@ output = pipeline("{name}, with strings", num_inference_steps=25, seed=1)
 """
 
 
-def training_card(config: TrainConfig, clips: list[Clip], data: Path | Collection, out: Path, parts: dict[str, nn.Module]) -> str:
+def training_card(
+    config: TrainConfig, clips: list[Clip], data: Path | Collection, out: Path, parts: dict[str, nn.Module]
+) -> str:
     """The card of a run in ``out`` that trained on ``clips`` of the collection ``data`` and made ``parts``."""
     stage = type(config).__name__.removesuffix("Config")
     base = Path(config.init).name or "nothing"
@@ -49,7 +50,8 @@ def training_card(config: TrainConfig, clips: list[Clip], data: Path | Collectio
         title, use, tags = "A MusicLDM adapter", USE_LORA.format(base=base), ("lora",)
     elif stage == "Diffusion":
         title, use = "MusicLDM", USE
-    sections = [f"# {title}", use, parts_table(parts), f"## Data\n\n{_data(clips, as_collection(data))}", _recipe(config, base)]
+    about_data = _data(clips, as_collection(data))
+    sections = [f"# {title}", use, parts_table(parts), f"## Data\n\n{about_data}", _recipe(config, base)]
     if numbers := _numbers(out / METRICS_FILE, config.export):
         sections.append(
             f"## Numbers\n\nOn clips held out of the training, at the {config.export} validation:\n\n{numbers}"
@@ -68,9 +70,7 @@ def _data(clips: list[Clip], collection: Collection) -> str:
     hours = sum(clip.duration_s for clip in clips) / 3600
     recordings = {clip.path for clip in clips}
     text = f"{len(clips)} clips of {len(recordings)} recordings, {hours:.3g} hours"
-    licences = Counter(
-        licence or "not stated" for path, licence in collection.licences().items() if path in recordings
-    )
+    licences = Counter(licence or "not stated" for path, licence in collection.licences().items() if path in recordings)
     if not set(licences) - {"not stated"}:
         return f"{text}. Their licences are not recorded."
     table = "\n".join(f"| {name} | {count} |" for name, count in licences.most_common())
@@ -79,8 +79,9 @@ def _data(clips: list[Clip], collection: Collection) -> str:
 
 def _recipe(config: TrainConfig, base: str) -> str:
     """What differs from the published recipe; all of it is in ``training.yaml``."""
+    local = marked(config, LOCAL)
     rows = [line.partition(": ") for line in differences(type(config)(), config)]
-    rows = [(key, *change.split(" -> ", 1)) for key, _, change in rows if key not in NOT_TOLD]
+    rows = [(key, *change.split(" -> ", 1)) for key, _, change in rows if key not in local]
     table = "\n".join(f"| `{key}` | {here} | {usual} |" for key, usual, here in rows)
     start = f"## Recipe\n\nStarted from: {base}. `training.yaml` has every setting; those unlike the defaults:"
     return f"{start}\n\n| Setting | Here | Default |\n| --- | --- | --- |\n{table}" if rows else start

@@ -10,8 +10,8 @@ Wu et al. (2023), https://arxiv.org/abs/2211.06687. The tokenizer is a byte-leve
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, Clap
 
 from musicldm.config import CLAPConfig
 from musicldm.data.clips import Clip, read_clip
-from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.collection import Collection, split_clips
 from musicldm.data.items import Item, item_rng
 from musicldm.models.clap import (
     clap_feature_extractor,
@@ -39,10 +39,9 @@ from musicldm.models.clap import (
 )
 from musicldm.scores.hard_negatives import contradict, stated_tempo
 from musicldm.train.common import (
-    after_batch,
-    batches,
+    Batch,
     initial_folder,
-    make_accelerator,
+    loaded_batches,
     make_optimizer,
     model_folder,
     refuse_checkpointing,
@@ -50,8 +49,8 @@ from musicldm.train.common import (
     update,
 )
 from musicldm.train.diffusion.cache import load_conditioner
-from musicldm.train.log import Log, announce
-from musicldm.train.run_folder import State, final_folder, load_state, start
+from musicldm.train.loop import Stage, fit
+from musicldm.train.run_folder import Run, State, load_state, start
 
 MAX_LOGIT_SCALE = 4.6052  # log 100, as in CLIP: beyond it single pairs dominate
 
@@ -214,46 +213,6 @@ class Teacher:
         return self.towers(log_mel_of(self.towers, waveform, self.config, self.feature_extractor), captions)[0].float()
 
 
-def train_step(
-    state: State,
-    batch: tuple[Tensor, Sequence[Sequence[str]], Sequence[Sequence[str]]],
-    feature_extractor: ClapFeatureExtractor,
-    config: CLAPConfig,
-    accelerator: Accelerator,
-    teacher: Teacher | None = None,
-) -> dict[str, Tensor]:
-    """One batch, waveforms (B, L), V captions of each (V, B) and wrong ones, for both towers; the others of all
-    processes are the negatives. With a ``teacher`` its embeddings are what is learned."""
-    seed_batch(config, state)
-    waveform, captions, wrong = batch
-    waveform, towers = waveform.to(accelerator.device), accelerator.unwrap_model(state.parts["towers"])
-    fused = towers.clap.config.audio_config.enable_fusion
-    places = torch.Generator().manual_seed(torch.initial_seed()) if fused else None
-    log_mel = log_mel_of(towers, waveform, config, feature_extractor, places)
-    with accelerator.autocast():
-        views, scale = state.parts["towers"](log_mel, captions, () if teacher else wrong)
-        wanted = teacher(waveform, captions) if teacher else None
-    shown = {"scale": scale.detach()}
-    if teacher:
-        loss = regression_loss(views.float(), wanted) + 0 * scale  # which keeps its place among the gradients
-    else:
-        everything = gather(views.float(), accelerator)
-        views, contrary = everything.split([1 + len(captions), len(wrong)])
-        loss = views_loss(views, scale)
-        if len(wrong):
-            told = contrary_loss(views, contrary, scale.detach())
-            loss = loss + config.contrary_weight * told
-            shown["contrary"] = told.detach()
-        if config.tempo_weight:
-            octaves = stated_octaves(captions, wrong).to(everything)
-            heard = tempo_loss(everything, accelerator.gather(octaves.T.contiguous()).T)
-            loss = loss + config.tempo_weight * heard
-            shown["tempo"] = heard.detach()
-    accelerator.backward(loss)
-    norm = update(accelerator, state.parts["optimizer"], loss, state.parts["towers"], config, state)
-    return {"loss": loss.detach(), **shown, **norm}
-
-
 def stated_octaves(captions: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]) -> Tensor:
     """log2 of the BPM (1 + V + W, B) that V captions of each of B clips state, and W wrong ones; NaN where none is.
 
@@ -271,44 +230,118 @@ def gather(views: Tensor, accelerator: Accelerator) -> Tensor:
     return torch.cat(all_gather(views), dim=1)
 
 
-@torch.no_grad()
-def validate(
-    towers: nn.Module,
-    dataset: CaptionedClips,
-    feature_extractor: ClapFeatureExtractor,
-    config: CLAPConfig,
-    device: torch.device,
-) -> dict[str, float]:
-    """Contrastive loss over batches of held-out clips, and recall of text-to-audio retrieval among all of them.
+@dataclass
+class CLAPStage(Stage):
+    """Both towers against the others' pairs, or after a teacher."""
 
-    ``constant_loss`` is the loss of embeddings that say nothing: the logarithm of the batch size.
-    """
-    towers.eval()
-    n = min(len(dataset), config.validation_batches * config.batch_size)
-    audios, texts, losses, constants = [], [], [], []
-    for first in range(0, n, config.batch_size):
-        pairs = [dataset[Item(0, index)] for index in range(first, min(n, first + config.batch_size))]
-        waveform = torch.stack([waveform for waveform, _, _ in pairs]).to(device)
-        log_mel = log_mel_of(towers, waveform, config, feature_extractor)
-        (audio, text), scale = towers(log_mel, [[caption for _, (caption,), _ in pairs]])
-        losses.append(float(contrastive_loss(audio, text, scale)) * len(pairs))
-        constants.append(float(torch.tensor(len(pairs)).log()) * len(pairs))
-        audios.append(audio)
-        texts.append(text)
-    towers.train()
-    similarity = torch.cat(texts) @ torch.cat(audios).T  # (N, N)
-    rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
-    return {
-        "loss": sum(losses) / n,
-        "constant_loss": sum(constants) / n,
-        "recall_at_1": float((rank < 1).float().mean()),
-        "recall_at_10": float((rank < 10).float().mean()),
-        "clips": float(n),
-    }
+    run: Run
+    state: State  # towers, as they are spread over processes, and their optimiser
+    towers: Towers
+    feature_extractor: ClapFeatureExtractor
+    training: torch.utils.data.Dataset  # as `CaptionedClips`
+    held_out: torch.utils.data.Dataset  # the same, one caption each
+    teacher: Teacher | None = None
+
+    def __post_init__(self):
+        self.item_s = self.run.config.mel.clip_s
+        self.networks, self.described = {"CLAP": self.towers}, {"CLAP": self.towers.clap}
+
+    def batches(self) -> Iterator[Batch]:
+        return loaded_batches(self.training, self.run, self.state)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One batch for both towers: waveforms (B, L), V captions of each (V, B) and wrong ones.
+
+        The others of all processes are the negatives. With a teacher its embeddings are what is learned.
+        """
+        config, state, accelerator = self.run.config, self.state, self.run.accelerator
+        seed_batch(config, batch.items)
+        waveform, captions, wrong = batch.data
+        waveform = waveform.to(accelerator.device)
+        fused = self.towers.clap.config.audio_config.enable_fusion
+        places = torch.Generator().manual_seed(torch.initial_seed()) if fused else None
+        log_mel = log_mel_of(self.towers, waveform, config, self.feature_extractor, places)
+        with accelerator.autocast():
+            views, scale = state.parts["towers"](log_mel, captions, () if self.teacher else wrong)
+            wanted = self.teacher(waveform, captions) if self.teacher else None
+        if self.teacher:
+            loss = regression_loss(views.float(), wanted) + 0 * scale  # which keeps its place among the gradients
+            shown = {}
+        else:
+            loss, shown = self.contrast(views, scale, captions, wrong)
+        accelerator.backward(loss)
+        norm = update(self.run, state, batch.items, state.parts["optimizer"], loss, state.parts["towers"])
+        return {"loss": loss.detach(), "scale": scale.detach(), **shown, **norm}
+
+    def contrast(
+        self, views: Tensor, scale: Tensor, captions: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of ``views (1 + V + W, B, D)`` among those of all processes, and its parts."""
+        config, accelerator, shown = self.run.config, self.run.accelerator, {}
+        everything = gather(views.float(), accelerator)
+        views, contrary = everything.split([1 + len(captions), len(wrong)])
+        loss = views_loss(views, scale)
+        if len(wrong):
+            told = contrary_loss(views, contrary, scale.detach())
+            loss = loss + config.contrary_weight * told
+            shown["contrary"] = told.detach()
+        if config.tempo_weight:
+            octaves = stated_octaves(captions, wrong).to(everything)
+            heard = tempo_loss(everything, accelerator.gather(octaves.T.contiguous()).T)
+            loss = loss + config.tempo_weight * heard
+            shown["tempo"] = heard.detach()
+        return loss, shown
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Contrastive loss over batches of held-out clips, and recall of text-to-audio retrieval among all of them.
+
+        ``constant_loss`` is the loss of embeddings that say nothing: the logarithm of the batch size.
+        """
+        config, towers, device = self.run.config, self.towers.eval(), self.run.accelerator.device
+        n = min(len(self.held_out), config.validation_batches * config.batch_size)
+        audios, texts, losses, constants = [], [], [], []
+        for first in range(0, n, config.batch_size):
+            pairs = [self.held_out[Item(0, index)] for index in range(first, min(n, first + config.batch_size))]
+            waveform = torch.stack([waveform for waveform, _, _ in pairs]).to(device)
+            log_mel = log_mel_of(towers, waveform, config, self.feature_extractor)
+            (audio, text), scale = towers(log_mel, [[caption for _, (caption,), _ in pairs]])
+            losses.append(float(contrastive_loss(audio, text, scale)) * len(pairs))
+            constants.append(float(torch.tensor(len(pairs)).log()) * len(pairs))
+            audios.append(audio)
+            texts.append(text)
+        towers.train()
+        similarity = torch.cat(texts) @ torch.cat(audios).T  # (N, N)
+        rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
+        return {
+            "loss": sum(losses) / n,
+            "constant_loss": sum(constants) / n,
+            "recall_at_1": float((rank < 1).float().mean()),
+            "recall_at_10": float((rank < 10).float().mean()),
+            "clips": float(n),
+        }
+
+    def dry_run(self) -> Tensor:
+        waveform, captions, _ = self.training[Item(0, 0)]
+        waveform = waveform[None].to(self.run.accelerator.device)
+        log_mel = log_mel_of(self.towers, waveform, self.run.config, self.feature_extractor)
+        views, scale = self.towers(log_mel, [[caption] for caption in captions])
+        return views_loss(views.float(), scale)
+
+    def compile(self) -> None:
+        self.towers.clap.audio_model.compile()  # each tower: around them is the tokenizer
+        self.towers.clap.text_model.compile()
+
+    def export(self, final: Path) -> None:
+        clap = self.towers.clap
+        clap.logit_scale_t.data.copy_(clap.logit_scale_a.data)
+        clap.save_pretrained(final / "text_encoder")
+        self.towers.tokenizer.save_pretrained(final / "tokenizer")
+        self.feature_extractor.save_pretrained(final / "feature_extractor")
 
 
-def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
-    """Train CLAP on the captioned collection ``data``.
+def train(run: Run, collection: Collection) -> Path:
+    """Train CLAP on the captioned ``collection``.
 
     ``OUT/final`` holds ``text_encoder/`` (both towers), ``tokenizer/`` and ``feature_extractor/``, named as in the
     pipeline.
@@ -317,47 +350,25 @@ def train(config: CLAPConfig, data: Path, out: Path, *, resume: bool = False) ->
         ValueError: a recording has no caption; or gradient checkpointing is asked for, which ClapModel does not know;
             or the model to be distilled does not fit, or contrary captions or tempi are to be learned beside it.
     """
+    config, accelerator = run.config, run.accelerator
     refuse_checkpointing(config, "CLAP model")
     for name in ("contrary_weight", "tempo_weight"):
         if config.distill and (weight := getattr(config, name)):
             raise ValueError(
                 f"{name}={weight} goes with the contrast, which distill={config.distill} replaces: leave one out"
             )
-    clips = load_clips(data, config.mel.clip_s)
+    clips = collection.clips(config.mel.clip_s)
     if bare := [clip.path for clip in clips if not clip.texts]:
-        raise ValueError(f"{len(bare)} recordings of {data} have no caption, the first is {bare[0].name}: add text")
-    train_clips, held_out = split_clips(clips, config.share)
-    plain, feature_extractor = initial_towers(config, [text for clip in train_clips for text in clip.texts])
-    accelerator = make_accelerator(config, out)
+        raise ValueError(
+            f"{len(bare)} recordings of {collection.folder} have no caption, the first is {bare[0].name}: add text"
+        )
+    clips, held_out = split_clips(clips, config.share)
+    plain, feature_extractor = initial_towers(config, [text for clip in clips for text in clip.texts])
     teacher = Teacher(config, plain.clap, accelerator.device) if config.distill else None
-    start(config, out, resume, accelerator)
+    start(run)
     plain.clap.logit_scale_t.requires_grad_(False)  # one scale serves both directions
     towers, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
-    state = State({"towers": towers, "optimizer": optimizer}, train_clips)
-    load_state(state, out, accelerator)
-    dataset = CaptionedClips(train_clips, config)
-
-    def trial() -> Tensor:
-        waveform, captions, _ = dataset[Item(0, 0)]
-        log_mel = log_mel_of(plain, waveform[None].to(accelerator.device), config, feature_extractor)
-        views, scale = plain(log_mel, [[caption] for caption in captions])
-        return views_loss(views.float(), scale)
-
-    announce(config, train_clips, {"CLAP": plain}, trial, accelerator)
-    if config.compile:  # each tower: around them is the tokenizer
-        plain.clap.audio_model.compile()
-        plain.clap.text_model.compile()
-    held_out_pairs = CaptionedClips(held_out, config, random_caption=False)
-    check = partial(validate, plain, held_out_pairs, feature_extractor, config, accelerator.device)
-    with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
-        for batch in batches(dataset, config, accelerator, state):
-            with accelerator.accumulate(towers):
-                losses = train_step(state, batch, feature_extractor, config, accelerator, teacher)
-            after_batch(state, losses, config, out, log, check)
-    if accelerator.is_main_process:
-        final = final_folder(state, config, data, out, {"CLAP": plain.clap})
-        plain.clap.logit_scale_t.data.copy_(plain.clap.logit_scale_a.data)
-        plain.clap.save_pretrained(final / "text_encoder")
-        plain.tokenizer.save_pretrained(final / "tokenizer")
-        feature_extractor.save_pretrained(final / "feature_extractor")
-    return out / "final"
+    state = State({"towers": towers, "optimizer": optimizer}, clips)
+    load_state(state, run.out, accelerator)
+    training, pairs = CaptionedClips(clips, config), CaptionedClips(held_out, config, random_caption=False)
+    return fit(CLAPStage(run, state, plain, feature_extractor, training, pairs, teacher), run, collection)

@@ -1,4 +1,4 @@
-"""What the four training loops share: first weights, updates, batches, and what happens after each batch.
+"""What the stages share: first weights, optimisers, updates and batches.
 
 Everything random in a batch follows from the seed and its items, never from what ran before, so the position of a run
 is one number, a run that was killed and resumed equals a straight one, and so do runs on any number of processes.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -25,8 +26,7 @@ from torch import Tensor, nn
 from musicldm.config import TrainConfig, differences
 from musicldm.data.items import Item, batch_items, item_rng
 from musicldm.models.loading import bundled_models
-from musicldm.train.log import Log
-from musicldm.train.run_folder import State, record_best, save_state
+from musicldm.train.run_folder import Run, State
 from vocoder import MelConfig
 
 
@@ -97,7 +97,6 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     atexit.register(accelerator.state.destroy_process_group)  # not before: another run may follow among them
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision=fp16 needs a GPU; take bf16, or no, on a CPU")
-    torch.backends.cudnn.benchmark = True  # batches have one shape
     return accelerator
 
 
@@ -144,32 +143,28 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def update(
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    module: nn.Module,
-    config: TrainConfig,
-    state: State,
+    run: Run, state: State, items: list[Item], optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module
 ) -> dict[str, Tensor]:
-    """Update ``module``, which has the gradient of ``loss``, if that was the last batch of a step.
+    """Update ``module``, which has the gradient of ``loss`` of ``items``, if that was the last batch of a step.
 
     Returns ``grad_norm``, the gradient's norm before clipping, when there was an update. A scale of float16 gradients
-    stays what it is until `after_batch`, so that all gradients of a step have the same.
+    stays what it is until the end of the step, so that all gradients of a step have the same.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the weights are as they were.
     """
+    config, accelerator = run.config, run.accelerator
     if not accelerator.sync_gradients:
-        check_finite(state, loss=loss)
+        check_finite(state, items, loss=loss)
         return {}
-    epoch = state.step * step_size(config, accelerator) // max(1, len(state.clips))
+    epoch = state.step * run.step_size // max(1, len(state.clips))
     for group in optimizer.param_groups:
         group["lr"] = group.get("scale", 1.0) * learning_rate(config, state.step) * config.decay_per_epoch**epoch
     # Not accelerator.clip_grad_norm_, which unscales the gradients of all optimisers, though others' are yet to come.
     accelerator.unscale_gradients(optimizer)
     norm = nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
     # A scaler leaves out steps with such gradients, and looks for a scale without them.
-    check_finite(state, loss=loss, **({} if accelerator.scaler else {"gradient": norm}))
+    check_finite(state, items, loss=loss, **({} if accelerator.scaler else {"gradient": norm}))
     if accelerator.scaler:
         accelerator.scaler.step(optimizer.optimizer)
     else:
@@ -178,112 +173,67 @@ def update(
     return {"grad_norm": norm}
 
 
-def check_finite(state: State, **values: Tensor) -> None:
-    """FloatingPointError naming the step and the batch unless all ``values`` are finite; a GPU is asked only once."""
+def check_finite(state: State, items: list[Item], **values: Tensor) -> None:
+    """FloatingPointError naming step and recordings unless all ``values`` are finite; a GPU is asked only once."""
     found = torch.stack([value.detach().float() for value in values.values()]).tolist()
     for what, value in zip(values, found, strict=True):
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the {what} is {value} at step {state.step}, batch {state.batch_names()}: look at these "
+                f"the {what} is {value} at step {state.step}, batch {state.names(items)}: look at these "
                 "recordings, or start a run with a lower learning_rate; the checkpoints before this step are kept"
             )
 
 
-def item_generators(config: TrainConfig, state: State, purpose: str) -> list[torch.Generator]:
-    """A generator on the CPU for each item of the batch at work."""
-    seeds = [int(item_rng(config.seed, item, purpose).integers(2**63)) for item in state.items]
+def item_generators(config: TrainConfig, items: list[Item], purpose: str) -> list[torch.Generator]:
+    """A generator on the CPU for each item."""
+    seeds = [int(item_rng(config.seed, item, purpose).integers(2**63)) for item in items]
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def seed_batch(config: TrainConfig, state: State) -> None:
+def seed_batch(config: TrainConfig, items: list[Item]) -> None:
     """Make what torch draws by itself, such as dropout, a function of the seed and the batch's first item."""
-    torch.manual_seed(int(item_rng(config.seed, state.items[0], "torch").integers(2**63)))
+    torch.manual_seed(int(item_rng(config.seed, items[0], "torch").integers(2**63)))
 
 
-def step_size(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Items of one step, over all processes."""
-    return config.batch_size * config.accumulate * accelerator.num_processes
+class Batch(NamedTuple):
+    """What one process learns from at a time."""
+
+    items: list[Item]
+    data: Any  # what the stage's dataset made of them
 
 
-def process_items(n_clips: int, config: TrainConfig, accelerator: Accelerator, step: int) -> list[list[Item]]:
-    """The batches that this process adds up in ``step``: its share, disjoint from that of the others."""
-    size = config.batch_size
-    items = batch_items(n_clips, step_size(config, accelerator), config.seed, step)
-    own = items[accelerator.process_index * size * config.accumulate :]
-    return [own[k * size : (k + 1) * size] for k in range(config.accumulate)]
+def loaded_batches(dataset: torch.utils.data.Dataset, run: Run, state: State) -> Iterator[Batch]:
+    """This process's batches of ``dataset`` from ``state.step`` to the last step, in an order fixed by the seed."""
+    note_step_size(run, state)
+    plans = [planned_items(len(dataset), run, state.step) for _ in range(2)]
+    pin = run.accelerator.device.type == "cuda"
+    options = {"num_workers": run.config.workers, "pin_memory": pin}
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=plans[0], **options)
+    return itertools.starmap(Batch, zip(plans[1], loader, strict=True))
 
 
-def batches(
-    dataset: torch.utils.data.Dataset, config: TrainConfig, accelerator: Accelerator, state: State
-) -> Iterator[Tensor]:
-    """This process's batches from ``state.step`` to the last step, in an order fixed by the seed.
+def drawn_batches(draw: Callable[[list[Item]], Any], n_clips: int, run: Run, state: State) -> Iterator[Batch]:
+    """The same of what ``draw`` makes of the items of each batch, when it is asked for."""
+    note_step_size(run, state)
+    return (Batch(items, draw(items)) for items in planned_items(n_clips, run, state.step))
 
-    A ``dataset`` with a method ``draw`` gives whole batches for lists of items, and is not read ahead.
 
-    ``state.items`` always are those of the batch at work. Says so on stderr when the run went on with another number of
-    items a step, as with another number of processes.
-    """
-    size = step_size(config, accelerator)
-    if (before := state.numbers.get("items", size)) != size and accelerator.is_main_process:
+def planned_items(n_clips: int, run: Run, first_step: int) -> Iterator[list[Item]]:
+    """The items of this process's batches: in each step its share, disjoint from that of the others."""
+    config, size = run.config, run.config.batch_size
+    for step in range(first_step, config.steps):
+        items = batch_items(n_clips, run.step_size, config.seed, step)
+        own = items[run.accelerator.process_index * size * config.accumulate :]
+        yield from (own[k * size : (k + 1) * size] for k in range(config.accumulate))
+
+
+def note_step_size(run: Run, state: State) -> None:
+    """Say so on stderr when the run goes on with another number of items a step, as with more or fewer processes."""
+    size = run.step_size
+    if (before := state.numbers.get("items", size)) != size and run.accelerator.is_main_process:
         print(
             f"warning: a step had {before} items until here and now has {size}, from another number of processes; "
             "clips come in another order, and learning_rate was chosen for the former",
             file=sys.stderr,
         )
     state.numbers["items"] = size
-    steps = range(state.step, config.steps)
-
-    def plan() -> Iterator[list[Item]]:
-        return (items for step in steps for items in process_items(len(dataset), config, accelerator, step))
-
-    if hasattr(dataset, "draw"):
-        loader = map(dataset.draw, plan())
-    else:
-        pin = accelerator.device.type == "cuda"
-        loader = torch.utils.data.DataLoader(dataset, batch_sampler=plan(), num_workers=config.workers, pin_memory=pin)
-    for state.items, batch in zip(plan(), loader, strict=True):
-        yield batch
-
-
-def after_batch(
-    state: State,
-    losses: dict[str, Tensor],
-    config: TrainConfig,
-    out: Path,
-    log: Log,
-    validate: Callable[[], dict[str, float]],
-    examples: Callable[[], tuple[dict[str, np.ndarray], int]] | None = None,
-    pictures: Callable[[], dict[str, dict[str, np.ndarray]]] | None = None,
-) -> None:
-    """Count a batch. If it completed a step: log, validate and save when the step asks for it, and stop when told to.
-
-    ``validate`` returns metrics of which the first decides what is best, ``examples`` waveforms (L,) by name and their
-    rate in Hz, ``pictures`` log-mels (T, F) that are drawn one above the other, by name and label.
-
-    Raises:
-        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the state is saved.
-    """
-    log.add(losses)
-    if not log.accelerator.sync_gradients:
-        return
-    if log.accelerator.scaler:
-        log.accelerator.scaler.update()
-    state.step += 1
-    log.step(state.step)
-    last = state.step == config.steps
-    best = False
-    if log.accelerator.is_main_process and (last or state.step % config.validate_every == 0):
-        metrics = validate()
-        log.write("validation", state.step, metrics)
-        best = record_best(state, metrics)
-        if examples is not None:
-            log.examples(state.step, *examples())
-        if pictures is not None:
-            log.pictures(state.step, pictures())
-    stop = log.stopping()
-    if log.accelerator.is_main_process and (last or best or stop or state.step % config.save_every == 0):
-        save_state(state, out, config.keep_checkpoints)
-    if stop:
-        log.accelerator.wait_for_everyone()
-        print(f"{stop.name}: stopped after step {state.step}, saved; --resume continues", file=sys.stderr)
-        raise KeyboardInterrupt if stop.name == "SIGINT" else SystemExit(128 + stop)

@@ -12,33 +12,40 @@ al., 2023, https://arxiv.org/abs/2208.12242), here the frozen model's own answer
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from diffusers import SchedulerMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
 from musicldm.config import ConceptConfig
 from musicldm.data.clips import Clip
-from musicldm.data.collection import load_clips, of_share
+from musicldm.data.collection import Collection, of_share
 from musicldm.data.items import Item, batch_items, item_rng
+from musicldm.models.adapters import add_word, check_name, save_concept
 from musicldm.models.clap import embed_text
-from musicldm.models.concepts import add_word, check_name, save_concept
-from musicldm.models.lora import add_adapter
-from musicldm.pipelines.text_to_music import MusicLDMPipeline
-from musicldm.train.common import after_batch, batches, make_accelerator, make_optimizer, update
-from musicldm.train.diffusion.cache import Conditioner, build_cache, latent_shape
+from musicldm.sampling.condition import Condition, predict
+from musicldm.train.common import Batch, make_optimizer, update
+from musicldm.train.diffusion.cache import Conditioner, build_cache
 from musicldm.train.diffusion.latents import CachedLatents, Example, to_device
-from musicldm.train.diffusion.objectives import make_scheduler, question, weighted_losses
-from musicldm.train.diffusion.stage import examples, initial_scale, initial_unet, load_parts, of_initial
+from musicldm.train.diffusion.objectives import Objective, make_scheduler
+from musicldm.train.diffusion.stage import (
+    DiffusionStage,
+    cache_folder,
+    initial_scale,
+    load_parts,
+    make_pipeline,
+    of_initial,
+    unet_for,
+)
 from musicldm.train.diffusion.whitening import former_clap
-from musicldm.train.log import METRICS_FILE, Log, announce
-from musicldm.train.run_folder import State, final_folder, load_state, start
+from musicldm.train.log import METRICS_FILE, Log
+from musicldm.train.loop import fit
+from musicldm.train.run_folder import Run, State, load_state, start
 
 
 class Word(nn.Module):
@@ -95,141 +102,137 @@ def learn_word(
     return {"likeness": likeness(), "likeness_before": before}
 
 
-def losses_of(
-    unet: nn.Module,
-    conditioner: Conditioner,
-    example: Example,
-    captions: tuple[list[str], list[str]],
-    scaling_factor: float,
-    config: ConceptConfig,
-    scheduler: SchedulerMixin,
-) -> dict[str, Tensor]:
-    """``loss`` and its parts, ``diffusion`` and ``prior``; ``captions``: with the concept's name, of other music."""
-    with torch.no_grad():
-        own, other = (embed_text(conditioner.clap, conditioner.tokenizer, texts) for texts in captions)  # (B, D)
-    x0 = scaling_factor * example.latents
-    asked = question(x0, example.noise, example.timestep, scheduler, config.prediction)
-    unet.disable_adapters()
-    with torch.no_grad():
-        before = unet(asked.noisy, asked.time, encoder_hidden_states=None, class_labels=other).sample
-    unet.enable_adapters()
-    twice = (torch.cat([value, value]) for value in (asked.noisy, asked.time))
-    predicted = unet(*twice, encoder_hidden_states=None, class_labels=torch.cat([own, other])).sample
-    predicted, after = predicted.chunk(2)
-    losses = weighted_losses(predicted, asked.target, example.timestep, scheduler, config)
-    prior = (after - before).square().mean()
-    return {"loss": losses["loss"] + config.prior_weight * prior, "diffusion": losses["loss"], "prior": prior}
+class ConceptExample(NamedTuple):
+    """A batch of examples with the embeddings (B, D) of captions: with the concept's name, and of other music."""
+
+    example: Example
+    own: Tensor
+    other: Tensor
 
 
-def train_step(
-    state: State,
-    example: Example,
-    conditioner: Conditioner,
-    config: ConceptConfig,
-    scheduler: SchedulerMixin,
-    accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """One batch for the adapter."""
-    learned, scale = state.parts["learned"], state.numbers["scaling_factor"]
-    example = to_device(example, accelerator.device)
-    captions = own_captions(state.items, state.clips, config), other_captions(state.items, config)
-    with accelerator.autocast():
-        losses = losses_of(learned["unet"], conditioner, example, captions, scale, config, scheduler)
-    accelerator.backward(losses["loss"])
-    losses |= update(accelerator, state.parts["optimizer"], losses["loss"], learned, config, state)
-    return {name: value.detach() for name, value in losses.items()}
+@dataclass
+class ConceptStage(DiffusionStage):
+    """An adapter that learns the captions with the word and keeps the answers to others; before it, the word."""
+
+    conditioner: Conditioner = field(kw_only=True)
+    word: Word = field(kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.networks = {"UNet": self.unet, "word": self.word}
+        self.prompts = self.prompts or [self.run.config.name]
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One batch for the adapter."""
+        state, accelerator = self.state, self.run.accelerator
+        with accelerator.autocast():
+            losses = self.losses(self.unet, self.captioned(to_device(batch.data, accelerator.device), batch.items))
+        accelerator.backward(losses["loss"])
+        optimizer, learned = state.parts["optimizer"], state.parts["learned"]
+        losses |= update(self.run, state, batch.items, optimizer, losses["loss"], learned)
+        return {name: value.detach() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def captioned(self, example: Example, items: list[Item]) -> ConceptExample:
+        """The example of ``items``, on its device, with their captions."""
+        config, clap, tokenizer = self.run.config, self.conditioner.clap, self.conditioner.tokenizer
+        captions = own_captions(items, self.state.clips, config), other_captions(items, config)
+        return ConceptExample(example, *(embed_text(clap, tokenizer, texts) for texts in captions))
+
+    def losses(self, unet: nn.Module, captioned: ConceptExample) -> dict[str, Tensor]:
+        """``loss`` and its parts, ``diffusion`` and ``prior``."""
+        example, own, other = captioned
+        asked = self.objective.question(example.latents, example.noise, example.timestep)
+        unet.disable_adapters()
+        with torch.no_grad():
+            before = predict(unet, asked.noisy, asked.time, Condition(other))
+        unet.enable_adapters()
+        noisy, time = (torch.cat([value, value]) for value in (asked.noisy, asked.time))
+        predicted, after = predict(unet, noisy, time, Condition(torch.cat([own, other]))).chunk(2)
+        losses = self.objective.losses(predicted, asked.target, example.timestep)
+        prior = (after - before).square().mean()
+        loss = losses["loss"] + self.run.config.prior_weight * prior
+        return {"loss": loss, "diffusion": losses["loss"], "prior": prior}
+
+    def one(self, item: Item) -> ConceptExample:
+        """The example of one item."""
+        example = to_device([value[None] for value in self.training[item]], self.run.accelerator.device)
+        return self.captioned(example, [item])
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The losses over every clip once, at fixed times and noise."""
+        sums: dict[str, float] = {}
+        for index in range(len(self.training)):
+            for name, value in self.losses(self.unet, self.one(Item(0, index))).items():
+                sums[name] = sums.get(name, 0.0) + float(value) / len(self.training)
+        return sums
+
+    def averaged(self) -> AbstractContextManager:
+        """Weights as they are: concepts have no average."""
+        return nullcontext()
+
+    def dry_run(self) -> Tensor:
+        return self.losses(self.unet, self.one(Item(0, 0)))["loss"]
+
+    def begin(self, log: Log) -> None:
+        """Learn the word, which belongs to the state of every checkpoint."""
+        if self.state.step:
+            return
+        audio = torch.from_numpy(np.array(self.training.cache.audio)).to(self.run.accelerator.device)  # (N, D)
+        log.write("word", 0, learn_word(self.word, self.conditioner, audio, self.state.clips, self.run.config))
+        log.write("validation", 0, self.validate())
+
+    def export(self, final: Path) -> None:
+        save_concept(final, self.run.config.name, self.word.vector, self.unet)
 
 
-@torch.no_grad()
-def validate(
-    state: State,
-    conditioner: Conditioner,
-    dataset: CachedLatents,
-    config: ConceptConfig,
-    scheduler: SchedulerMixin,
-    device: torch.device,
-) -> dict[str, float]:
-    """The losses over every clip once, at fixed times and noise."""
-    sums: dict[str, float] = {}
-    for index in range(len(dataset)):
-        item = Item(0, index)
-        example = to_device([value[None] for value in dataset[item]], device)
-        captions = own_captions([item], state.clips, config), other_captions([item], config)
-        unet, scale = state.parts["learned"]["unet"], state.numbers["scaling_factor"]
-        for name, value in losses_of(unet, conditioner, example, captions, scale, config, scheduler).items():
-            sums[name] = sums.get(name, 0.0) + float(value) / len(dataset)
-    return sums
-
-
-def train(config: ConceptConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
-    """Learn ``config.name`` from the music in ``data``; `musicldm.models.concepts.load_concept` loads ``OUT/final``.
+def train(run: Run, collection: Collection) -> Path:
+    """Learn ``name`` of the configuration from ``collection``; `musicldm.models.load_concept` loads ``OUT/final``.
 
     All of it is learned from, as held-out music would be missed, but for recordings of the split test.
 
     Raises:
         ValueError: a name of another form, no music, another CLAP than the model's, or more than one process.
     """
-    check_name(config.name)
-    config = of_initial(config)
-    clips = [clip for clip in load_clips(data, config.mel.clip_s) if clip.split != "test"]
+    check_name(run.config.name)
+    run = replace(run, config=of_initial(run.config))
+    config, accelerator = run.config, run.accelerator
+    clips = [clip for clip in collection.clips(config.mel.clip_s) if clip.split != "test"]
     if not clips:
-        raise ValueError(f"all recordings of {data} are of the split test, so that there is nothing to learn from")
+        raise ValueError(
+            f"all recordings of {collection.folder} are of the split test, so that there is nothing to learn from"
+        )
     clips = of_share(clips, config.share)
-    vae, vocoder, conditioner = load_parts(config)
-    former_clap(config, conditioner)  # refuses another one
-    channels, frames, _ = latent_shape(vae, config.mel)
-    unet = initial_unet(config, channels, frames, conditioner.clap.config.projection_dim)
-    add_adapter(unet, config.lora)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    accelerator = make_accelerator(config, out)
+    parts = load_parts(config)
+    former_clap(config, parts.conditioner)  # refuses another one
+    unet = unet_for(run, parts)
     if accelerator.num_processes > 1:
         raise ValueError(f"a concept is learned by one process, not {accelerator.num_processes}")
-    start(config, out, resume, accelerator)
-    kept = Path(config.cache) if config.cache else out / "cache"
-    cache = build_cache(clips, vae, conditioner, config.mel, kept, accelerator.device)
+    start(run)
+    cache = build_cache(clips, parts, config.mel, cache_folder(run), accelerator.device)
     dataset = CachedLatents(cache, list(range(len(clips))), config)
-    token = add_word(conditioner.clap, conditioner.tokenizer, config.name)
-    embeddings = conditioner.clap.requires_grad_(False).text_model.embeddings
+    token = add_word(parts.conditioner.clap, parts.conditioner.tokenizer, config.name)
+    embeddings = parts.conditioner.clap.requires_grad_(False).text_model.embeddings
     embeddings.word_embeddings = word = Word(embeddings.word_embeddings, token)
     unet = unet.to(accelerator.device, memory_format=torch.channels_last)
     learned = nn.ModuleDict({"unet": unet, "word": word.to(accelerator.device)})
     state = State({"learned": learned, "optimizer": accelerator.prepare(make_optimizer(unet, config))}, clips)
-    load_state(state, out, accelerator)
-    vae.register_to_config(scaling_factor=initial_scale(config, vae) or vae.config.scaling_factor)
-    state.numbers["scaling_factor"] = vae.config.scaling_factor
-    scheduler = make_scheduler(config)
-    pipeline = MusicLDMPipeline(
-        vae=vae,
-        text_encoder=conditioner.clap,
-        tokenizer=conditioner.tokenizer,
-        feature_extractor=conditioner.feature_extractor,
-        unet=unet,
-        scheduler=scheduler,
-        vocoder=vocoder.to(accelerator.device),
-    )
-    shown = replace(config, validation_prompts=tuple(config.validation_prompts) or (config.name,))
-    show = partial(examples, pipeline, dataset, shown)
-    check = partial(validate, state, conditioner, dataset, config, scheduler, accelerator.device)
-
-    def trial() -> Tensor:
-        example = to_device([value[None] for value in dataset[Item(0, 0)]], accelerator.device)
-        captions = own_captions([Item(0, 0)], clips, config), other_captions([Item(0, 0)], config)
-        scale = state.numbers["scaling_factor"]
-        return losses_of(unet, conditioner, example, captions, scale, config, scheduler)["loss"]
-
-    announce(config, clips, {"UNet": unet, "word": word}, trial, accelerator)
+    load_state(state, run.out, accelerator)
+    scale = state.numbers["scaling_factor"] = initial_scale(config, parts.vae) or parts.vae.config.scaling_factor
+    parts.vae.register_to_config(scaling_factor=scale)
     if state.step == 0:  # what a run wrote that was killed before its first checkpoint will come again
-        (out / METRICS_FILE).unlink(missing_ok=True)
-    with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
-        if state.step == 0:
-            heard = torch.from_numpy(np.array(cache.audio)).to(accelerator.device)  # (N, D)
-            log.write("word", 0, learn_word(word, conditioner, heard, clips, config))
-            log.write("validation", 0, check())
-        for example in batches(dataset, config, accelerator, state):
-            with accelerator.accumulate(learned):
-                losses = train_step(state, example, conditioner, config, scheduler, accelerator)
-            after_batch(state, losses, config, out, log, check, show)
-    final = final_folder(state, config, data, out, {"UNet and adapter": unet})
-    save_concept(final, config.name, word.vector, unet)
-    return final
+        (run.out / METRICS_FILE).unlink(missing_ok=True)
+    scheduler = make_scheduler(config)
+    stage = ConceptStage(
+        run,
+        state,
+        unet,
+        training=dataset,
+        validation=dataset,
+        objective=Objective(config, scheduler, scale),
+        pipeline=make_pipeline(parts, unet, scheduler, accelerator.device),
+        conditioner=parts.conditioner,
+        word=word,
+    )
+    return fit(stage, run, collection)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,15 @@ class StopSignals:
     def _note(self, number: int, _frame) -> None:
         self.received = signal.Signals(number)
         self.__exit__()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a validation shows."""
+
+    waveforms: dict[str, np.ndarray] = field(default_factory=dict)  # (L,) or (A, L) by name
+    sample_rate: int = 0  # Hz
+    log_mels: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # (T, F) by name and label, in one picture
 
 
 class Log:
@@ -122,29 +132,22 @@ class Log:
             line = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
             tqdm.write(f"step {step}  {group}  {line}", file=sys.stderr)
 
-    def examples(self, step: int, waveforms: dict[str, np.ndarray], sample_rate: int) -> None:
-        """Keep what the model makes, waveforms (L,) by name, as files with pictures, and in trackers that can."""
-        folder = self._examples_folder(step)
-        for name, waveform in waveforms.items():
-            write_audio(folder / f"{name}.wav", waveform, sample_rate)
-            save_comparison(folder / f"{name}.png", {"": waveform}, sample_rate)
+    def examples(self, step: int, made: Examples) -> None:
+        """Keep what the model makes, as files with pictures, and in trackers that can."""
+        folder = self.out / "examples" / f"step-{step}"
+        for name, waveform in made.waveforms.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_audio(folder / f"{name}.wav", waveform, made.sample_rate)
+            save_comparison(folder / f"{name}.png", {"": waveform}, made.sample_rate)
             self._show(step, folder / f"{name}.png")
             for tracker in self.accelerator.trackers:
                 if tracker.name == "tensorboard":
                     sound = torch.from_numpy(waveform)[None]
-                    tracker.writer.add_audio(f"examples/{name}", sound, step, sample_rate=sample_rate)
-
-    def pictures(self, step: int, log_mels: dict[str, dict[str, np.ndarray]]) -> None:
-        """Keep log-mels (T, F), one picture for each name with its labels one above the other."""
-        folder = self._examples_folder(step)
-        for name, rows in log_mels.items():
+                    tracker.writer.add_audio(f"examples/{name}", sound, step, sample_rate=made.sample_rate)
+        for name, rows in made.log_mels.items():
+            folder.mkdir(parents=True, exist_ok=True)
             save_log_mels(folder / f"{name}.png", rows)
             self._show(step, folder / f"{name}.png")
-
-    def _examples_folder(self, step: int) -> Path:
-        folder = self.out / "examples" / f"step-{step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
     def _show(self, step: int, path: Path) -> None:
         """The picture at ``path`` in the trackers that can show one."""
@@ -169,20 +172,20 @@ def announce(
     config: TrainConfig,
     clips: list[Clip],
     networks: dict[str, nn.Module],
-    trial: Callable[[], Tensor],
+    dry_run: Callable[[], Tensor],
     accelerator: Accelerator,
 ) -> None:
     """Say on stderr what is to be trained, on what, and what to expect.
 
-    ``networks`` are all that are trained, discriminators among them. ``trial`` returns the loss of one item, once all
-    of them take part. One forward and backward pass of it, in evaluation mode so that nothing of the networks changes,
-    gives the activations' memory and the time; both are then scaled to the batch.
+    ``networks`` are all that are trained, discriminators among them. ``dry_run`` returns the loss of one item, once
+    all of them take part. One forward and backward pass of it, in evaluation mode so that nothing of the networks
+    changes, gives the activations' memory and the time; both are then scaled to the batch.
     """
     if not accelerator.is_main_process:
         return
     trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
     fixed = [p for network in networks.values() for p in network.parameters() if not p.requires_grad]
-    activations, seconds = try_once(list(networks.values()), trial, accelerator)
+    activations, seconds = try_once(list(networks.values()), dry_run, accelerator)
     per_step = config.batch_size * config.accumulate * accelerator.num_processes
     copies = 5 if hasattr(config, "ema_decay") else 4  # weights, gradient, two moments of AdamW, average
     memory = copies * _bytes(trained) + _bytes(fixed) + activations * config.batch_size
@@ -198,7 +201,7 @@ def announce(
     )
 
 
-def try_once(networks: list[nn.Module], trial: Callable[[], Tensor], accelerator: Accelerator) -> tuple[int, float]:
+def try_once(networks: list[nn.Module], dry_run: Callable[[], Tensor], accelerator: Accelerator) -> tuple[int, float]:
     """Bytes that one forward pass keeps for the gradient, parameters aside, and seconds of both passes."""
     own = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
     kept: dict[int, int] = {}
@@ -213,11 +216,11 @@ def try_once(networks: list[nn.Module], trial: Callable[[], Tensor], accelerator
     for network in networks:
         network.eval()
     with accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss = trial()
+        loss = dry_run()
     loss.backward()
     since = time.monotonic()
     with accelerator.autocast():
-        trial().backward()
+        dry_run().backward()
     if accelerator.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - since

@@ -18,32 +18,15 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from musicldm.config import TrainConfig, differences, load_config, save_config
+from musicldm.config import CHANGEABLE, TrainConfig, differences, load_config, marked, save_config
 from musicldm.data.clips import Clip
+from musicldm.data.collection import Collection
 from musicldm.data.items import Item
 from musicldm.pipelines.hub import CARD
 from musicldm.train.card import training_card
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "training.yaml"
-# What a resumed run may change, because no weight depends on it.
-HARMLESS = {
-    "cache",
-    "compile",
-    "device",
-    "export",
-    "gradient_checkpointing",
-    "index",
-    "keep_checkpoints",
-    "log_every",
-    "save_every",
-    "trackers",
-    "validate_every",
-    "validation_batches",
-    "validation_prompts",
-    "vocoder",
-    "workers",
-}
 
 
 class Average:
@@ -102,23 +85,37 @@ class State:
     clips: list[Clip] = field(default_factory=list)  # that items number
     step: int = 0
     numbers: dict[str, float] = field(default_factory=dict)  # "best" and "best_step" of the validations among them
-    items: list[Item] = field(default_factory=list)  # of the batch at work; not saved
     later: tuple[str, ...] = ()  # parts that checkpoints lack from before a run was long enough for them; then fresh
 
-    def batch_names(self) -> str:
-        """The files of the batch at work, for messages."""
-        return ", ".join(self.clips[item.index].path.name for item in self.items) or "unknown"
+    def names(self, items: list[Item]) -> str:
+        """The files of ``items``, for messages."""
+        return ", ".join(self.clips[item.index].path.name for item in items if self.clips) or "unknown"
 
 
-def start(config: TrainConfig, out: Path, resume: bool, accelerator: Accelerator) -> None:
+@dataclass(frozen=True)
+class Run:
+    """What a stage is told: settings, where its results go, the processes that work on it, and whether it goes on."""
+
+    config: TrainConfig
+    out: Path
+    accelerator: Accelerator
+    resume: bool = False
+
+    @property
+    def step_size(self) -> int:
+        """Items of one step, over all processes."""
+        return self.config.batch_size * self.config.accumulate * self.accelerator.num_processes
+
+
+def start(run: Run) -> None:
     """Create the run's folder, or check that it holds a run of this configuration; the main process does it for all.
 
     Raises:
-        ValueError: the folder holds a run and ``resume`` is not set, or one of another configuration.
+        ValueError: the folder holds a run that is not to be resumed, or one of another configuration.
     """
-    if accelerator.is_main_process:
-        _start(config, out, resume)
-    accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        _start(run.config, run.out, run.resume)
+    run.accelerator.wait_for_everyone()
 
 
 def _start(config: TrainConfig, out: Path, resume: bool) -> None:
@@ -134,7 +131,7 @@ def _start(config: TrainConfig, out: Path, resume: bool) -> None:
         # A run at a constant rate may become longer or shorter until its cooldown begins.
         done = max((checkpoint_step(path) for path in checkpoints(out)), default=0)
         open_end = config.schedule == "constant" and done <= min(c.steps - c.cooldown_steps for c in (before, config))
-        harmless = HARMLESS | ({"steps", "cooldown_steps"} if open_end else set())
+        harmless = marked(config, CHANGEABLE) | ({"steps", "cooldown_steps"} if open_end else set())
         if grave := [change for change in changes if change.split(":")[0] not in harmless]:
             raise ValueError(
                 f"{out} holds a run of another configuration ({'; '.join(grave)}): undo that or start anew"
@@ -244,12 +241,13 @@ def record_best(state: State, metrics: dict[str, float]) -> bool:
     return True
 
 
-def final_folder(state: State, config: TrainConfig, data: Path, out: Path, parts: dict[str, nn.Module]) -> Path:
+def final_folder(state: State, run: Run, collection: Collection, parts: dict[str, nn.Module]) -> Path:
     """``OUT/final``, with the run's configuration and a card of ``parts``; ``state`` becomes what is to be exported.
 
     Raises:
         ValueError: the best is to be exported and every validation was NaN.
     """
+    config, out = run.config, run.out
     if config.export == "best":
         if "best_step" not in state.numbers:
             raise ValueError(f"no validation of {out} gave a number, so that none is the best: --resume export=last")
@@ -258,7 +256,7 @@ def final_folder(state: State, config: TrainConfig, data: Path, out: Path, parts
     final = out / "final"
     final.mkdir(exist_ok=True)
     shutil.copy(out / CONFIG_FILE, final / CONFIG_FILE)
-    (final / CARD).write_text(training_card(config, state.clips, data, out, parts), encoding="utf-8")
+    (final / CARD).write_text(training_card(config, state.clips, collection, out, parts), encoding="utf-8")
     return final
 
 

@@ -8,12 +8,11 @@ ratio of gradients at the last layer: Esser et al. (2021), https://arxiv.org/abs
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
@@ -22,23 +21,23 @@ from transformers import SpeechT5HifiGan
 
 from musicldm.config import VAEConfig, load_config
 from musicldm.data.clips import SegmentDataset
-from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.collection import Collection, split_clips
 from musicldm.data.items import Item, batch_items
+from musicldm.models.latents import latent_factor, spectrogram_image
 from musicldm.train.common import (
-    after_batch,
-    batches,
+    Batch,
     check_mel,
     fastest_layout,
     initial_folder,
     item_generators,
-    make_accelerator,
+    loaded_batches,
     make_optimizer,
-    step_size,
     update,
 )
-from musicldm.train.log import EXAMPLES, Log, announce
-from musicldm.train.run_folder import CONFIG_FILE, State, final_folder, load_state, start
-from vocoder import MelConfig, log_mel_spectrogram, mel_config
+from musicldm.train.log import EXAMPLES, Examples
+from musicldm.train.loop import Stage, fit
+from musicldm.train.run_folder import CONFIG_FILE, Run, State, load_state, start
+from vocoder import MelConfig, mel_config
 from vocoder.texture import texture_loss
 
 
@@ -54,7 +53,7 @@ def initial_vae(config: VAEConfig) -> AutoencoderKL:
     if trained := initial_mel(config):
         check_mel(config.init, trained, config)
     vae = AutoencoderKL.from_pretrained(initial_folder(config, "vae")).float()
-    if (factor := 2 ** (len(vae.config.block_out_channels) - 1)) != config.factor:
+    if (factor := latent_factor(vae)) != config.factor:
         raise ValueError(f"{config.init} has factor {factor}, the configuration's channels make {config.factor}")
     return vae
 
@@ -97,14 +96,14 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def mel_of(waveform: Tensor, config: VAEConfig) -> Tensor:
-    """Log-mel ``(B, 1, T, F)`` of ``waveform (B, L)``, T cut to a multiple of the VAE's factor."""
-    mel = log_mel_spectrogram(waveform, config.mel)
-    return mel[:, : mel.shape[1] // config.factor * config.factor].unsqueeze(1)
+    """What the VAE sees: (B, P, T, F) of ``waveform`` (B, L) or (B, A, L), T cut to a multiple of its factor."""
+    image = spectrogram_image(waveform, config.mel)
+    return image[:, :, : image.shape[2] // config.factor * config.factor]
 
 
 def latent_noise(vae: AutoencoderKL, mel: Tensor, generators: list[torch.Generator]) -> Tensor:
     """Noise (B, C, T/f, F/f) for the latents of ``mel (B, 1, T, F)``, each item's from its own generator."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = latent_factor(vae)
     shape = vae.config.latent_channels, mel.shape[2] // factor, mel.shape[3] // factor
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(mel.device)
 
@@ -129,7 +128,7 @@ def discriminator_loss(discriminator: nn.Module, mel: Tensor, reconstruction: Te
     return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
 
 
-class _Autoencode(nn.Module):
+class Autoencoder(nn.Module):
     """The VAE as one module whose forward pass does all: what data-parallel wrappers need."""
 
     def __init__(self, vae: AutoencoderKL):
@@ -152,139 +151,148 @@ def compiled_parts(vae: AutoencoderKL) -> list[nn.Module]:
     return [vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks]
 
 
-def train_step(state: State, waveform: Tensor, config: VAEConfig, accelerator: Accelerator) -> dict[str, Tensor]:
-    """One batch for the autoencoder, and for the discriminator when it takes part."""
-    vae, discriminator = state.parts["vae"], state.parts["discriminator"]
-    mel = mel_of(waveform.to(accelerator.device), config)
-    noise = latent_noise(accelerator.unwrap_model(vae).vae, mel, item_generators(config, state, "posterior"))
-    with accelerator.autocast():
-        reconstruction, losses = reconstruction_losses(vae, mel, noise)
-        loss = losses["l1"] + config.kl_weight * losses["kl"]
-        if config.texture_weight:
-            losses["texture"] = texture_loss(mel, reconstruction)
-            loss = loss + config.texture_weight * losses["texture"]
-    adversarial = state.step >= config.adversarial_from
-    if adversarial:
-        judge = accelerator.unwrap_model(discriminator).requires_grad_(False)  # its own update comes below
+@dataclass
+class VAEStage(Stage):
+    """The autoencoder against its discriminator."""
+
+    run: Run
+    state: State  # vae and discriminator, as they are spread over processes, and their optimisers
+    autoencoder: Autoencoder
+    discriminator: PatchDiscriminator
+    training: SegmentDataset
+    held_out: SegmentDataset
+
+    def __post_init__(self):
+        config = self.run.config
+        self.item_s = config.segment_s
+        self.described = {"VAE": self.autoencoder.vae}
+        self.learns_from = config.adversarial_from - config.discriminator_lead  # step in which the discriminator begins
+        self.networks = {"vae": self.autoencoder.vae}
+        if self.learns_from < config.steps:
+            self.networks["discriminator"] = self.discriminator
+
+    def batches(self) -> Iterator[Batch]:
+        return loaded_batches(self.training, self.run, self.state)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One batch of waveforms (B, L) for the autoencoder, and for the discriminator when it takes part."""
+        run, config, state, accelerator = self.run, self.run.config, self.state, self.run.accelerator
+        vae, discriminator = state.parts["vae"], state.parts["discriminator"]
+        mel = mel_of(batch.data.to(accelerator.device), config)
+        noise = latent_noise(self.autoencoder.vae, mel, item_generators(config, batch.items, "posterior"))
         with accelerator.autocast():
-            losses["generator"] = -judge(reconstruction).mean()
-        judge.requires_grad_(True)
-        last = accelerator.unwrap_model(vae).vae.decoder.conv_out.weight
-        norms = []
-        for name in ("l1", "generator"):
-            (gradient,) = torch.autograd.grad(losses[name], last, retain_graph=True)
+            reconstruction, losses = reconstruction_losses(vae, mel, noise)
+            loss = losses["l1"] + config.kl_weight * losses["kl"]
+            if config.texture_weight:
+                losses["texture"] = texture_loss(mel, reconstruction)
+                loss = loss + config.texture_weight * losses["texture"]
+        if state.step >= config.adversarial_from:
+            losses["generator"], balance = self.adversarial(reconstruction, losses["l1"])
+            loss = loss + config.adversarial_weight * balance * losses["generator"]
+        accelerator.backward(loss)
+        losses |= update(run, state, batch.items, state.parts["vae_optimizer"], loss, vae)
+        if state.step >= self.learns_from:
+            with accelerator.autocast():
+                losses["discriminator"] = discriminator_loss(discriminator, mel, reconstruction)
+            accelerator.backward(losses["discriminator"])
+            optimizer = state.parts["discriminator_optimizer"]
+            update(run, state, batch.items, optimizer, losses["discriminator"], discriminator)
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    def adversarial(self, reconstruction: Tensor, l1: Tensor) -> tuple[Tensor, Tensor]:
+        """The generator's loss, and the ratio of gradients of ``l1`` and of it at the decoder's last layer."""
+        accelerator, discriminator = self.run.accelerator, self.discriminator.requires_grad_(False)  # not its update
+        with accelerator.autocast():
+            loss = -discriminator(reconstruction).mean()
+        discriminator.requires_grad_(True)
+        last, norms = self.autoencoder.vae.decoder.conv_out.weight, []
+        for each in (l1, loss):
+            (gradient,) = torch.autograd.grad(each, last, retain_graph=True)
             norms.append(accelerator.reduce(gradient, "mean").norm())
-        balance = (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
-        loss = loss + config.adversarial_weight * balance * losses["generator"]
-    accelerator.backward(loss)
-    losses |= update(accelerator, state.parts["vae_optimizer"], loss, vae, config, state)
-    if state.step >= config.adversarial_from - config.discriminator_lead:
-        with accelerator.autocast():
-            losses["discriminator"] = discriminator_loss(discriminator, mel, reconstruction)
-        optimizer = state.parts["discriminator_optimizer"]
-        accelerator.backward(losses["discriminator"])
-        update(accelerator, optimizer, losses["discriminator"], discriminator, config, state)
-    return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+        return loss, (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean losses on held-out segments; ``constant_l1`` is what each segment's own median would cost.
+
+        With ``texture_weight`` first the sum that is trained for, by which the best is known: ``l1`` alone is lowest
+        where all texture is lost.
+        """
+        config, vae = self.run.config, self.autoencoder.eval()
+        sums = {"l1": 0.0, "kl": 0.0, "texture": 0.0, "constant_l1": 0.0}
+        n = min(len(self.held_out), config.validation_batches * config.batch_size)
+        for index in range(n):
+            mel = self.held_out_mel(index)
+            reconstruction, losses = reconstruction_losses(vae, mel)
+            for name, loss in (losses | {"texture": texture_loss(mel, reconstruction)}).items():
+                sums[name] += float(loss)
+            sums["constant_l1"] += float((mel - mel.median()).abs().mean())
+        vae.train()
+        means = {name: total / n for name, total in sums.items()}
+        if not config.texture_weight:
+            return means
+        loss = means["l1"] + config.kl_weight * means["kl"] + config.texture_weight * means["texture"]
+        return {"loss": loss, **means}
+
+    @torch.no_grad()
+    def examples(self) -> Examples:
+        """Log-mels of the first held-out segments, and how they come back."""
+        self.autoencoder.eval()
+        made = {}
+        for index in range(min(EXAMPLES, len(self.held_out))):
+            mel = self.held_out_mel(index)
+            both = {"original": mel, "reconstruction": self.autoencoder(mel, None)[0]}
+            made[f"clip-{index}"] = {label: log_mel[0, 0].float().cpu().numpy() for label, log_mel in both.items()}
+        self.autoencoder.train()
+        return Examples(log_mels=made)
+
+    def held_out_mel(self, index: int) -> Tensor:
+        """Log-mel (1, 1, T, F) of a held-out segment."""
+        return mel_of(self.held_out[Item(0, index)][None].to(self.run.accelerator.device), self.run.config)
+
+    def dry_run(self) -> Tensor:
+        config = self.run.config
+        mel = mel_of(self.training[Item(0, 0)][None].to(self.run.accelerator.device), config)
+        reconstruction, losses = reconstruction_losses(self.autoencoder, mel)
+        if "discriminator" not in self.networks:
+            return losses["l1"]
+        adversarial = -self.discriminator(reconstruction).mean()
+        return losses["l1"] + adversarial + discriminator_loss(self.discriminator, mel, reconstruction)
+
+    def compile(self) -> None:
+        for part in compiled_parts(self.autoencoder.vae):
+            part.compile()
+
+    def export(self, final: Path) -> None:
+        self.autoencoder.vae.save_pretrained(final)
 
 
-@torch.no_grad()
-def validate(vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device: torch.device) -> dict[str, float]:
-    """Mean losses on held-out segments; ``constant_l1`` is what each segment's own median would cost.
-
-    With ``texture_weight`` first the sum that is trained for, by which the best is known: ``l1`` alone is lowest where
-    all texture is lost.
-    """
-    vae.eval()
-    sums = {"l1": 0.0, "kl": 0.0, "texture": 0.0, "constant_l1": 0.0}
-    n = min(len(dataset), config.validation_batches * config.batch_size)
-    for index in range(n):
-        mel = mel_of(dataset[Item(0, index)][None].to(device), config)
-        reconstruction, losses = reconstruction_losses(vae, mel)
-        for name, loss in (losses | {"texture": texture_loss(mel, reconstruction)}).items():
-            sums[name] += float(loss)
-        sums["constant_l1"] += float((mel - mel.median()).abs().mean())
-    vae.train()
-    means = {name: total / n for name, total in sums.items()}
-    if not config.texture_weight:
-        return means
-    loss = means["l1"] + config.kl_weight * means["kl"] + config.texture_weight * means["texture"]
-    return {"loss": loss, **means}
-
-
-@torch.no_grad()
-def pictures(
-    vae: nn.Module, dataset: SegmentDataset, config: VAEConfig, device: torch.device
-) -> dict[str, dict[str, np.ndarray]]:
-    """Log-mels (T, F) of the first held-out segments, and how they come back."""
-    vae.eval()
-    made = {}
-    for index in range(min(EXAMPLES, len(dataset))):
-        mel = mel_of(dataset[Item(0, index)][None].to(device), config)
-        both = {"original": mel, "reconstruction": vae(mel, None)[0]}
-        made[f"clip-{index}"] = {label: log_mel[0, 0].float().cpu().numpy() for label, log_mel in both.items()}
-    vae.train()
-    return made
-
-
-def train(config: VAEConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
-    """Train an autoencoder on ``data``; returns ``OUT/final``, which `AutoencoderKL.from_pretrained` loads."""
-    train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s), config.share)
-    plain = _Autoencode(initial_vae(config)).train()  # what from_pretrained loads is in evaluation mode
+def train(run: Run, collection: Collection) -> Path:
+    """Train an autoencoder on ``collection``; returns ``OUT/final``, which `AutoencoderKL.from_pretrained` loads."""
+    config, accelerator = run.config, run.accelerator
+    clips, held_out = split_clips(collection.clips(config.mel.clip_s), config.share)
+    plain = Autoencoder(initial_vae(config)).train()  # what from_pretrained loads is in evaluation mode
     if config.freeze_encoder:
         for part in encoding_parts(plain.vae):
             part.requires_grad_(False)
     judge = PatchDiscriminator(config.discriminator_channels)
-    accelerator = make_accelerator(config, out)
     plain = fastest_layout(plain, accelerator)
-    start(config, out, resume, accelerator)
+    start(run)
     if config.gradient_checkpointing:
         plain.vae.enable_gradient_checkpointing()
-    judging = make_optimizer(judge, config)
-    judging.param_groups[0]["scale"] = config.discriminator_rate
-    vae, vae_optimizer, discriminator, discriminator_optimizer = accelerator.prepare(
-        plain, make_optimizer(plain, config), judge, judging
-    )
-    state = State(
-        {
-            "vae": vae,
-            "vae_optimizer": vae_optimizer,
-            "discriminator": discriminator,
-            "discriminator_optimizer": discriminator_optimizer,
-        },
-        train_clips,
-    )
-    n_samples = round(config.segment_s * config.mel.sample_rate)
-    segments = SegmentDataset(train_clips, config.mel.sample_rate, n_samples, config.seed)
-    held_out_segments = SegmentDataset(held_out, config.mel.sample_rate, n_samples, config.seed, random_start=False)
-    load_state(state, out, accelerator)
+    of_judge = make_optimizer(judge, config)
+    of_judge.param_groups[0]["scale"] = config.discriminator_rate
+    names = ("vae", "vae_optimizer", "discriminator", "discriminator_optimizer")
+    spread = accelerator.prepare(plain, make_optimizer(plain, config), judge, of_judge)
+    state = State(dict(zip(names, spread, strict=True)), clips)
+    rate = config.mel.sample_rate
+    n_samples = round(config.segment_s * rate)
+    training = SegmentDataset(clips, rate, n_samples, config.seed)
+    load_state(state, run.out, accelerator)
     if state.step == 0 and not config.init:
         # Start from the music's usual level instead of learning it over hundreds of steps.
-        items = batch_items(len(segments), step_size(config, accelerator), config.seed, 0)
-        first = torch.stack([segments[item] for item in items])
+        items = batch_items(len(training), run.step_size, config.seed, 0)
+        first = torch.stack([training[item] for item in items])
         plain.vae.decoder.conv_out.bias.data.fill_(float(mel_of(first, config).median()))
-
-    joins = config.adversarial_from - config.discriminator_lead < config.steps
-
-    def trial() -> Tensor:
-        mel = mel_of(segments[Item(0, 0)][None].to(accelerator.device), config)
-        reconstruction, losses = reconstruction_losses(plain, mel)
-        if not joins:
-            return losses["l1"]
-        return losses["l1"] - judge(reconstruction).mean() + discriminator_loss(judge, mel, reconstruction)
-
-    networks = {"vae": plain.vae} | ({"discriminator": judge} if joins else {})
-    announce(config, train_clips, networks, trial, accelerator)
-    if config.compile:
-        for part in compiled_parts(plain.vae):
-            part.compile()
-    check = partial(validate, plain, held_out_segments, config, accelerator.device)
-    show = partial(pictures, plain, held_out_segments, config, accelerator.device)
-    with Log(config, out, state.step, config.segment_s, accelerator) as log:
-        for waveform in batches(segments, config, accelerator, state):
-            with accelerator.accumulate(vae, discriminator):
-                losses = train_step(state, waveform, config, accelerator)
-            after_batch(state, losses, config, out, log, check, pictures=show)
-    if accelerator.is_main_process:
-        final = final_folder(state, config, data, out, {"VAE": plain.vae})
-        plain.vae.save_pretrained(final)
-    return out / "final"
+    held_out = SegmentDataset(held_out, rate, n_samples, config.seed, random_start=False)
+    return fit(VAEStage(run, state, plain, judge, training, held_out), run, collection)

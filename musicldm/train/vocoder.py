@@ -8,32 +8,31 @@ https://arxiv.org/abs/2010.05646. The losses themselves are in `vocoder.losses`.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from musicldm.config import VocoderConfig
 from musicldm.data.clips import SegmentDataset
-from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.collection import Collection, split_clips
 from musicldm.data.items import Item
 from musicldm.train.common import (
-    after_batch,
-    batches,
+    Batch,
     check_mel,
     initial_folder,
-    make_accelerator,
+    loaded_batches,
     make_optimizer,
     refuse_checkpointing,
     update,
 )
-from musicldm.train.log import EXAMPLES, Log, announce
-from musicldm.train.run_folder import State, final_folder, load_state, start
+from musicldm.train.log import EXAMPLES, Examples
+from musicldm.train.loop import Stage, fit
+from musicldm.train.run_folder import Run, State, load_state, start
 from vocoder import log_mel_spectrogram, make_generator, match_mel, mel_config
 from vocoder.hifigan import fold_weight_norm
 from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss
@@ -97,132 +96,131 @@ def mel_texture_loss(fake: Tensor, real: Tensor, config: VocoderConfig) -> Tenso
     return texture_loss(true, made)
 
 
-def train_step(
-    state: State,
-    waveform: Tensor,
-    judge: AdversarialLosses | None,
-    config: VocoderConfig,
-    accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """One batch for the generator, and for the discriminators of ``judge`` when they take part."""
-    generator = state.parts["generator"]
-    real = waveform.to(accelerator.device)
-    with accelerator.autocast():
-        fake = generate(generator, generator_input(real, config), real.shape[1]).float()
-    adversarial = state.step >= config.adversarial_from
-    of_discriminators = {}
-    if adversarial:
-        judge.discriminator = state.parts["discriminators"]
-        of_discriminators["discriminator"] = judge.discriminator_loss(fake, real)
-        optimizer = state.parts["discriminators_optimizer"]
-        accelerator.backward(of_discriminators["discriminator"])
-        update(accelerator, optimizer, of_discriminators["discriminator"], judge.discriminator, config, state)
-    loss, losses = spectral_losses(fake, real, config)
-    if adversarial:
-        judge.discriminator = accelerator.unwrap_model(judge.discriminator).requires_grad_(False)
-        losses |= judge.generator_losses(fake, real)
-        judge.discriminator.requires_grad_(True)
-        loss = loss + losses["adversarial"] + config.features_weight * losses["features"]
-    accelerator.backward(loss)
-    losses |= of_discriminators | update(
-        accelerator, state.parts["generator_optimizer"], loss, generator, config, state
-    )
-    return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+@dataclass
+class VocoderStage(Stage):
+    """The generator, and its discriminators if they ever take part."""
+
+    run: Run
+    state: State  # generator and discriminators, as they are spread over processes, and their optimisers
+    generator: SpeechT5HifiGan
+    judge: AdversarialLosses | None
+    training: SegmentDataset
+    held_out: SegmentDataset
+    held_out_clips: SegmentDataset | None = None  # whole ones, to be heard
+
+    def __post_init__(self):
+        self.item_s = self.run.config.segment_samples / self.run.config.mel.sample_rate
+        self.described = {"vocoder": self.generator}
+        self.networks = {"vocoder": self.generator}
+        if self.judge is not None:
+            self.networks["discriminators"] = self.judge.discriminator
+
+    def batches(self) -> Iterator[Batch]:
+        return loaded_batches(self.training, self.run, self.state)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One batch of waveforms (B, L) for the generator, and for the discriminators when they take part."""
+        run, config, state, accelerator = self.run, self.run.config, self.state, self.run.accelerator
+        generator, real = state.parts["generator"], batch.data.to(accelerator.device)
+        with accelerator.autocast():
+            fake = generate(generator, generator_input(real, config), real.shape[1]).float()
+        adversarial = state.step >= config.adversarial_from
+        of_discriminators = {}
+        if adversarial:
+            judge, optimizer = self.judge, state.parts["discriminators_optimizer"]
+            judge.discriminator = state.parts["discriminators"]
+            of_discriminators["discriminator"] = loss = judge.discriminator_loss(fake, real)
+            accelerator.backward(loss)
+            update(run, state, batch.items, optimizer, loss, judge.discriminator)
+        loss, losses = spectral_losses(fake, real, config)
+        if adversarial:
+            judge.discriminator = accelerator.unwrap_model(judge.discriminator).requires_grad_(False)
+            losses |= judge.generator_losses(fake, real)
+            judge.discriminator.requires_grad_(True)
+            loss = loss + losses["adversarial"] + config.features_weight * losses["features"]
+        accelerator.backward(loss)
+        losses |= of_discriminators
+        losses |= update(run, state, batch.items, state.parts["generator_optimizer"], loss, generator)
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean losses on held-out segments; ``constant_mel`` is the mel distance of each segment to its own median.
+
+        With ``texture_weight`` first the sum of spectral losses that is trained for, by which the best is known.
+        """
+        config, generator = self.run.config, self.generator.eval()
+        sums = {"loss": 0.0} if config.texture_weight else {}
+        sums |= {"mel": 0.0, "stft": 0.0, "texture": 0.0, "constant_mel": 0.0}
+        n = min(len(self.held_out), config.validation_batches * config.batch_size)
+        for index in range(n):
+            real = self.held_out[Item(0, index)][None].to(self.run.accelerator.device)
+            mel = generator_input(real, config)
+            fake = generate(generator, mel, real.shape[1])
+            if config.texture_weight:
+                sums["loss"] += float(spectral_losses(fake, real, config)[0])
+            sums["mel"] += float(mel_loss(fake, real, config.mel))
+            sums["texture"] += float(mel_texture_loss(fake, real, config))
+            sums["stft"] += float(multi_resolution_stft_loss(fake, real))
+            sums["constant_mel"] += float((mel - mel.median()).abs().mean())
+        generator.train()
+        return {name: total / n for name, total in sums.items()}
+
+    @torch.no_grad()
+    def examples(self) -> Examples:
+        """The first held-out clips as they come back from their spectrograms."""
+        config, generator, made = self.run.config, self.generator.eval(), {}
+        for index in range(min(EXAMPLES, len(self.held_out_clips))):
+            real = self.held_out_clips[Item(0, index)][None].to(self.run.accelerator.device)
+            spectrogram = generator_input(real, config)
+            waveform = generate(generator, spectrogram, real.shape[1])
+            waveform = match_mel(waveform, spectrogram, config.mel, match_passes(generator))
+            made[f"clip-{index}"] = waveform[0].cpu().numpy()
+        generator.train()
+        return Examples(made, config.mel.sample_rate)
+
+    def dry_run(self) -> Tensor:
+        config, judge = self.run.config, self.judge
+        real = self.training[Item(0, 0)][None].to(self.run.accelerator.device)
+        fake = generate(self.generator, generator_input(real, config), real.shape[1]).float()
+        loss = spectral_losses(fake, real, config)[0]
+        if judge is None:
+            return loss
+        return loss + judge.discriminator_loss(fake, real) + sum(judge.generator_losses(fake, real).values())
+
+    def compile(self) -> None:
+        self.generator.compile()
+
+    def export(self, final: Path) -> None:
+        fold_weight_norm(self.generator)
+        self.generator.save_pretrained(final)
 
 
-@torch.no_grad()
-def validate(
-    generator: nn.Module, dataset: SegmentDataset, config: VocoderConfig, device: torch.device
-) -> dict[str, float]:
-    """Mean losses on held-out segments; ``constant_mel`` is the mel distance of each segment to its own median.
-
-    With ``texture_weight`` first the sum of spectral losses that is trained for, by which the best is known.
-    """
-    generator.eval()
-    sums = {"loss": 0.0} if config.texture_weight else {}
-    sums |= {"mel": 0.0, "stft": 0.0, "texture": 0.0, "constant_mel": 0.0}
-    n = min(len(dataset), config.validation_batches * config.batch_size)
-    for index in range(n):
-        real = dataset[Item(0, index)][None].to(device)
-        mel = generator_input(real, config)
-        fake = generate(generator, mel, real.shape[1])
-        if config.texture_weight:
-            sums["loss"] += float(spectral_losses(fake, real, config)[0])
-        sums["mel"] += float(mel_loss(fake, real, config.mel))
-        sums["texture"] += float(mel_texture_loss(fake, real, config))
-        sums["stft"] += float(multi_resolution_stft_loss(fake, real))
-        sums["constant_mel"] += float((mel - mel.median()).abs().mean())
-    generator.train()
-    return {name: total / n for name, total in sums.items()}
-
-
-@torch.no_grad()
-def examples(
-    generator: nn.Module, dataset: SegmentDataset, config: VocoderConfig, device: torch.device
-) -> tuple[dict[str, np.ndarray], int]:
-    """The first held-out clips as they come back from their spectrograms."""
-    generator.eval()
-    made = {}
-    for index in range(min(EXAMPLES, len(dataset))):
-        real = dataset[Item(0, index)][None].to(device)
-        spectrogram = generator_input(real, config)
-        waveform = generate(generator, spectrogram, real.shape[1])
-        waveform = match_mel(waveform, spectrogram, config.mel, match_passes(generator))
-        made[f"clip-{index}"] = waveform[0].cpu().numpy()
-    generator.train()
-    return made, config.mel.sample_rate
-
-
-def train(config: VocoderConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
-    """Train a vocoder on ``data``; returns ``OUT/final``, which `SpeechT5HifiGan.from_pretrained` loads.
+def train(run: Run, collection: Collection) -> Path:
+    """Train a vocoder on ``collection``; returns ``OUT/final``, which `SpeechT5HifiGan.from_pretrained` loads.
 
     Raises:
         ValueError: gradient checkpointing is asked for, which this network does not know.
     """
+    config, accelerator = run.config, run.accelerator
     refuse_checkpointing(config, "vocoder")
-    train_clips, held_out = split_clips(load_clips(data, config.mel.clip_s), config.share)
+    clips, held_out = split_clips(collection.clips(config.mel.clip_s), config.share)
     plain = initial_generator(config)
     judge = AdversarialLosses() if config.adversarial_from < config.steps else None
-    accelerator = make_accelerator(config, out)
-    start(config, out, resume, accelerator)
+    start(run)
     plain.apply_weight_norm()
     generator, generator_optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
-    state = State({"generator": generator, "generator_optimizer": generator_optimizer}, train_clips)
-    synchronised = [generator]
+    state = State({"generator": generator, "generator_optimizer": generator_optimizer}, clips)
     if judge is not None:
         optimizer = make_optimizer(judge.discriminator, config)
         discriminators, optimizer = accelerator.prepare(judge.discriminator, optimizer)
         of_judge = {"discriminators": discriminators, "discriminators_optimizer": optimizer}
         state.parts |= of_judge
         state.later = tuple(of_judge)  # a run that was to end before adversarial_from saved none
-        synchronised.append(discriminators)
-    load_state(state, out, accelerator)
-    rate = config.mel.sample_rate
-    segments = SegmentDataset(train_clips, rate, config.segment_samples, config.seed)
-    held_out_segments = SegmentDataset(held_out, rate, config.segment_samples, config.seed, random_start=False)
-    clip_segments = SegmentDataset(held_out, rate, config.mel.clip_samples, config.seed, random_start=False)
-
-    def trial() -> Tensor:
-        real = segments[Item(0, 0)][None].to(accelerator.device)
-        fake = generate(plain, generator_input(real, config), real.shape[1]).float()
-        loss = spectral_losses(fake, real, config)[0]
-        if judge is None:
-            return loss
-        return loss + judge.discriminator_loss(fake, real) + sum(judge.generator_losses(fake, real).values())
-
-    networks = {"vocoder": plain} | ({"discriminators": judge.discriminator} if judge else {})
-    announce(config, train_clips, networks, trial, accelerator)
-    if config.compile:
-        plain.compile()
-    check = partial(validate, plain, held_out_segments, config, accelerator.device)
-    show = partial(examples, plain, clip_segments, config, accelerator.device)
-    with Log(config, out, state.step, config.segment_samples / rate, accelerator) as log:
-        for waveform in batches(segments, config, accelerator, state):
-            with accelerator.accumulate(*synchronised):
-                losses = train_step(state, waveform, judge, config, accelerator)
-            after_batch(state, losses, config, out, log, check, show)
-    if accelerator.is_main_process:
-        final = final_folder(state, config, data, out, {"vocoder": plain})
-        fold_weight_norm(plain)
-        plain.save_pretrained(final)
-    return out / "final"
+    load_state(state, run.out, accelerator)
+    rate, seed = config.mel.sample_rate, config.seed
+    training = SegmentDataset(clips, rate, config.segment_samples, seed)
+    held_out_segments = SegmentDataset(held_out, rate, config.segment_samples, seed, random_start=False)
+    held_out_clips = SegmentDataset(held_out, rate, config.mel.clip_samples, seed, random_start=False)
+    stage = VocoderStage(run, state, plain, judge, training, held_out_segments, held_out_clips)
+    return fit(stage, run, collection)

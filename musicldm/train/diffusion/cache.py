@@ -22,13 +22,13 @@ from diffusers import AutoencoderKL
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
 from musicldm.data.clips import Clip, read_clip
 from musicldm.data.shards import recording_bytes
-from musicldm.kernels.tiled_decoding import one_by_one
 from musicldm.models.clap import embed_audio, embed_text
-from vocoder import MelConfig, log_mel_spectrogram
+from musicldm.models.latents import encode_image, latent_factor, latent_shape, spectrogram_image
+from vocoder import MelConfig
 
 BATCH = 8
 BLOCK = 25 * BATCH  # rows between two saves
@@ -40,6 +40,14 @@ class Conditioner(NamedTuple):
     clap: ClapModel
     tokenizer: PreTrainedTokenizerBase
     feature_extractor: ClapFeatureExtractor
+
+
+class Parts(NamedTuple):
+    """The trained models that the diffusion model works between."""
+
+    vae: AutoencoderKL
+    vocoder: SpeechT5HifiGan
+    conditioner: Conditioner
 
 
 def load_conditioner(folder: Path) -> Conditioner:
@@ -73,10 +81,10 @@ def fingerprint(clips: list[Clip], mel: MelConfig, *modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def latent_shape(vae: AutoencoderKL, mel: MelConfig) -> tuple[int, int, int]:
-    """Latents (C, T/f, F/f) of one clip."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    return vae.config.latent_channels, mel.clip_frames // factor, mel.n_mels // factor
+def clip_images(waveform: Tensor, vae: AutoencoderKL, mel: MelConfig) -> Tensor:
+    """What the VAE encodes of clips: (B, P, T, F) of ``waveform`` (B, L) or (B, A, L), T as long as it takes."""
+    factor = latent_factor(vae)
+    return spectrogram_image(waveform, mel)[:, :, : mel.clip_frames // factor * factor]
 
 
 class KeptArrays:
@@ -131,16 +139,11 @@ class KeptArrays:
 
 
 def read_batches(clips: list[Clip], mel: MelConfig, kept: KeptArrays, what: str) -> Iterator[tuple[int, int, Tensor]]:
-    """``(first, last, waveforms (B, L))`` of this process's share of the clips that ``kept`` lacks."""
+    """``(first, last, waveforms)``, (B, L) or (B, A, L), of this process's share of the clips that ``kept`` lacks."""
     for first, last in kept.batches(what, "clip"):
-        waves = np.stack([read_clip(clip, mel.sample_rate, mel.clip_samples) for clip in clips[first:last]])
-        yield first, last, torch.from_numpy(waves)
-
-
-@torch.no_grad()
-def encode_moments(vae: AutoencoderKL, log_mel: Tensor) -> Tensor:
-    """Moments (B, 2C, T/f, F/f) of ``log_mel (B, T, F)``."""
-    return one_by_one(lambda part: vae.encode(part).latent_dist.parameters, log_mel.unsqueeze(1))
+        some = clips[first:last]
+        waves = [read_clip(clip, mel.sample_rate, mel.clip_samples, channels=mel.audio_channels) for clip in some]
+        yield first, last, torch.from_numpy(np.stack(waves))
 
 
 @torch.no_grad()
@@ -148,33 +151,26 @@ def encode_clips(
     clips: list[Clip], vae: AutoencoderKL, mel: MelConfig, folder: Path, device: torch.device
 ) -> np.ndarray:
     """Moments (N, 2C, T/f, F/f) of ``clips``, kept in ``folder``, where an interrupted run continues."""
-    channels, latent_frames, latent_bands = latent_shape(vae, mel)
-    frames = mel.n_mels // latent_bands * latent_frames
-    shape = len(clips), 2 * channels, latent_frames, latent_bands
+    channels, *size = latent_shape(vae, mel, mel.clip_frames)
+    shape = len(clips), 2 * channels, *size
     encoder = (vae.encoder, vae.quant_conv) if vae.config.use_quant_conv else (vae.encoder,)  # the decoder may train on
     key = fingerprint([clip._replace(texts=()) for clip in clips], mel, *encoder)
     kept = KeptArrays(folder, key, len(clips), {"moments": (shape, np.float16)})
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     for first, last, waveforms in read_batches(clips, mel, kept, "latents"):
-        log_mel = log_mel_spectrogram(waveforms.to(device), mel)[:, :frames]  # (B, T, F)
-        kept.arrays["moments"][first:last] = encode_moments(vae, log_mel).cpu().numpy()
+        posterior = encode_image(vae, clip_images(waveforms.to(device), vae, mel))
+        kept.arrays["moments"][first:last] = posterior.parameters.cpu().numpy()
     return kept.arrays["moments"]
 
 
 @torch.no_grad()
-def build_cache(
-    clips: list[Clip],
-    vae: AutoencoderKL,
-    conditioner: Conditioner,
-    mel: MelConfig,
-    folder: Path,
-    device: torch.device,
-) -> Cache:
+def build_cache(clips: list[Clip], parts: Parts, mel: MelConfig, folder: Path, device: torch.device) -> Cache:
     """Fill ``folder``, all processes of a machine together, continuing where an interrupted run stopped.
 
     Another collection starts it anew, another VAE the latents, another CLAP the embeddings.
     """
-    moments = encode_clips(clips, vae, mel, folder / "latents", device)
+    conditioner = parts.conditioner
+    moments = encode_clips(clips, parts.vae, mel, folder / "latents", device)
     offsets = np.concatenate([[0], np.cumsum([len(clip.texts) for clip in clips])])
     width = conditioner.clap.config.projection_dim
     shapes = {

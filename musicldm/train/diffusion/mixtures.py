@@ -20,23 +20,23 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
 from augment.mixup import mix_latents
 from musicldm.config import DiffusionConfig
-from musicldm.data.analysis import analyse_collection, unmeasured
 from musicldm.data.clips import Clip
+from musicldm.data.collection import Collection
 from musicldm.data.items import Item, item_rng
 from musicldm.data.mixup import BeatSynchronousMixup, Mixture, MixupSettings
 from musicldm.kernels.precision import lower_decoders
 from musicldm.kernels.tiled_decoding import one_by_one
 from musicldm.models.clap import embed_audio, embed_text
+from musicldm.models.latents import encode_image, latent_shape
 from musicldm.pipelines.optimize import computes_bfloat16
-from musicldm.train.diffusion.cache import Conditioner, KeptArrays, encode_moments, fingerprint, latent_shape
-from vocoder import MelConfig, log_mel_spectrogram
+from musicldm.train.diffusion.cache import Conditioner, KeptArrays, Parts, clip_images, fingerprint
+from vocoder import MelConfig
 
 CERTAIN = -30.0  # log variance of a latent that is the target itself: the lowest that the VAE knows
 
@@ -63,8 +63,8 @@ def author_length(made: Tensor, n_samples: int) -> Tensor:
 
 @torch.no_grad()
 def sample_latents(vae: AutoencoderKL, log_mel: Tensor, noise: Tensor) -> Tensor:
-    """Unscaled latents (B, C, T/f, F/f) of ``log_mel (B, T, F)``: mean + standard deviation * noise."""
-    posterior = DiagonalGaussianDistribution(encode_moments(vae, log_mel))
+    """Unscaled latents (B, C, T/f, F/f) of ``log_mel (B, P, T, F)``: mean + standard deviation * noise."""
+    posterior = encode_image(vae, log_mel)
     return posterior.mean + posterior.std * noise
 
 
@@ -96,12 +96,13 @@ class Maker(NamedTuple):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Moments (B, 2C, T/f, F/f) and condition (B, D) of ``mixtures``, which belong to ``items``."""
         if dataset.settings.kind == "latent":
-            shape = latent_shape(self.vae, self.mel)
+            shape = latent_shape(self.vae, self.mel, self.mel.clip_frames)
             latents = []
             for part in ("a", "b"):
                 draws = [item_rng(dataset.settings.seed, item, f"posterior {part}") for item in items]
                 noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in draws])
-                log_mel = self._log_mel(self._stack([getattr(mixture, part) for mixture in mixtures]))
+                waveform = self._stack([getattr(mixture, part) for mixture in mixtures])
+                log_mel = clip_images(waveform, self.vae, self.mel)
                 latents.append(sample_latents(self.vae, log_mel, torch.from_numpy(noise).to(self.device)))
             mixed = mix_latents(*latents, np.array([mixture.lam for mixture in mixtures]))
             _, waveform = hear_latents(
@@ -110,7 +111,7 @@ class Maker(NamedTuple):
             moments = torch.cat([mixed, torch.full_like(mixed, CERTAIN)], dim=1)
         else:
             waveform = self._stack([mixture.waveform for mixture in mixtures])
-            moments = encode_moments(self.vae, self._log_mel(waveform))
+            moments = encode_image(self.vae, clip_images(waveform, self.vae, self.mel)).parameters
         heard = embed_audio(self.conditioner.clap, self.conditioner.feature_extractor, waveform, self.mel.sample_rate)
         return moments.cpu().numpy(), heard.cpu().numpy()
 
@@ -120,11 +121,6 @@ class Maker(NamedTuple):
 
     def _stack(self, waveforms: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(waveforms).astype(np.float32, copy=False)).to(self.device)
-
-    def _log_mel(self, waveform: Tensor) -> Tensor:
-        """(B, T, F) of as many frames as the VAE takes."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return log_mel_spectrogram(waveform, self.mel)[:, : self.mel.clip_frames // factor * factor]
 
 
 class MixtureRounds:
@@ -167,7 +163,7 @@ class MixtureRounds:
 def make_round(dataset: BeatSynchronousMixup, maker: Maker, folder: Path, number: int, key: str) -> Mixtures:
     """Fill ``folder`` with all mixtures of round ``number``, or continue where an interrupted run stopped."""
     width = maker.conditioner.clap.config.projection_dim
-    channels, *size = latent_shape(maker.vae, maker.mel)
+    channels, *size = latent_shape(maker.vae, maker.mel, maker.mel.clip_frames)
     n = len(dataset)
     shapes = {
         "moments": ((n, 2 * channels, *size), np.float16),
@@ -188,10 +184,11 @@ def make_round(dataset: BeatSynchronousMixup, maker: Maker, folder: Path, number
         if said := [(item.index, mixture.text) for item, mixture in drawn if mixture.text]:
             rows, captions = map(list, zip(*said, strict=True))
             kept.arrays["text"][rows], kept.arrays["made"][rows] = maker.texts(captions), 2
+    settings = dataset.settings
     if not kept.arrays["made"].any():
         raise ValueError(
-            f"none of the {n} clips has a partner to be mixed with (mixup={dataset.settings.kind}, mixup_mode={dataset.settings.mode}): "
-            "give more recordings, mixup=plain or mixup=none"
+            f"none of the {n} clips has a partner to be mixed with (mixup={settings.kind}, "
+            f"mixup_mode={settings.mode}): give more recordings, mixup=plain or mixup=none"
         )
     return Mixtures(**kept.arrays)
 
@@ -203,31 +200,24 @@ def sixteen_bits(mixed_precision: str, device: torch.device) -> torch.dtype | No
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
 
 
-def make_maker(
-    config: DiffusionConfig,
-    vae: AutoencoderKL,
-    vocoder: SpeechT5HifiGan,
-    conditioner: Conditioner,
-    device: torch.device,
-) -> Maker:
+def make_maker(config: DiffusionConfig, parts: Parts, device: torch.device) -> Maker:
     """The networks for mixtures of ``config.mixup``; copies of the decoders where they work in 16 bits."""
+    vae, vocoder = parts.vae, parts.vocoder
     if config.mixup == "latent" and (dtype := sixteen_bits(config.mixed_precision, device)):
         vae, vocoder = copy.deepcopy((vae, vocoder))
         lower_decoders(vae, vocoder, dtype)
-    return Maker(vae, vocoder, conditioner, config.mel, device)
+    return Maker(vae, vocoder, parts.conditioner, config.mel, device)
 
 
 def make_rounds(
     config: DiffusionConfig,
     clips: list[Clip],
-    data: Path,
-    vae: AutoencoderKL,
-    vocoder: SpeechT5HifiGan,
-    conditioner: Conditioner,
+    collection: Collection,
+    parts: Parts,
     folder: Path,
     device: torch.device,
 ) -> MixtureRounds | None:
-    """The mixtures that ``config`` asks for, anchored in the training ``clips`` of the collection ``data``.
+    """The mixtures that ``config`` asks for, anchored in the training ``clips`` of ``collection``.
 
     The recordings' analysis is read from the collection, and what of it is missing is measured and added.
 
@@ -242,33 +232,35 @@ def make_rounds(
             "or take mixup_fresh=false with a larger mixup_per_clip"
         )
     with PartialState().main_process_first():  # which measures what is missing, for the others to read
-        analysis = unmeasured(data) if config.mixup == "plain" else analyse_collection(data, config.mixup_tracker)
-    mel = config.mel
-    seed = config.seed if config.mixup_seed is None else config.mixup_seed
-    dataset = BeatSynchronousMixup(
-        clips,
-        analysis,
-        mel.sample_rate,
-        mel.clip_samples,
-        MixupSettings(
-            kind=config.mixup,
-            mode=config.mixup_mode,
-            seed=seed,
-            per_clip=config.mixup_per_clip,
-            max_stretch=config.mixup_stretch,
-            same_key=config.mixup_same_key,
-        ),
+        analysis = collection.analysis(None if config.mixup == "plain" else config.mixup_tracker)
+    settings = MixupSettings(
+        kind=config.mixup,
+        mode=config.mixup_mode,
+        seed=config.seed if config.mixup_seed is None else config.mixup_seed,
+        per_clip=config.mixup_per_clip,
+        max_stretch=config.mixup_stretch,
+        same_key=config.mixup_same_key,
     )
+    mel = config.mel
+    dataset = BeatSynchronousMixup(
+        clips, analysis, mel.sample_rate, mel.clip_samples, settings, channels=mel.audio_channels
+    )
+    key = rounds_key(config, dataset, device) + fingerprint(
+        clips, config.mel, parts.vae, parts.conditioner.clap, parts.vocoder
+    )
+    rounds = MixtureRounds(dataset, make_maker(config, parts, device), folder, config.mixup_fresh, key)
+    if not config.mixup_fresh:
+        rounds.of(0)
+    return rounds
+
+
+def rounds_key(config: DiffusionConfig, dataset: BeatSynchronousMixup, device: torch.device) -> str:
+    """A digest of what the mixtures of ``dataset`` depend on besides clips and networks."""
     settings = {name: getattr(config, name) for name in vars(config) if name.startswith("mixup")} | {
-        "seed": seed,
+        "seed": dataset.settings.seed,
         "pairing": [recording.name + recording.group for recording in dataset.pairing.recordings],
         "beats": [float(np.sum(recording.beats_s)) for recording in dataset.pairing.recordings],
     }
     if config.mixup == "latent" and (dtype := sixteen_bits(config.mixed_precision, device)):
-        settings["heard_in"] = str(dtype)  # part of the key
-    key = hashlib.sha256(repr(settings).encode()).hexdigest() + fingerprint(clips, mel, vae, conditioner.clap, vocoder)
-    maker = make_maker(config, vae, vocoder, conditioner, device)
-    rounds = MixtureRounds(dataset, maker, folder, config.mixup_fresh, key)
-    if not config.mixup_fresh:
-        rounds.of(0)
-    return rounds
+        settings["heard_in"] = str(dtype)
+    return hashlib.sha256(repr(settings).encode()).hexdigest()

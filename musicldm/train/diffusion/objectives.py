@@ -7,6 +7,7 @@ Ho et al. (2020), https://arxiv.org/abs/2006.11239; Liu et al. (2023), rectified
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +92,23 @@ def min_snr_weights(alpha_bar: Tensor, limit: float, prediction: str) -> Tensor:
     """
     ratio = alpha_bar / (1 - alpha_bar)
     return ratio.clamp(max=limit) / (ratio if prediction == "epsilon" else ratio + 1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run asks of its network."""
+
+    config: DiffusionConfig
+    scheduler: DDIMScheduler | FlowMatchEulerDiscreteScheduler
+    scaling_factor: float  # of latents
+
+    def question(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Question:
+        """`question` for unscaled ``latents``."""
+        return question(self.scaling_factor * latents, noise, timestep, self.scheduler, self.config.prediction)
+
+    def losses(self, predicted: Tensor, target: Tensor, timestep: Tensor) -> dict[str, Tensor]:
+        """`weighted_losses` of ``predicted``."""
+        return weighted_losses(predicted, target, timestep, self.scheduler, self.config)
 
 
 class Question(NamedTuple):

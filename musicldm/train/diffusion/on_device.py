@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from musicldm.sampling.cuda_graphs import Record, record_graph
-from musicldm.train.diffusion.latents import CachedLatents, Example, LatentsOnDevice
+from musicldm.train.diffusion.latents import Example
 
 LARGEST_DEVIATION = 0.05  # of a replayed gradient from a plain one, relative; bfloat16's rounding makes less
 Gradient = Callable[[Example], dict[str, Tensor]]
@@ -23,14 +23,6 @@ def check_device(accelerator: Accelerator) -> None:
     n, kind = accelerator.num_processes, accelerator.device.type
     if n > 1 or kind not in ("cpu", "cuda"):
         raise ValueError(f"on_device=true is for one process on a CUDA device or a CPU, not {n} on {kind}")
-
-
-def on_device(
-    dataset: CachedLatents, gradient: Gradient, module: nn.Module, device: torch.device
-) -> tuple[LatentsOnDevice, Gradient]:
-    """The clips of ``dataset`` on ``device``, and if that is a GPU, ``gradient`` of ``module`` `Recorded`."""
-    latents = LatentsOnDevice(dataset, device)
-    return latents, Recorded(gradient, module) if device.type == "cuda" else gradient
 
 
 class Recorded:

@@ -11,56 +11,48 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import SpeechT5HifiGan
 
 from musicldm.audio.files import slug
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
-from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.clips import Clip
+from musicldm.data.collection import Collection, split_clips
 from musicldm.data.items import Item, batch_items
+from musicldm.models.adapters import add_adapter, save_adapter
+from musicldm.models.latents import latent_shape
 from musicldm.models.loading import head_numbers
-from musicldm.models.lora import add_adapter, save_adapter
+from musicldm.novelty.carried import attach_index
 from musicldm.pipelines.hub import NOVELTY_INDEX, read_card
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling.condition import Condition, predict
 from musicldm.train.common import (
-    after_batch,
-    batches,
+    Batch,
     check_mel,
+    drawn_batches,
     fastest_layout,
     initial_folder,
-    make_accelerator,
+    loaded_batches,
     make_optimizer,
-    step_size,
     update,
 )
-from musicldm.train.diffusion.cache import Conditioner, build_cache, latent_shape, load_conditioner
-from musicldm.train.diffusion.latents import CachedLatents, Example, to_device
+from musicldm.train.diffusion.cache import Conditioner, Parts, build_cache, load_conditioner
+from musicldm.train.diffusion.latents import CachedLatents, Example, LatentsOnDevice, to_device
 from musicldm.train.diffusion.mixtures import make_rounds
-from musicldm.train.diffusion.objectives import make_scheduler, question, trained_settings, weighted_losses
-from musicldm.train.diffusion.on_device import Gradient, check_device, on_device
+from musicldm.train.diffusion.objectives import Objective, make_scheduler, trained_settings
+from musicldm.train.diffusion.on_device import Gradient, Recorded, check_device
 from musicldm.train.diffusion.whitening import empty_embedding, prepare_condition
-from musicldm.train.log import EXAMPLES, Log, announce
-from musicldm.train.run_folder import CONFIG_FILE, Average, State, final_folder, load_state, start
+from musicldm.train.log import EXAMPLES, Examples
+from musicldm.train.loop import Stage, fit
+from musicldm.train.run_folder import CONFIG_FILE, Average, Run, State, load_state, start
 from vocoder import install_matching, mel_config
 
 VALIDATION_STEPS = 25  # of the sampler, for examples
-
-
-class Parts(NamedTuple):
-    """The trained models that the diffusion model works between."""
-
-    vae: AutoencoderKL
-    vocoder: SpeechT5HifiGan
-    conditioner: Conditioner
 
 
 def make_unet(config: DiffusionConfig, latent_channels: int, latent_frames: int, embedding_size: int):
@@ -127,7 +119,8 @@ def initial_scale(config: DiffusionConfig, vae: AutoencoderKL) -> float | None:
         return None
     with torch.device("meta"):  # for its configuration alone
         former = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
-    return former.config.scaling_factor if latent_shape(former, config.mel) == latent_shape(vae, config.mel) else None
+    former_shape, shape = (latent_shape(each, config.mel, config.mel.clip_frames) for each in (former, vae))
+    return former.config.scaling_factor if former_shape == shape else None
 
 
 def of_initial(config: DiffusionConfig) -> DiffusionConfig:
@@ -158,199 +151,217 @@ def load_parts(config: DiffusionConfig) -> Parts:
     return Parts(vae, vocoder, load_conditioner(folders["clap"]))
 
 
-def losses_of(
-    unet: nn.Module,
-    example: Example,
-    empty: Tensor,
-    scaling_factor: float,
-    config: DiffusionConfig,
-    scheduler: SchedulerMixin,
-) -> dict[str, Tensor]:
+@dataclass
+class DiffusionStage(Stage):
+    """The UNet, whole or with an adapter, on cached latents; its average is what is validated, heard and exported."""
+
+    run: Run
+    state: State  # unet, as it is spread over processes, its optimiser and its average
+    unet: nn.Module
+    training: CachedLatents
+    validation: CachedLatents
+    objective: Objective
+    empty: Tensor | None = None  # (D,), the embedding of the empty text, in place of dropped conditions
+    pipeline: MusicLDMPipeline | None = None  # of all parts, to be heard and saved
+    index: Path | None = None  # the novelty index that goes with the model
+
+    def __post_init__(self):
+        config, device = self.run.config, self.run.accelerator.device
+        self.item_s, self.prompts = config.mel.clip_s, list(config.validation_prompts)
+        self.networks, self.described = {"UNet": self.unet}, self.pipeline.components if self.pipeline else {}
+        if config.lora.rank:
+            self.described = {"UNet and adapter": self.unet}
+        self.learn: Gradient = self.gradient
+        if config.on_device and device.type == "cuda":
+            self.learn = Recorded(self.gradient, self.unet)
+
+    def batches(self) -> Iterator[Batch]:
+        if not self.run.config.on_device:
+            return loaded_batches(self.training, self.run, self.state)
+        latents = LatentsOnDevice(self.training, self.run.accelerator.device)
+        return drawn_batches(latents.draw, len(latents), self.run, self.state)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """The gradient of one batch of examples; if it completes a step, an update by it, and of the average."""
+        state, accelerator, unet = self.state, self.run.accelerator, self.state.parts["unet"]
+        losses = self.learn(to_device(batch.data, accelerator.device))
+        losses |= update(self.run, state, batch.items, state.parts["optimizer"], losses["loss"], unet)
+        if accelerator.sync_gradients:
+            state.parts["average"].update(accelerator.unwrap_model(unet))
+        return {name: value.detach() for name, value in losses.items()}
+
+    def gradient(self, example: Example) -> dict[str, Tensor]:
+        """Losses of a batch, whose gradient is added to that of the UNet."""
+        with self.run.accelerator.autocast():
+            losses = self.losses(self.state.parts["unet"], example)
+        self.run.accelerator.backward(losses["loss"])
+        return {name: value.detach() for name, value in losses.items()}
+
+    def losses(self, unet: nn.Module, example: Example) -> dict[str, Tensor]:
+        """Losses of a batch of examples."""
+        return losses_of(unet, example, self.empty, self.objective)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean loss on held-out clips at fixed times and noise; ``constant_loss`` is that of always predicting 0."""
+        config, objective, dataset = self.run.config, self.objective, self.validation
+        total, constant = 0.0, 0.0
+        with self.averaged():
+            for k in range(config.validation_batches):
+                numbers = range(k * config.batch_size, (k + 1) * config.batch_size)
+                drawn = [dataset[Item(*divmod(number, len(dataset)))] for number in numbers]
+                example = to_device(torch.utils.data.default_collate(drawn), self.run.accelerator.device)
+                total += float(self.losses(self.unet, example)["loss"])
+                target = objective.question(example.latents, example.noise, example.timestep).target
+                constant += float(objective.losses(torch.zeros_like(target), target, example.timestep)["loss"])
+        return {"loss": total / config.validation_batches, "constant_loss": constant / config.validation_batches}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While inside, the UNet has the averaged weights."""
+        average = self.state.parts["average"]
+        average.swap(self.unet.eval())
+        try:
+            yield
+        finally:
+            average.swap(self.unet.train())
+
+    @torch.no_grad()
+    def examples(self) -> Examples:
+        """Music for fixed prompts and seeds: those of the configuration, else the conditions of held-out clips."""
+        dataset = self.validation
+        if self.prompts:
+            names, wanted = [slug(prompt) for prompt in self.prompts], {"prompt": self.prompts}
+        else:
+            rows = [dataset[Item(0, index)].embedding for index in range(min(EXAMPLES, len(dataset)))]
+            names, wanted = [f"clip-{index}" for index in range(len(rows))], {"prompt_embeds": torch.stack(rows)}
+        self.pipeline.set_progress_bar_config(disable=True)
+        with self.averaged():
+            made = self.pipeline(**wanted, num_inference_steps=VALIDATION_STEPS, seed=self.run.config.seed)
+        return Examples(dict(zip(names, made.audios, strict=True)), made.sampling_rate)
+
+    def dry_run(self) -> Tensor:
+        example = to_device([value[None] for value in self.training[Item(0, 0)]], self.run.accelerator.device)
+        return self.losses(self.unet, example)["loss"]
+
+    def compile(self) -> None:
+        self.unet.compile()
+
+    def export(self, final: Path) -> None:
+        """An adapter for ``load_lora_weights``, or a whole pipeline with its card and novelty index."""
+        self.state.parts["average"].copy_to(self.unet)
+        if self.run.config.lora.rank:
+            save_adapter(self.unet, final)
+        else:
+            self.pipeline.card = read_card(final)
+            if self.index is not None:
+                attach_index(self.pipeline, self.index)
+            self.pipeline.save_pretrained(final)
+
+
+def losses_of(unet: nn.Module, example: Example, empty: Tensor, objective: Objective) -> dict[str, Tensor]:
     """Losses of a batch of examples; ``empty (D,)`` is the embedding of the empty text."""
-    x0 = scaling_factor * example.latents
     embedding = torch.where(example.dropped[:, None], empty, example.embedding)  # (B, D)
-    asked = question(x0, example.noise, example.timestep, scheduler, config.prediction)
-    predicted = unet(asked.noisy, asked.time, encoder_hidden_states=None, class_labels=embedding).sample
-    return weighted_losses(predicted.to(asked.target.dtype), asked.target, example.timestep, scheduler, config)
+    asked = objective.question(example.latents, example.noise, example.timestep)
+    predicted = predict(unet, asked.noisy, asked.time, Condition(embedding))
+    return objective.losses(predicted, asked.target, example.timestep)
 
 
-def gradient(
-    unet: nn.Module,
-    example: Example,
-    empty: Tensor,
-    scaling_factor: float,
-    config: DiffusionConfig,
-    scheduler: SchedulerMixin,
-    accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """`losses_of` a batch, whose gradient is added to that of ``unet``."""
-    example = to_device(example, accelerator.device)
-    with accelerator.autocast():
-        losses = losses_of(unet, example, empty, scaling_factor, config, scheduler)
-    accelerator.backward(losses["loss"])
-    return {name: value.detach() for name, value in losses.items()}
-
-
-def train_step(
-    state: State,
-    example: Example,
-    learn: Gradient,
-    config: DiffusionConfig,
-    accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """One batch for the UNet by ``learn``, its `gradient`; if it completes a step, an update of it and its average."""
-    unet = state.parts["unet"]
-    losses = learn(example)
-    losses |= update(accelerator, state.parts["optimizer"], losses["loss"], unet, config, state)
-    if accelerator.sync_gradients:
-        state.parts["average"].update(accelerator.unwrap_model(unet))
-    return {name: value.detach() for name, value in losses.items()}
-
-
-@torch.no_grad()
-def validate(
-    unet: nn.Module,
-    dataset: CachedLatents,
-    empty: Tensor,
-    scaling_factor: float,
-    config: DiffusionConfig,
-    scheduler: SchedulerMixin,
-) -> dict[str, float]:
-    """Mean loss on held-out clips at fixed times and noise; ``constant_loss`` is that of always predicting 0."""
-    total, constant = 0.0, 0.0
-    for k in range(config.validation_batches):
-        numbers = range(k * config.batch_size, (k + 1) * config.batch_size)
-        drawn = [dataset[Item(*divmod(number, len(dataset)))] for number in numbers]
-        example = to_device(torch.utils.data.default_collate(drawn), empty.device)
-        total += float(losses_of(unet, example, empty, scaling_factor, config, scheduler)["loss"])
-        x0 = scaling_factor * example.latents
-        target = question(x0, example.noise, example.timestep, scheduler, config.prediction).target
-        zero = weighted_losses(torch.zeros_like(target), target, example.timestep, scheduler, config)
-        constant += float(zero["loss"])
-    return {"loss": total / config.validation_batches, "constant_loss": constant / config.validation_batches}
-
-
-@contextmanager
-def averaged(unet: nn.Module, average: Average) -> Iterator[None]:
-    """While inside, ``unet`` has the averaged weights, which are what is exported."""
-    average.swap(unet.eval())
-    try:
-        yield
-    finally:
-        average.swap(unet.train())
-
-
-@torch.no_grad()
-def examples(
-    pipeline: MusicLDMPipeline, dataset: CachedLatents, config: DiffusionConfig
-) -> tuple[dict[str, np.ndarray], int]:
-    """Music for fixed prompts and seeds: those of the configuration, else the conditions of held-out clips."""
-    if config.validation_prompts:
-        names = [slug(prompt) for prompt in config.validation_prompts]
-        wanted = {"prompt": list(config.validation_prompts)}
-    else:
-        rows = [dataset[Item(0, index)].embedding for index in range(min(EXAMPLES, len(dataset)))]
-        names, wanted = [f"clip-{index}" for index in range(len(rows))], {"prompt_embeds": torch.stack(rows)}
-    pipeline.set_progress_bar_config(disable=True)
-    made = pipeline(**wanted, num_inference_steps=VALIDATION_STEPS, seed=config.seed)
-    return dict(zip(names, made.audios, strict=True)), made.sampling_rate
-
-
-def index_beside(
-    config: DiffusionConfig, data: Path, out: Path, conditioner: Conditioner, accelerator: Accelerator
-) -> Path:
-    """The novelty index of what is trained on of ``data``, made by the main process before the training."""
-    from musicldm.models.clap_embedder import ClapEmbedder
-    from musicldm.novelty.build import build_index
-
-    folder = out / NOVELTY_INDEX
-    if accelerator.is_main_process and not folder.exists():
-        embedder = ClapEmbedder(conditioner.clap, conditioner.feature_extractor, config.mel.sample_rate)
-        build_index(data, folder, embedder, split="train")
-    accelerator.wait_for_everyone()
-    return folder
-
-
-def train(config: DiffusionConfig, data: Path, out: Path, *, resume: bool = False) -> Path:
-    """Train a diffusion model on ``data``; ``OUT/final`` holds averaged weights.
-
-    It is a whole `MusicLDMPipeline` folder, or with ``config.lora`` an adapter for its ``load_lora_weights``.
-    """
-    config = of_initial(config) if config.lora.rank else config
-    clips = load_clips(data, config.mel.clip_s)
-    used, held_out = split_clips(clips, config.share)
-    parts = load_parts(config)
-    channels, frames, _ = latent_shape(parts.vae, config.mel)
-    plain = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
-    if config.lora.rank:
-        add_adapter(plain, config.lora)
-    accelerator = make_accelerator(config, out)
-    if config.on_device:  # in the plain layout, in which small networks without pauses between kernels are faster
-        check_device(accelerator)
-    else:
-        plain = fastest_layout(plain, accelerator)
-    start(config, out, resume, accelerator)
-    if config.gradient_checkpointing:
-        plain.enable_gradient_checkpointing()
-    held_out_set, used_set = set(held_out), {*used, *held_out}
-    clips = [clip for clip in clips if clip in used_set]
-    to_mix = [clip for clip in clips if clip not in held_out_set]
-    kept = Path(config.cache) if config.cache else out / "cache"
-    cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, kept, accelerator.device)
-    mixtures = make_rounds(config, to_mix, data, *parts, kept / f"mixup-{config.mixup}", accelerator.device)
-    index = index_beside(config, data, out, parts.conditioner, accelerator) if config.index else None
-    indices = [i for i, clip in enumerate(clips) if clip not in held_out_set]
-    n_epochs = math.ceil(config.steps * step_size(config, accelerator) / len(indices))
-    training = CachedLatents(cache, indices, config, mixtures, n_epochs)
-    validation = CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out_set], config)
-    empty = empty_embedding(parts.conditioner)
-    prepare_condition(plain, parts.conditioner, cache, indices, config)
-    average = Average(plain, config.ema_decay).to(accelerator.device)
-    scheduler = make_scheduler(config, accelerator.device if config.on_device else None)
-    unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
-    state = State({"unet": unet, "optimizer": optimizer, "average": average}, to_mix)
-    load_state(state, out, accelerator)
-    if "scaling_factor" not in state.numbers:
-        first = batch_items(len(training), step_size(config, accelerator), config.seed, 0)
-        drawn = (training[item].latents for item in first)
-        state.numbers["scaling_factor"] = initial_scale(config, parts.vae) or 1.0 / float(torch.stack([*drawn]).std())
-    parts.vae.register_to_config(scaling_factor=state.numbers["scaling_factor"])
-    pipeline = MusicLDMPipeline(
+def make_pipeline(parts: Parts, unet: nn.Module, scheduler: SchedulerMixin, device: torch.device) -> MusicLDMPipeline:
+    """The pipeline of ``unet`` and the parts around it."""
+    return MusicLDMPipeline(
         vae=parts.vae,
         text_encoder=parts.conditioner.clap,
         tokenizer=parts.conditioner.tokenizer,
         feature_extractor=parts.conditioner.feature_extractor,
-        unet=plain,
+        unet=unet,
         scheduler=scheduler,
-        vocoder=parts.vocoder.to(accelerator.device),
+        vocoder=parts.vocoder.to(device),
     )
-    of_losses = {"empty": empty, "scaling_factor": state.numbers["scaling_factor"]}
-    of_losses |= {"config": config, "scheduler": scheduler}
 
-    def trial() -> Tensor:
-        example = to_device([value[None] for value in training[Item(0, 0)]], accelerator.device)
-        return losses_of(plain, example, **of_losses)["loss"]
 
-    announce(config, to_mix, {"UNet": plain}, trial, accelerator)
-    if config.compile:
-        plain.compile()
-    check = averaged(plain, average)(partial(validate, plain, validation, **of_losses))
-    show = averaged(plain, average)(partial(examples, pipeline, validation, config))
-    source, learn = training, partial(gradient, unet, accelerator=accelerator, **of_losses)
-    if config.on_device:
-        source, learn = on_device(source, learn, plain, accelerator.device)
-    with Log(config, out, state.step, config.mel.clip_s, accelerator) as log:
-        for example in batches(source, config, accelerator, state):
-            with accelerator.accumulate(unet):
-                losses = train_step(state, example, learn, config, accelerator)
-            after_batch(state, losses, config, out, log, check, show)
-    if accelerator.is_main_process:
-        shown = {"UNet and adapter": plain} if config.lora.rank else pipeline.components
-        final = final_folder(state, config, data, out, shown)
-        average.copy_to(plain)
-        if config.lora.rank:
-            save_adapter(plain, final)
-        else:
-            pipeline.card, pipeline.novelty_index = read_card(final), index
-            pipeline.save_pretrained(final)
-    return out / "final"
+def index_beside(run: Run, collection: Collection, conditioner: Conditioner) -> Path:
+    """The novelty index of what is trained on of ``collection``, made by the main process before the training."""
+    from musicldm.models.clap_embedder import ClapEmbedder
+    from musicldm.novelty.build import build_index
+
+    folder = run.out / NOVELTY_INDEX
+    if run.accelerator.is_main_process and not folder.exists():
+        embedder = ClapEmbedder(conditioner.clap, conditioner.feature_extractor, run.config.mel.sample_rate)
+        build_index(collection, folder, embedder, split="train")
+    run.accelerator.wait_for_everyone()
+    return folder
+
+
+def unet_for(run: Run, parts: Parts) -> UNet2DConditionModel:
+    """`initial_unet` for latents and embeddings of ``parts``, with its adapter if there is to be one, as it trains."""
+    config = run.config
+    channels, frames, _ = latent_shape(parts.vae, config.mel, config.mel.clip_frames)
+    unet = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
+    if config.lora.rank:
+        add_adapter(unet, config.lora)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def cache_folder(run: Run) -> Path:
+    """Where what is computed once of each clip is kept."""
+    return Path(run.config.cache) if run.config.cache else run.out / "cache"
+
+
+def cached_sets(
+    run: Run, collection: Collection, parts: Parts, clips: list[Clip], held_out: set[Clip]
+) -> tuple[CachedLatents, CachedLatents]:
+    """Training and validation on ``clips``, of which ``held_out`` are to validate with."""
+    config, kept, device = run.config, cache_folder(run), run.accelerator.device
+    cache = build_cache(clips, parts, config.mel, kept, device)
+    to_mix = [clip for clip in clips if clip not in held_out]
+    mixtures = make_rounds(config, to_mix, collection, parts, kept / f"mixup-{config.mixup}", device)
+    indices = [i for i, clip in enumerate(clips) if clip not in held_out]
+    n_epochs = math.ceil(config.steps * run.step_size / len(indices))
+    training = CachedLatents(cache, indices, config, mixtures, n_epochs)
+    return training, CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out], config)
+
+
+def scale_of(training: CachedLatents, run: Run, vae: AutoencoderKL) -> float:
+    """`initial_scale`, or else what brings the first batch's latents to unit variance."""
+    first = batch_items(len(training), run.step_size, run.config.seed, 0)
+    drawn = (training[item].latents for item in first)
+    return initial_scale(run.config, vae) or 1.0 / float(torch.stack([*drawn]).std())
+
+
+def train(run: Run, collection: Collection) -> Path:
+    """Train a diffusion model on ``collection``; ``OUT/final`` holds averaged weights.
+
+    It is a whole `MusicLDMPipeline` folder, or with ``config.lora`` an adapter for its ``load_lora_weights``.
+    """
+    run = replace(run, config=of_initial(run.config)) if run.config.lora.rank else run
+    config, accelerator = run.config, run.accelerator
+    clips = collection.clips(config.mel.clip_s)
+    used, held_out = map(set, split_clips(clips, config.share))
+    clips = [clip for clip in clips if clip in used | held_out]
+    parts = load_parts(config)
+    plain = unet_for(run, parts)
+    if config.on_device:  # in the plain layout, in which small networks without pauses between kernels are faster
+        check_device(accelerator)
+    else:
+        plain = fastest_layout(plain, accelerator)
+    start(run)
+    training, validation = cached_sets(run, collection, parts, clips, held_out)
+    index = index_beside(run, collection, parts.conditioner) if config.index else None
+    empty = empty_embedding(parts.conditioner)
+    prepare_condition(plain, parts.conditioner, training.cache, training.indices, config)
+    average = Average(plain, config.ema_decay).to(accelerator.device)
+    scheduler = make_scheduler(config, accelerator.device if config.on_device else None)
+    unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    to_mix = [clip for clip in clips if clip not in held_out]
+    state = State({"unet": unet, "optimizer": optimizer, "average": average}, to_mix)
+    load_state(state, run.out, accelerator)
+    if "scaling_factor" not in state.numbers:
+        state.numbers["scaling_factor"] = scale_of(training, run, parts.vae)
+    parts.vae.register_to_config(scaling_factor=state.numbers["scaling_factor"])
+    pipeline = make_pipeline(parts, plain, scheduler, accelerator.device)
+    objective = Objective(config, scheduler, state.numbers["scaling_factor"])
+    stage = DiffusionStage(run, state, plain, training, validation, objective, empty, pipeline, index)
+    return fit(stage, run, collection)

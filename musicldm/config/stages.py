@@ -1,4 +1,4 @@
-"""One dataclass per training stage, and how a YAML file and ``key=value`` overrides change it.
+"""One dataclass per training stage.
 
 Defaults live here, so that an installed package works without files; they are those of the published model.
 """
@@ -6,99 +6,46 @@ Defaults live here, so that an installed package works without files; they are t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from musicldm.audio import write_whole
+from augment.beats import TRACKERS
+from augment.pairing import MODES
 from vocoder.mel import MelConfig
 
-T = TypeVar("T")
 PRECISIONS = ("no", "bf16", "fp16")
 SCHEDULES = ("constant", "cosine")
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 MIXUPS = ("none", "plain", "audio", "latent")
-MIXUP_MODES = ("paper", "synchronous")
 LORA_LAYERS = ("all", "attention")
-TRACKERS = ("madmom", "beat_this", "librosa")
+CHANGEABLE, LOCAL = "changeable", "local"
 
 
-def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Dataclass defaults, then the YAML file, then ``key=value`` overrides (``mel.n_mels=80`` reaches inside).
-
-    Raises:
-        ValueError: a key that the stage does not have, or a value of the wrong type or out of range.
-        FileNotFoundError: no such file.
-    """
-    if bad := [override for override in overrides if "=" not in override]:
-        raise ValueError(f"overrides are written key=value, got {bad[0]!r}")
-    if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f"no configuration file at {path}")
-    try:
-        changes = ([] if path is None else [OmegaConf.load(path)]) + [OmegaConf.from_dotlist(_as_words(overrides))]
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *changes))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{'the overrides' if path is None else path}: {str(error).splitlines()[0]}") from error
+def _changeable(default: object, local: bool = False) -> Any:
+    """A field that a resumed run may change, as no weight depends on it."""
+    return field(default=default, metadata={CHANGEABLE: True, LOCAL: local})
 
 
-def _as_words(overrides: Sequence[str]) -> list[str]:
-    """``overrides`` in which no, off, yes and on stay words; YAML takes them for truth values, whatever the field."""
-    pairs = (override.partition("=") for override in overrides)
-    return [f"{key}='{value}'" if value in ("no", "off", "yes", "on") else f"{key}={value}" for key, _, value in pairs]
+def _local(default: object) -> Any:
+    """A field that is of one machine, which a model's card leaves out."""
+    return field(default=default, metadata={LOCAL: True})
 
 
-def configs_folder(package: Path = Path(__file__).parent) -> Path:
-    """The folder of bundled configurations: inside an installed ``package``, beside it in a checkout.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    folders = [package / "configs", package.parent / "configs"]
-    for folder in folders:
-        if (folder / "original").is_dir():
-            return folder
-    raise FileNotFoundError(f"no bundled configurations in {' or '.join(map(str, folders))}: install the package again")
-
-
-def find_config(name: str | Path, stage: str) -> Path:
-    """The file at the path ``name``, or the bundled configuration of ``stage`` if ``name`` is original, mini or tiny.
-
-    Raises:
-        FileNotFoundError: neither, with the bundled names.
-    """
-    bundled = {folder.name: folder for folder in configs_folder().iterdir() if folder.is_dir()}
-    bundled = {size: folder for size, folder in bundled.items() if (folder / f"{stage}.yaml").is_file()}
-    if Path(name).is_file():
-        return Path(name)
-    if str(name) in bundled:
-        return bundled[str(name)] / f"{stage}.yaml"
-    raise FileNotFoundError(f"no configuration file at {name}, and none of the bundled {', '.join(sorted(bundled))}")
-
-
-def save_config(config: object, path: Path) -> None:
-    """Write ``config`` as YAML that `load_config` reads back, all of it or nothing."""
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-
-
-def differences(old: object, new: object, prefix: str = "") -> list[str]:
-    """``key: old value -> new value`` of every field in which two configs of one kind differ."""
-    lines = []
-    for f in fields(old):
-        before, after = getattr(old, f.name), getattr(new, f.name)
-        if is_dataclass(before):
-            lines += differences(before, after, f"{prefix}{f.name}.")
-        elif before != after:
-            lines.append(f"{prefix}{f.name}: {before} -> {after}")
-    return lines
+def marked(config: object, mark: str) -> set[str]:
+    """The names of the fields of ``config`` that are `CHANGEABLE` or `LOCAL`."""
+    return {f.name for f in fields(config) if f.metadata.get(mark)}
 
 
 def _positive(config: object, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+
+
+def _not_negative(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(config, name)}")
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -111,7 +58,8 @@ class TrainConfig:
     """What all stages share."""
 
     seed: int = 0
-    init: str = ""  # weights to start from, whose sizes then count: a stage's final folder, a model folder or "mini"
+    # Weights to start from, whose sizes then count: a stage's final folder, a model folder or "mini".
+    init: str = _local("")
     share: float = 1.0  # of the training recordings that are used; the same ones in every run
     steps: int = 100_000  # optimiser steps
     batch_size: int = 16  # clips for each process at a time
@@ -125,17 +73,17 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"  # no, bf16 or fp16
-    gradient_checkpointing: bool = False  # compute activations again instead of keeping them
-    compile: bool = False  # by torch.compile
-    device: str = "auto"  # auto or cpu
-    workers: int = 0  # processes that read ahead
-    log_every: int = 50  # steps
-    save_every: int = 5000  # steps
-    keep_checkpoints: int = 2  # the newest; that of the best validation is kept beside them
-    export: str = "last"  # or best: which weights OUT/final gets
-    trackers: tuple[str, ...] = ("tensorboard",)  # any that accelerate knows
-    validate_every: int = 5000  # steps
-    validation_batches: int = 8
+    gradient_checkpointing: bool = _changeable(False)  # compute activations again instead of keeping them
+    compile: bool = _changeable(False)  # by torch.compile
+    device: str = _changeable("auto", local=True)  # auto or cpu
+    workers: int = _changeable(0, local=True)  # processes that read ahead
+    log_every: int = _changeable(50, local=True)  # steps
+    save_every: int = _changeable(5000)  # steps
+    keep_checkpoints: int = _changeable(2)  # the newest; that of the best validation is kept beside them
+    export: str = _changeable("last")  # or best: which weights OUT/final gets
+    trackers: tuple[str, ...] = _changeable(("tensorboard",), local=True)  # any that accelerate knows
+    validate_every: int = _changeable(5000)  # steps
+    validation_batches: int = _changeable(8)
     mel: MelConfig = field(default_factory=MelConfig)
 
     def __post_init__(self):
@@ -147,8 +95,7 @@ class TrainConfig:
         _one_of("export", self.export, ("last", "best"))
         if not 0 < self.share <= 1:
             raise ValueError(f"share is a share of the recordings, above 0 and at most 1, got {self.share}")
-        if self.workers < 0:
-            raise ValueError(f"workers must not be negative, got {self.workers}")
+        _not_negative(self, "workers")
         if not 0 < self.decay_per_epoch <= 1:
             raise ValueError(f"decay_per_epoch must be above 0 and at most 1, got {self.decay_per_epoch}")
         for name in ("warmup_steps", "cooldown_steps"):
@@ -180,9 +127,7 @@ class VAEConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "segment_s", "layers_per_level", "latent_channels", "norm_groups", "discriminator_rate")
-        for name in ("discriminator_lead", "texture_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        _not_negative(self, "discriminator_lead", "texture_weight")
         if self.freeze_encoder and not self.init:
             raise ValueError("freeze_encoder needs a trained encoder: say which with init=MODEL")
         if bad := [width for width in self.channels if width % self.norm_groups]:
@@ -219,9 +164,7 @@ class VocoderConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "channels")
-        for name in ("match_passes", "texture_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        _not_negative(self, "match_passes", "texture_weight")
         if self.segment_samples < self.mel.n_fft:
             raise ValueError(f"segment_samples must be at least n_fft ({self.mel.n_fft}), got {self.segment_samples}")
 
@@ -231,9 +174,8 @@ class CLAPConfig(TrainConfig):
     """Contrastive language-audio pretraining (published: HTSAT-base and RoBERTa-base, 512-dimensional)."""
 
     caption_views: int = 1  # captions of each clip that are contrasted at a time, with the audio and with one another
-    contrary_weight: float = (
-        0.0  # of telling captions from such as differ in tempo or drums (musicldm.scores.hard_negatives)
-    )
+    # Of telling captions from such as differ in tempo or drums (musicldm.scores.hard_negatives).
+    contrary_weight: float = 0.0
     tempo_weight: float = 0.0  # of reading the tempo that captions state from their embeddings, and from the audio's
     vocabulary: int = 50_265  # byte-level BPE pieces, at most
     embedding_size: int = 512
@@ -261,9 +203,7 @@ class CLAPConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "caption_views")
-        for name in ("contrary_weight", "tempo_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        _not_negative(self, "contrary_weight", "tempo_weight")
         if self.freeze_audio and not self.init:
             raise ValueError("freeze_audio needs a trained audio tower: say which with init=MODEL")
         if self.fusion and not self.mel.clip_s > self.audio_s:
@@ -308,10 +248,11 @@ class DiffusionConfig(TrainConfig):
     """Latent diffusion conditioned on CLAP (published: UNet 128-256-384-640, AdamW 3e-5, batch 24, EMA 0.9999)."""
 
     learning_rate: float = 3e-5
-    vae: str = ""  # folder with the trained VAE
-    clap: str = ""  # folder with the trained CLAP: text_encoder, tokenizer and feature_extractor
-    vocoder: str = ""  # folder with the trained vocoder
-    cache: str = ""  # folder for what is computed once of each clip, which several runs may share; else OUT/cache
+    vae: str = _local("")  # folder with the trained VAE
+    clap: str = _local("")  # folder with the trained CLAP: text_encoder, tokenizer and feature_extractor
+    vocoder: str = _changeable("", local=True)  # folder with the trained vocoder
+    # Folder for what is computed once of each clip, which several runs may share; else OUT/cache.
+    cache: str = _changeable("")
     channels: tuple[int, ...] = (128, 256, 384, 640)
     head_channels: int = 32  # width of one attention head
     attention_from_level: int = 1  # levels below it have convolutions only
@@ -326,8 +267,10 @@ class DiffusionConfig(TrainConfig):
     ema_decay: float = 0.9999
     on_device: bool = False  # clips lie, and are drawn, in the GPU's memory, and both passes are one CUDA graph
     lora: LoraConfig = field(default_factory=LoraConfig)  # needs init=MODEL
-    index: bool = False  # whether the model carries a novelty index of its training set (musicldm novelty index)
-    validation_prompts: tuple[str, ...] = ()  # to be heard at each validation; without any, held-out clips' conditions
+    # Whether the model carries a novelty index of its training set (musicldm novelty index).
+    index: bool = _changeable(False)
+    # To be heard at each validation; without any, held-out clips' conditions.
+    validation_prompts: tuple[str, ...] = _changeable(())
     train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
@@ -345,7 +288,7 @@ class DiffusionConfig(TrainConfig):
         super().__post_init__()
         _one_of("prediction", self.prediction, PREDICTIONS)
         _one_of("mixup", self.mixup, MIXUPS)
-        _one_of("mixup_mode", self.mixup_mode, MIXUP_MODES)
+        _one_of("mixup_mode", self.mixup_mode, MODES)
         _one_of("mixup_tracker", self.mixup_tracker, TRACKERS)
         _positive(self, "mixup_per_clip")
         if not 0 <= self.mixup_stretch <= 0.04:
@@ -381,7 +324,7 @@ class ConceptConfig(DiffusionConfig):
     """A word and an adapter for a kind of music, from a few minutes of it."""
 
     name: str = ""  # such as <mine>
-    init: str = "mini"
+    init: str = _local("mini")
     steps: int = 100  # of the adapter
     batch_size: int = 4
     learning_rate: float = 1e-3
@@ -389,9 +332,9 @@ class ConceptConfig(DiffusionConfig):
     schedule: str = "cosine"
     weight_decay: float = 0.0
     drop_condition: float = 0.0  # the empty text is among prior_captions instead, so that guidance stays as it was
-    log_every: int = 10
-    save_every: int = 50
-    validate_every: int = 50
+    log_every: int = _changeable(10, local=True)
+    save_every: int = _changeable(50)
+    validate_every: int = _changeable(50)
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=4))
     word_steps: int = 200  # of the word, before the adapter's
     word_rate: float = 0.01  # its learning rate, which falls to 0
