@@ -3,7 +3,6 @@
 import json
 import sys
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,46 +12,47 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from musicldm.config import CLAPConfig, DiffusionConfig
+from musicldm.data.items import Item
 from musicldm.models.clap import train_tokenizer
 from musicldm.train import clap, run
-from musicldm.train.common import batches, make_accelerator, make_optimizer
-from musicldm.train.diffusion import stage as diffusion
+from musicldm.train.common import make_accelerator, make_optimizer
 from musicldm.train.diffusion.cache import BLOCK, Cache, KeptArrays
 from musicldm.train.diffusion.latents import CachedLatents, Example
-from musicldm.train.diffusion.objectives import make_scheduler
-from musicldm.train.run_folder import Average, State
+from musicldm.train.diffusion.objectives import Objective, make_scheduler
+from musicldm.train.diffusion.stage import DiffusionStage, make_unet
+from musicldm.train.run_folder import Average, Run, State
 
 N_CLIPS, EMBEDDING = 24, 16
 CAPTIONS = [f"{how} {what}" for how in ("slow", "fast", "calm", "loud") for what in ("harp", "flute", "drums")]
 
 
-def diffusion_run(config: DiffusionConfig, double: bool):
-    """A tiny UNet on random latents: state, items of each batch, a train step."""
+class DoubleLatents(CachedLatents):
+    """In float64."""
+
+    def __getitem__(self, item: Item) -> Example:
+        return Example(*(value.double() if value.is_floating_point() else value for value in super().__getitem__(item)))
+
+
+def diffusion_stage(config: DiffusionConfig, double: bool) -> DiffusionStage:
+    """A tiny UNet on random latents."""
     rng = np.random.default_rng(0)
     offsets = np.arange(N_CLIPS + 1)
     moments = rng.standard_normal((N_CLIPS, 8, 16, 4)).astype(np.float16)
     audio, text = rng.standard_normal((2, N_CLIPS, EMBEDDING)).astype(np.float32)
-    dataset = CachedLatents(Cache(moments, audio, text, offsets), list(range(N_CLIPS)), config)
-    accelerator = make_accelerator(config, Path())
+    cache = Cache(moments, audio, text, offsets)
+    dataset = (DoubleLatents if double else CachedLatents)(cache, list(range(N_CLIPS)), config)
+    run = Run(config, Path(), make_accelerator(config, Path()))
     torch.manual_seed(0)
-    plain = diffusion.make_unet(config, 4, 16, EMBEDDING)
+    plain = make_unet(config, 4, 16, EMBEDDING)
     plain = plain.double() if double else plain
-    average, scheduler = Average(plain, 0.9), make_scheduler(config)
-    unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    average = Average(plain, 0.9)
+    unet, optimizer = run.accelerator.prepare(plain, make_optimizer(plain, config))
     state = State({"unet": unet, "optimizer": optimizer, "average": average})
-    empty = torch.zeros(EMBEDDING, dtype=plain.dtype)
-    others = {"config": config, "scheduler": scheduler, "accelerator": accelerator}
-    learn = partial(diffusion.gradient, unet, empty=empty, scaling_factor=1.0, **others)
-
-    def step(example):
-        if double:
-            example = [value.double() if value.is_floating_point() else value for value in example]
-        return diffusion.train_step(state, Example(*example), learn, config, accelerator)
-
-    return accelerator, state, dataset, unet, step
+    objective, empty = Objective(config, make_scheduler(config), 1.0), torch.zeros(EMBEDDING, dtype=plain.dtype)
+    return DiffusionStage(run, state, plain, dataset, dataset, objective, empty)
 
 
-def clap_run(config: CLAPConfig, double: bool):
+def clap_stage(config: CLAPConfig) -> clap.CLAPStage:
     """Tiny towers on noises, their batch norm held still: the same of them."""
 
     class Pairs(torch.utils.data.Dataset):
@@ -65,19 +65,15 @@ def clap_run(config: CLAPConfig, double: bool):
             wrong = "" if item.index % 3 else f"fast {caption}"
             return torch.from_numpy(rng.standard_normal(16_000).astype(np.float32)), (caption,), (wrong,)
 
-    accelerator = make_accelerator(config, Path())
+    run = Run(config, Path(), make_accelerator(config, Path()))
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS * 5, 300)
     plain = clap.Towers(clap.make_clap(config, len(tokenizer)), tokenizer)
     plain.clap.logit_scale_t.requires_grad_(False)
-    towers, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    towers, optimizer = run.accelerator.prepare(plain, make_optimizer(plain, config))
     plain.eval()
     state, front_end = State({"towers": towers, "optimizer": optimizer}), clap.make_feature_extractor(config)
-
-    def step(batch):
-        return clap.train_step(state, batch, front_end, config, accelerator)
-
-    return accelerator, state, Pairs(), towers, step
+    return clap.CLAPStage(run, state, plain, front_end, Pairs(), Pairs())
 
 
 def train(result: str, stage: str, batch_size: int, accumulate: int, precision: str, steps: int) -> None:
@@ -94,27 +90,28 @@ def train(result: str, stage: str, batch_size: int, accumulate: int, precision: 
     if stage == "diffusion":
         sizes = {"channels": (8, 16), "head_channels": 8, "norm_groups": 4, "layers_per_level": 1}
         config = DiffusionConfig(**shared, **sizes, text_condition=0.5, drop_condition=0.3)
-        accelerator, state, dataset, network, step = diffusion_run(config, double)
+        made = diffusion_stage(config, double)
+        plain, network = made.unet, made.state.parts["unet"]
     else:
         sizes = {"text_width": 16, "text_layers": 1, "text_heads": 2, "text_positions": 30, "embedding_size": 8}
         sizes |= {"audio_width": 8, "audio_depths": (1, 1), "audio_heads": (1, 2), "audio_image": 64, "audio_s": 1.0}
         sizes |= {"audio_sample_rate": 16_000, "audio_hop_length": 320, "audio_f_max": 8000.0, "dropout": 0.0}
         config = CLAPConfig(**shared, **sizes, contrary_weight=2.0, tempo_weight=1.0)
-        accelerator, state, dataset, network, step = clap_run(config, double)
-    seen, gradients = [], {}
-    plain = accelerator.unwrap_model(network)
+        made = clap_stage(config)
+        plain, network = made.towers, made.state.parts["towers"]
+    seen, gradients, accelerator = [], {}, made.run.accelerator
 
     def keep_first(_optimizer):
         if not gradients:
             gradients.update({name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None})
 
     accelerator.unscale_gradients = keep_first  # called before clipping; there is nothing to unscale
-    for batch in batches(dataset, config, accelerator, state):
-        seen.append(list(state.items))
+    for batch in made.batches():
+        seen.append(batch.items)
         with accelerator.accumulate(network):
-            step(batch)
+            made.step(batch)
         if accelerator.sync_gradients:
-            state.step += 1
+            made.state.step += 1
     index = accelerator.process_index
     torch.save({"items": seen, "gradients": gradients, "weights": plain.state_dict()}, f"{result}.{index}")
 

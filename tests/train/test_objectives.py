@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from musicldm.config import DiffusionConfig
+from musicldm.sampling.condition import Condition
 from musicldm.sampling.denoising import denoise, first_noise, prepare_timesteps
 from musicldm.sampling.schedulers import FLOW_SCHEDULERS, SCHEDULERS
 from musicldm.sampling.schedulers import make_scheduler as sampler
@@ -40,7 +41,7 @@ def test_samplers_follow_the_flow(name, steps):
     timesteps = prepare_timesteps(scheduler, steps)
     latents = first_noise(scheduler, x0.shape, torch.float32, torch.device("cpu"), generator)
     assert abs(float(latents.std()) - 1) < 0.2
-    found = denoise(Knows(), scheduler, latents, torch.zeros(1, 3), timesteps)
+    found = denoise(Knows(), scheduler, latents, Condition(torch.zeros(1, 3)), timesteps)
     assert (found - x0).square().mean().sqrt() < 0.02
     assert float(timesteps[0]) > 990
 

@@ -2,7 +2,6 @@
 differs from what a GPU gets."""
 
 import json
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,15 +19,15 @@ from musicldm.data.clips import Clip
 from musicldm.data.items import Item, batch_items
 from musicldm.sampling.cuda_graphs import record_graph
 from musicldm.train import run
-from musicldm.train.common import make_accelerator, make_optimizer
+from musicldm.train.common import Batch, make_accelerator, make_optimizer
 from musicldm.train.diffusion.cache import Cache
 from musicldm.train.diffusion.latents import CachedLatents, Example, LatentsOnDevice
 from musicldm.train.diffusion.mixtures import Mixtures
-from musicldm.train.diffusion.objectives import make_scheduler
+from musicldm.train.diffusion.objectives import Objective, make_scheduler
 from musicldm.train.diffusion.on_device import Recorded, check_device
-from musicldm.train.diffusion.stage import gradient, losses_of, make_unet, train_step
+from musicldm.train.diffusion.stage import DiffusionStage, losses_of, make_unet
 from musicldm.train.log import Log
-from musicldm.train.run_folder import Average, State, checkpoints
+from musicldm.train.run_folder import Average, Run, State, checkpoints
 
 CPU = torch.device("cpu")
 N, SHAPE, WIDTH = 12, (4, 16, 4), 6
@@ -180,16 +179,17 @@ def tiny_run(config: DiffusionConfig, record=None):
     wrapped, optimizer = accelerator.prepare(unet, make_optimizer(unet, config))
     clips = [Clip(Path(f"{i}.wav"), 0.0, 0.32, (), "train") for i in range(N)]
     state = State({"unet": wrapped, "optimizer": optimizer, "average": average}, clips)
-    others = {"config": config, "scheduler": scheduler, "accelerator": accelerator}
-    learn = partial(gradient, wrapped, empty=torch.zeros(WIDTH, device=device), scaling_factor=1.0, **others)
-    source, learn = LatentsOnDevice(dataset, device), Recorded(learn, unet, record) if record else learn
+    objective, empty = Objective(config, scheduler, 1.0), torch.zeros(WIDTH, device=device)
+    stage = DiffusionStage(Run(config, Path(), accelerator), state, unet, dataset, dataset, objective, empty)
+    stage.learn = Recorded(stage.gradient, unet, record) if record else stage.gradient
+    source = LatentsOnDevice(dataset, device)
 
     def train(steps: int) -> list[float]:
         losses = []
         for _ in range(steps):
-            state.items = batch_items(N, config.batch_size, 0, state.step)
+            items = batch_items(N, config.batch_size, 0, state.step)
             with accelerator.accumulate(wrapped):
-                losses.append(train_step(state, source.draw(state.items), learn, config, accelerator)["loss"])
+                losses.append(stage.step(Batch(items, source.draw(items)))["loss"])
             state.step += 1
         return [float(loss) for loss in losses]
 
@@ -286,7 +286,7 @@ def test_losses_keep_to_the_device(changes, table_device):
         if config.prediction != "flow":
             scheduler.betas, scheduler.alphas_cumprod = (torch.zeros(1000, device=table_device) for _ in range(2))
         moves.found.clear()
-        losses = losses_of(unet, example, empty, 1.3, config, scheduler)
+        losses = losses_of(unet, example, empty, Objective(config, scheduler, 1.3))
     assert {value.device.type for value in losses.values()} == {"cuda"}
     assert bool(moves.found) == (table_device == "cpu" and config.prediction != "flow")
 

@@ -16,11 +16,11 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from musicldm.config import DiffusionConfig
 from musicldm.kernels.dot_product import attention_reference, attention_torch
-from musicldm.train import run, vae
-from musicldm.train.common import batches, make_accelerator
+from musicldm.train import run
+from musicldm.train.common import make_accelerator
 from musicldm.train.log import METRICS_FILE
 from musicldm.train.run_folder import STATE_FILE, load_state, save_state
-from tests.helpers.processes import diffusion_run
+from tests.helpers.processes import diffusion_stage
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "vae.yaml"
 TINY = {
@@ -49,7 +49,8 @@ def collection(tmp_path_factory) -> Path:
 def run_scaled(out: Path, steps: int) -> dict:
     """Train on to ``steps`` from what lies in ``out``, gradients scaled as with float16, and save; the whole state."""
     config = DiffusionConfig(**TINY, steps=steps)
-    accelerator, state, dataset, unet, step = diffusion_run(config, double=False)
+    stage = diffusion_stage(config, double=False)
+    accelerator, state, unet = stage.run.accelerator, stage.state, stage.state.parts["unet"]
     # What accelerate sets up on a GPU; it grows after every third step.
     accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     optimizer = state.parts["optimizer"].optimizer
@@ -57,9 +58,9 @@ def run_scaled(out: Path, steps: int) -> dict:
     state.parts["optimizer"] = AcceleratedOptimizer(optimizer, scaler=scaler)
     out.mkdir(exist_ok=True)
     load_state(state, out, accelerator)
-    for batch in batches(dataset, config, accelerator, state):
+    for batch in stage.batches():
         with accelerator.accumulate(unet):
-            step(batch)
+            stage.step(batch)
         scaler.update()
         state.step += 1
     save_state(state, out, keep=1)
@@ -95,7 +96,7 @@ def test_both_sides_of_a_gan_have_their_own_gradients_in_float16(collection, tmp
 
     overrides = ["steps=5", "batch_size=2", "accumulate=2", "adversarial_from=1", "trackers=[]", "validation_batches=1"]
     run("vae", "tiny", collection, tmp_path / "plain", overrides=overrides)
-    monkeypatch.setattr(vae, "make_accelerator", make_scaled)
+    monkeypatch.setattr("musicldm.train.common.make_accelerator", make_scaled)
     run("vae", "tiny", collection, tmp_path / "scaled", overrides=overrides)
     plain, scaled = (
         torch.load(tmp_path / name / "checkpoint-5" / STATE_FILE, weights_only=True)["parts"]

@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from musicldm.config import VAEConfig
 from musicldm.train import run
-from musicldm.train.common import batches
+from musicldm.train.common import loaded_batches
 from musicldm.train.log import METRICS_FILE, Log, StopSignals
-from musicldm.train.run_folder import STATE_FILE, State, checkpoints, load_state, record_best, save_state
+from musicldm.train.run_folder import STATE_FILE, Run, State, checkpoints, load_state, record_best, save_state
 from tests.helpers.disk import full_disk
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "vae.yaml"
@@ -269,14 +269,15 @@ def test_another_number_of_items_a_step_is_told(tmp_path, capsys):
 
     config, clips = VAEConfig(device="cpu", steps=1, batch_size=2), Clips("abcd")
     state, accelerator = State({}), Accelerator(cpu=True)
-    list(batches(clips, config, accelerator, state))
+    two = Run(config, tmp_path, accelerator)
+    list(loaded_batches(clips, two, state))
     save_state(state, tmp_path, keep=1)
     resumed = State({})
     load_state(resumed, tmp_path, accelerator)
-    list(batches(clips, config, accelerator, resumed))
+    list(loaded_batches(clips, two, resumed))
     assert not capsys.readouterr().err
     resumed.numbers["items"] = 4  # two processes
-    list(batches(clips, config, accelerator, resumed))
+    list(loaded_batches(clips, two, resumed))
     said = capsys.readouterr().err
     assert said.startswith("warning: a step had 4 items until here and now has 2")
     assert said.count("\n") == 1
@@ -322,7 +323,7 @@ def test_a_run_that_filled_the_disk_goes_on_with_more_room(collection, straight,
             original(state, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("musicldm.train.common.save_state", save_while_there_is_room)
+        patch.setattr("musicldm.train.loop.save_state", save_while_there_is_room)
         with pytest.raises(OSError, match=r"checkpoint-8 cannot be written .*kept: checkpoint-4"):
             run("vae", CONFIG, collection, out, overrides=[*overrides, "save_every=4"])
     run("vae", CONFIG, collection, out, resume=True, overrides=[*overrides, "save_every=4"])

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,11 @@ from safetensors.torch import load_file
 
 from musicldm.config import DiffusionConfig, VAEConfig, save_config
 from musicldm.train import common, run
+from musicldm.train.clap import CLAPStage
 from musicldm.train.log import METRICS_FILE, Log
 from musicldm.train.run_folder import CONFIG_FILE, STATE_FILE, checkpoints
-from musicldm.train.vae import initial_vae
+from musicldm.train.vae import VAEStage, initial_vae
+from musicldm.train.vocoder import VocoderStage
 from vocoder import MelConfig
 
 pytestmark = pytest.mark.slow
@@ -283,15 +284,15 @@ def test_given_weights_train_in_training_mode_from_the_first_step(
     tiny_folder, collection, tmp_path, monkeypatch, stage
 ):
     """They are loaded in evaluation mode, without dropout, and only the main process validates."""
-    module, modes = import_module(f"musicldm.train.{stage}"), set()
+    kind, modes = {"vae": VAEStage, "vocoder": VocoderStage, "clap": CLAPStage}[stage], set()
 
-    def spy(state, *arguments, original=module.train_step):
-        networks = [part for part in state.parts.values() if isinstance(part, torch.nn.Module)]
+    def spy(self, batch, original=kind.step):
+        networks = [part for part in self.state.parts.values() if isinstance(part, torch.nn.Module)]
         modes.update(layer.training for network in networks for layer in network.modules())
-        return original(state, *arguments)
+        return original(self, batch)
 
-    monkeypatch.setattr(module, "train_step", spy)
-    monkeypatch.setattr(module, "announce", lambda *_: None)  # as in the other processes
+    monkeypatch.setattr(kind, "step", spy)
+    monkeypatch.setattr("musicldm.train.loop.announce", lambda *_: None)  # as in the other processes
     overrides = [f"init={tiny_folder}", "steps=1", "batch_size=2", "trackers=[]", "validation_batches=1"]
     overrides += [f"mel.{name}={value}" for name, value in asdict(OF_TINY_FOLDER).items()]
     overrides += {"vae": ["channels=[8,8,16]", "segment_s=0.32"], "vocoder": ["segment_samples=1600"]}.get(stage, [])

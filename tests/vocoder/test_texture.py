@@ -1,13 +1,16 @@
 """What an absolute error smooths away: the roughness of spectrograms, and networks trained to keep it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from musicldm.config import VocoderConfig
 from musicldm.data.items import Item
-from musicldm.train.vocoder import initial_generator, spectral_losses, validate
+from musicldm.train.run_folder import Run, State
+from musicldm.train.vocoder import VocoderStage, initial_generator, spectral_losses
 from tests.helpers.tiny import MEL
 from vocoder.texture import TEXTURE_LAGS, TEXTURE_WINDOW, roughness, texture_loss
 
@@ -63,7 +66,8 @@ def test_a_vocoder_may_be_asked_for_texture():
     torch.testing.assert_close(after, before + 3 * losses["texture"])
     generator = initial_generator(asked)
     held_out = {Item(0, index): waveform for index, waveform in enumerate(real)}
-    of_plain, of_asked = (validate(generator, held_out, c, torch.device("cpu")) for c in (config, asked))
+    runs = [Run(each, Path(), Accelerator(cpu=True)) for each in (config, asked)]
+    of_plain, of_asked = (VocoderStage(run, State({}), generator, None, held_out, held_out).validate() for run in runs)
     assert next(iter(of_asked)) == "loss"
     assert next(iter(of_plain)) == "mel"
     assert of_asked["loss"] == pytest.approx(config.mel_weight * of_asked["mel"] + 3 * of_asked["texture"])
