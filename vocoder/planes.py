@@ -99,7 +99,7 @@ def pan(mid: Tensor, side: Tensor, planes: Tensor, config: MelConfig) -> Tensor:
     rest = (1 - found.square() * power / power_of_side).clamp(min=1e-6)  # share of the side
     gain_of_side = ((1 - correlation.square()) / rest).sqrt().clamp(max=math.exp(MOST_GAIN))
     gain_of_mid = correlation * difference.exp() - gain_of_side * found
-    weights = bin_weights(filters)  # (F, K)
+    weights = _everywhere(bin_weights(filters))  # (F, K)
     joined = (gain_of_mid @ weights) * m + (gain_of_side @ weights) * s
     side = torch.istft(joined.transpose(1, 2), **frame, length=mid.shape[-1])
     return limit(torch.stack([mid + side, mid - side], dim=1), round(LOOK_AHEAD * config.n_fft))
@@ -108,3 +108,9 @@ def pan(mid: Tensor, side: Tensor, planes: Tensor, config: MelConfig) -> Tensor:
 def planes_reach(config: MelConfig) -> int:
     """Samples to either side on which a sample of `pan` depends; 0 of mono, which has nothing to join."""
     return 0 if config.audio_channels == 1 else config.n_fft + 2 * round(LOOK_AHEAD * config.n_fft)
+
+
+def _everywhere(weights: Tensor) -> Tensor:
+    """``weights (F, K)`` of bins in which those outside all bands, such as 0 Hz, take after the nearest bin inside."""
+    inside = (weights.sum(dim=0) > 0.5).nonzero()[:, 0]  # 1, but for rounding
+    return weights[:, torch.arange(weights.shape[1], device=weights.device).clamp(inside[0], inside[-1])]

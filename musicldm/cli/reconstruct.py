@@ -65,8 +65,9 @@ def load(args: argparse.Namespace):
 def reconstruct_file(path: Path, vae, vocoder, args: argparse.Namespace) -> float:
     """Write what comes back of ``path``; returns its log-mel error."""
     from musicldm.generate.reconstruct import reconstruct
+    from vocoder import mel_config
 
-    original, rate = read_audio(path, vocoder.config.sampling_rate)
+    original, rate = read_audio(path, vocoder.config.sampling_rate, mel_config(vocoder).audio_channels)
     try:
         result = reconstruct(original, vae, vocoder)
     except ValueError as error:
@@ -74,7 +75,7 @@ def reconstruct_file(path: Path, vae, vocoder, args: argparse.Namespace) -> floa
     stem = free_name(args.out, f"{path.stem}_reconstructed", (*(f".{kind}" for kind in FORMATS), ".png"))
     audio, figure = (stem.with_name(f"{stem.name}.{suffix}") for suffix in (args.format, "png"))
     about = {"source": path.name, "model": args.model, "mel_only": args.mel_only, "log_mel_error": result.log_mel_error}
-    write_audio(audio, result.waveform, rate, {"generated_by": "AI (musicldm reconstruct)", **about})
+    write_audio(audio, result.waveform.T, rate, {"generated_by": "AI (musicldm reconstruct)", **about})
     if not args.no_figure:
         pair = {"original": original, "reconstruction": result.waveform}
         save_comparison(figure, pair, rate, title=f"{path.name}: log-mel error {result.log_mel_error:.3f}")
@@ -82,7 +83,7 @@ def reconstruct_file(path: Path, vae, vocoder, args: argparse.Namespace) -> floa
         "file": str(path),
         "audio": str(audio),
         "figure": None if args.no_figure else str(figure),
-        "seconds": len(original) / rate,
+        "seconds": original.shape[-1] / rate,
         "log_mel_error": result.log_mel_error,
         "vae_error": result.vae_error,
     }

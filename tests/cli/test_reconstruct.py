@@ -1,12 +1,14 @@
 """What `reconstruct` measures is what it says, and working in windows changes nothing that it should not."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from musicldm.generate.reconstruct import VOCODER_CONTEXT, in_windows, reconstruct, vae_window
-from vocoder import MelConfig, log_mel_spectrogram, make_generator, mel_config
+from vocoder import MelConfig, log_mel_spectrogram, make_generator, mel_config, spectrogram_planes, vocode_planes
 
 
 def music(seconds, rate, seed=0):
@@ -59,31 +61,44 @@ def test_without_autoencoder_it_is_the_vocoder(tiny_parts):
     assert np.abs(reconstruct(original, None, vocoder).waveform - waveform.numpy()).max() < 1e-5
 
 
+def test_stereo_stays_where_it_is_even_if_the_vocoder_knows_nothing():
+    """Balance needs no training: what sounds in all bands on one side comes back there, as whatever noise."""
+    torch.manual_seed(0)
+    mel = MelConfig(sample_rate=24_000, n_fft=512, hop_length=120, n_mels=32, f_max=12_000.0, audio_channels=2)
+    vocoder = make_generator(mel, 16, (5, 4, 3, 2), (9, 8, 7, 6)).eval()
+    hiss = np.random.default_rng(0).normal(0, 0.01, mel.sample_rate).astype(np.float32)
+    original = np.stack([music(1, mel.sample_rate) + hiss, np.zeros_like(hiss)])
+    left = reconstruct(original, None, vocoder)
+    assert left.waveform.shape == original.shape
+    assert np.square(left.waveform[1]).mean() < 1e-3 * np.square(left.waveform[0]).mean()  # 30 dB
+    np.testing.assert_allclose(reconstruct(original[::-1], None, vocoder).waveform, left.waveform[::-1], atol=1e-5)
+    made, first = (spectrogram_planes(torch.from_numpy(one.copy())[None], mel) for one in (left.waveform, original))
+    assert left.log_mel_error == pytest.approx(float((made - first)[:, :2].abs().mean()), rel=1e-5)
+
+
 def test_windows_join_exactly_where_the_context_covers_the_network():
     torch.manual_seed(0)
-    mel = torch.randn(1, 200, 8)
-    reach = nn.Conv1d(8, 8, 9, padding=4)  # hears 4 frames to either side
-
-    def convolve(window):
-        return reach(window.transpose(1, 2)).transpose(1, 2)
-
+    planes = torch.randn(1, 2, 200, 8)
+    convolve = nn.Conv2d(2, 2, (9, 1), padding=(4, 0))  # hears 4 frames to either side
     with torch.no_grad():
-        whole = convolve(mel)
-        assert (in_windows(convolve, mel, 32, 4, 1) - whole).abs().max() < 1e-6
-        assert (in_windows(convolve, mel, 32, 3, 1) - whole).abs().max() > 1e-3  # or the test would show nothing
-        assert torch.equal(in_windows(convolve, mel, 200, 4, 1), whole)
+        whole = convolve(planes)
+        assert (in_windows(convolve, planes, 32, 4) - whole).abs().max() < 1e-6
+        assert (in_windows(convolve, planes, 32, 3) - whole).abs().max() > 1e-3  # or the test would show nothing
+        assert torch.equal(in_windows(convolve, planes, 200, 4), whole)
 
 
-def test_vocoder_in_windows_equals_the_whole():
-    """The released generator's rates and kernels reach less far than the context."""
+@pytest.mark.parametrize("channels", [1, 2])
+def test_vocoder_in_windows_equals_the_whole(channels):
+    """The released generator's rates and kernels, and what joins channels, reach less far than the context."""
     torch.manual_seed(0)
-    mel = MelConfig()
+    mel = MelConfig(audio_channels=channels)
     vocoder = make_generator(mel, 32, (5, 4, 2, 2, 2), (16, 16, 8, 4, 4)).eval()
-    frames = torch.randn(1, 300, mel.n_mels)
+    planes = torch.randn(1, mel.planes, 300, mel.n_mels)
+    vocode = partial(vocode_planes, vocoder, config=mel)
     with torch.no_grad():
-        whole = vocoder(frames)[:, : 300 * mel.hop_length]
-        parts = in_windows(vocoder, frames, 256, VOCODER_CONTEXT, mel.hop_length)
-        apart = in_windows(vocoder, frames, 256, 1, mel.hop_length)
+        whole = vocode(planes)[..., : 300 * mel.hop_length]
+        parts = in_windows(vocode, planes, 256, VOCODER_CONTEXT, mel.hop_length, axis=-1)
+        apart = in_windows(vocode, planes, 256, 1, mel.hop_length, axis=-1)
     assert parts.shape == whole.shape
     assert (parts - whole).abs().max() < 1e-5
     assert (apart - whole).abs().max() > 1e-3  # too little context does show

@@ -144,6 +144,17 @@ def test_what_is_in_the_side_alone_stays_wide():
     assert float((levels_db(made) - levels_db(stereo)).abs().max()) < 1.0
 
 
+@pytest.mark.parametrize("hz", [0.0, 11_990.0])
+def test_what_lies_outside_all_bands_follows_the_nearest(hz):
+    """A vocoder may make sounds where the spectrogram has no band."""
+    mel = replace(MEL, f_min=100.0, f_max=6000.0)
+    stereo = torch.stack([tone(100.0) + tone(5900.0), 0 * tone(1.0)])[None]
+    mid, side = mid_and_side(stereo)
+    outside = torch.full_like(mid, 0.1) if hz == 0 else tone(hz)
+    made = vocode_planes(lambda _: torch.cat([mid + outside, side]), spectrogram_planes(stereo, mel), mel)
+    assert float(made[0, 1, 1200:-1200].square().mean()) < 1e-3 * float(made[0, 0].square().mean())  # 30 dB
+
+
 def test_silence_is_balanced_and_has_a_gradient():
     stereo = torch.zeros(1, 2, LENGTH, requires_grad=True)
     planes = spectrogram_planes(stereo, MEL)
