@@ -97,20 +97,23 @@ def check_recordings(args: argparse.Namespace, device) -> None:
                 figure = folder / f"{free_name(folder, f'{path.stem}_match', ('.png',)).name}.png"
                 save_match_figure(figure, waveform, rate, found, index)
         told = record(path, found, index) | {"figure": None if figure is None else str(figure)}
-        first, passage, window = told["nearest"][0], told["passage"], told["window"]
-        text = (
-            f"{path}: {found.verdict}; nearest {first['recording']} at {first['start_s']:.1f} s, similarity "
-            f"{found.similarity:.3f} (1 % of other music: {index.similarity_threshold:.3f}); best passage "
-            f"{passage['query_start_s']:.1f} s as {passage['recording']} at {passage['start_s']:.1f} s, score "
-            f"{passage['score']:.2f} (1 %: {index.score_threshold:.2f}); "
-        )
-        if window is None:
-            text += "no windows of 2 s were compared"
-        else:
-            text += (
-                f"nearest window of 2 s {window['query_start_s']:.1f} s as {window['recording']} at "
-                f"{window['start_s']:.1f} s, similarity {window['similarity']:.3f} (1 %: {window['threshold']:.3f})"
-            )
-        report(args.json, told, text)
+        report(args.json, told, verdict_text(told))
     if refused:
         raise ValueError("; ".join(refused))
+
+
+def verdict_text(told: dict) -> str:
+    """A verdict as one line: what is nearest, and how near other music comes."""
+    first, passage, window, usual = told["nearest"][0], told["passage"], told["window"], told["base_rate"]
+    text = (
+        f"{told['file']}: {told['verdict']}; nearest {first['recording']} at {first['start_s']:.1f} s, similarity "
+        f"{told['similarity']:.3f} (1 % of other music: {usual['similarity_99']:.3f}); best passage "
+        f"{passage['query_start_s']:.1f} s as {passage['recording']} at {passage['start_s']:.1f} s, score "
+        f"{passage['score']:.2f} (1 %: {usual['score_99']:.2f}); "
+    )
+    if window is None:
+        return text + "no windows of 2 s were compared"
+    return text + (
+        f"nearest window of 2 s {window['query_start_s']:.1f} s as {window['recording']} at "
+        f"{window['start_s']:.1f} s, similarity {window['similarity']:.3f} (1 %: {window['threshold']:.3f})"
+    )

@@ -1,26 +1,17 @@
-"""Distances and scores, as functions on arrays."""
+"""How good, how faithful and how new music is: measures as functions on arrays, and whole evaluations of a model."""
 
-from musicldm.analysis.embedders import log_mel_statistics
-from musicldm.evaluate.adherence import area_under_curve, key_adherence, tempo_adherence
-from musicldm.evaluate.distances import frechet_distance, frechet_distance_infinity, kernel_distance
-from musicldm.evaluate.diversity import manifold, mean_pairwise_similarity, vendi_score
-from musicldm.evaluate.quality import inception_score, paired_kl_divergence
-from musicldm.evaluate.similarity import nearest_similarity, novelty, paired_similarity
+import lazy_loader
 
-__all__ = [
-    "area_under_curve",
-    "frechet_distance",
-    "frechet_distance_infinity",
-    "inception_score",
-    "kernel_distance",
-    "key_adherence",
-    "log_mel_statistics",
-    "manifold",
-    "mean_pairwise_similarity",
-    "nearest_similarity",
-    "novelty",
-    "paired_kl_divergence",
-    "paired_similarity",
-    "tempo_adherence",
-    "vendi_score",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "adherence": ["area_under_curve", "key_adherence", "tempo_adherence"],
+        "distances": ["frechet_distance", "frechet_distance_infinity", "kernel_distance"],
+        "diversity": ["manifold", "mean_pairwise_similarity", "vendi_score"],
+        "probe": ["FamilyProbe", "log_mel_statistics"],
+        "quality": ["inception_score", "paired_kl_divergence"],
+        "run": ["EvaluationConfig", "Judges", "run_evaluation"],
+        "similarity": ["nearest_similarity", "novelty", "paired_similarity"],
+        "summary": ["Evidence", "summarize"],
+    },
+)

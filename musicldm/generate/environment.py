@@ -55,8 +55,8 @@ def choose_device(name: str):
     return device
 
 
-def choose_dtype(name: str, device):
-    """The torch dtype called ``name``, for work on ``device``; "auto" is float16 on CUDA, float32 elsewhere.
+def choose_dtype(name: str, device=None):
+    """The torch dtype called ``name``; "auto" is float16 where ``device`` is of CUDA, float32 elsewhere.
 
     Raises:
         ValueError: if it is not one of `DTYPES`.
@@ -66,7 +66,7 @@ def choose_dtype(name: str, device):
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
     if name == "auto":
-        name = "float16" if device.type == "cuda" else "float32"
+        name = "float16" if device is not None and device.type == "cuda" else "float32"
     return getattr(torch, name)
 
 

@@ -74,7 +74,7 @@ class Settings:
         if self.novelty is None:
             for name, what in (("index", "what it finds"), ("max_similarity", "what is nearer")):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is for novelty, which says what to do with {what}; give both, or neither")
+                    raise ValueError(f"{name} is for novelty (--novelty), which says what to do with {what}")
             return
         from musicldm.novelty.guard import MODES
 
