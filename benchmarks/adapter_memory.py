@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.original import EMBEDDING, LATENT_FRAMES, original_config
 from benchmarks.results import keep
 from musicldm.config import DiffusionConfig, LoraConfig, VAEConfig
-from musicldm.models.lora import add_adapter
+from musicldm.models.adapters import add_adapter
 from musicldm.train.diffusion.stage import make_unet
 from musicldm.train.log import try_once
 from musicldm.train.vae import make_vae

@@ -28,7 +28,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.nn import functional
 
-import musicldm.novelty.guard as guard
 from benchmarks.copies import draw_pieces
 from benchmarks.results import keep
 from musicldm.audio import read_audio, write_audio, write_whole
@@ -37,9 +36,7 @@ from musicldm.generate.environment import model_revision
 from musicldm.models.clap import embed_audio
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.models.loading import bundled_models
-from musicldm.novelty import CopyError
-from musicldm.novelty.build import build_index
-from musicldm.novelty.index import NoveltyIndex
+from musicldm.novelty import CopyError, CopyGuard, NoveltyIndex, build_index
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.schedulers import make_scheduler
 from musicldm.train import run
@@ -99,7 +96,7 @@ def ideal_pipeline(model: str, learned: list[dict], collection: Path, window_s: 
     if pipeline.scheduler.config.prediction_type != "v_prediction":
         raise SystemExit(f"{model} predicts {pipeline.scheduler.config.prediction_type}, this needs v_prediction")
     frame_s = pipeline.vae_scale_factor * mel_config(pipeline.vocoder).hop_length / pipeline.sampling_rate
-    latents = [guard.encode(pipeline, read_audio(collection / row["file_name"])[0]) for row in learned]
+    latents = [pipeline.encode_audio(*read_audio(collection / row["file_name"]))[0] for row in learned]
     unet = Ideal(
         sample_size=latents[0].shape[1],
         in_channels=latents[0].shape[0],
@@ -136,12 +133,12 @@ def options_of(clip_s: float, seed: int) -> dict:
     return {"audio_length_in_s": clip_s, "num_inference_steps": SAMPLER_STEPS, "guidance_scale": 1.0, "seed": seed}
 
 
-def make(pipeline: MusicLDMPipeline, prompts: list[str], clip_s: float, seed: int, mode: str, strength: float) -> tuple:
+def make(guard: CopyGuard, prompts: list[str], clip_s: float, seed: int, mode: str) -> tuple:
     """One waveform for each prompt, guarded as ``mode`` says: what was found of each; the audio; processor time."""
-    guard.STRENGTH, refused = strength, ()
+    pipeline, refused = guard.pipeline, ()
     options, began = options_of(clip_s, seed), time.process_time()
     try:
-        output = pipeline(prompts, novelty=mode, **options)
+        output = guard(prompts, mode=mode, **options)
     except CopyError as error:
         output, refused = error.output, error.refused
     seconds = time.process_time() - began
@@ -156,7 +153,9 @@ def make(pipeline: MusicLDMPipeline, prompts: list[str], clip_s: float, seed: in
     return items, output.audios, seconds
 
 
-def compare(pipeline: MusicLDMPipeline, prompts: list[str], clip_s: float, seeds: int, folder: Path) -> dict:
+def compare(
+    pipeline: MusicLDMPipeline, index: NoveltyIndex, prompts: list[str], clip_s: float, seeds: int, folder: Path
+) -> dict:
     """All modes for the same prompts and seeds; what was made with the first seed is kept in ``folder``."""
     modes = {"report": ("report", 0.0)} | {f"avoid, strength {s:g}": ("avoid", s) for s in STRENGTHS}
     told, seconds = {}, {}
@@ -164,8 +163,9 @@ def compare(pipeline: MusicLDMPipeline, prompts: list[str], clip_s: float, seeds
         made = folder / f"{name}.json"
         if not made.is_file():
             items, spent = [], 0.0
+            guard = CopyGuard(pipeline, index, strength)
             for seed in range(seeds):
-                some, audios, processor_s = make(pipeline, prompts, clip_s, 1000 * seed, mode, strength)
+                some, audios, processor_s = make(guard, prompts, clip_s, 1000 * seed, mode)
                 items, spent = items + some, spent + processor_s
                 for i, waveform in enumerate(audios if seed == 0 else ()):
                     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -251,9 +251,8 @@ def main() -> None:
             pipeline = fine_tuned_pipeline(
                 options.model, folder, work / "trained", options.clip_s, options.train_steps, options.settings
             )
-        pipeline.load_novelty_index(work / "index")
         folder = work / "music" / name
-        report["results"][name] = compare(pipeline, prompts, options.clip_s, options.seeds, folder)
+        report["results"][name] = compare(pipeline, index, prompts, options.clip_s, options.seeds, folder)
     print(json.dumps(report, indent=1))
     if options.out:
         keep(options.out, report)

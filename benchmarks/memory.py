@@ -23,8 +23,9 @@ import torch
 from benchmarks.original import original_pipeline
 from benchmarks.results import keep
 from musicldm.kernels import tiled_decoding as tiles
-from musicldm.pipelines.checks import decoding_memory
+from musicldm.pipelines.memory import decoding_memory
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from vocoder import mel_config
 
 CASES = [(30, "whole"), (30, "pieces"), (600, "pieces")]  # seconds of music
 ORIGINAL, ORIGINAL_CASES = "original", [(120, "pieces")]
@@ -43,7 +44,7 @@ def peak() -> int:
 def case(model: str, seconds: float, how: str) -> dict:
     """Decode random latents of that length with a pipeline's VAE and vocoder."""
     pipeline = original_pipeline() if model == ORIGINAL else MusicLDMPipeline.from_pretrained(model)
-    frames = round(seconds * pipeline.sampling_rate) // (tiles.samples_of_a_frame(pipeline.vocoder))
+    frames = round(seconds * pipeline.sampling_rate) // mel_config(pipeline.vocoder).hop_length
     frames //= pipeline.vae_scale_factor
     bands = pipeline.vocoder.config.model_in_dim // pipeline.vae_scale_factor
     shape = (1, pipeline.vae.config.latent_channels, frames, bands)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from musicldm.generate.environment import model_revision
-from musicldm.models.concepts import load_concept
+from musicldm.models.adapters import load_concept
 
 
 def folder_and_weight(text: str) -> tuple[str, float]:

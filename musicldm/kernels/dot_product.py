@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,18 +182,21 @@ def device_problem(index: int, dtype: torch.dtype) -> str | None:
     """Why the kernel cannot run on CUDA device ``index`` in ``dtype``; None if it can, and has shown it."""
     if (capability := torch.cuda.get_device_capability(index)) < OLDEST_CAPABILITY:
         return f"it needs compute capability 8.0 or more, cuda:{index} has {'.'.join(map(str, capability))}"
-    if (problem := load_kernel()) is not None:
-        return problem
-    device = torch.device("cuda", index)
-    if (device, dtype) not in _checked:
-        if torch.cuda.is_current_stream_capturing():  # comparing waits for the device, which a capture forbids
-            return "it is checked before its first use, which a CUDA graph cannot record; call it once before capturing"
-        _checked[device, dtype] = problem = fault(torch.ops.musicldm.attention, device, dtype)
-        if problem is not None:
-            log.error("the attention kernel is wrong on %s, torch's attention serves: %s", device, problem)
-    return _checked[device, dtype]
+    with LOADING:
+        if (problem := load_kernel()) is not None:
+            return problem
+        device = torch.device("cuda", index)
+        if (device, dtype) not in _checked:
+            if torch.cuda.is_current_stream_capturing():  # comparing waits for the device, which a capture forbids
+                unchecked = "it is checked before its first use, which a CUDA graph cannot record"
+                return f"{unchecked}; call it once before capturing"
+            _checked[device, dtype] = problem = fault(torch.ops.musicldm.attention, device, dtype)
+            if problem is not None:
+                log.error("the attention kernel is wrong on %s, torch's attention serves: %s", device, problem)
+        return _checked[device, dtype]
 
 
+LOADING = threading.RLock()  # held by the thread that loads, compiles or checks the kernel
 _checked: dict[tuple[torch.device, torch.dtype], str | None] = {}  # what `fault` said
 
 # Tokens, window, tokens for each time position, queries for each block, whether rows are aligned: all ways through it.

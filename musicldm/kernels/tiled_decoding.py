@@ -1,7 +1,7 @@
 """Decoding minutes of music in bounded memory, with the result of decoding it at once.
 
-    latents (B, C, T/f, F/f)  -> VAE, layer by layer in pieces of time ->  log-mel (B, T, F)
-    log-mel (B, T, F)  -> HiFi-GAN, tile by tile ->  waveform (B, L)
+    latents (B, C, T/f, F/f)  -> VAE, layer by layer in pieces of time ->  log-mel (B, 1, T, F), or planes (B, P, T, F)
+    the same  -> HiFi-GAN, tile by tile ->  waveform (B, L), or (B, 2, L)
 
 The VAE's group norms see the whole clip: each layer goes through all pieces, with a column of the neighbours for its
 convolution, and the next norm takes its statistics from all of them. The values of two layers are held, and pieces of
@@ -9,7 +9,6 @@ what is in between. The middle attention needs all positions at once, at the lat
 frames to either side only, so that its tiles overlap by as many.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
-from vocoder import mel_config
+from vocoder import mel_config, vocode_planes
 from vocoder.match import match_passes, match_reach
+from vocoder.planes import planes_reach
 
 LONGEST_WHOLE = 4096  # mel frames, 41 s: what is longer is decoded in pieces
 LATENT_FRAMES = 64  # of a piece
@@ -34,7 +34,7 @@ def one_by_one(run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
 
 
 def decode(vae: AutoencoderKL, latents: Tensor, latent_frames: int = LATENT_FRAMES) -> Tensor:
-    """What ``vae.decode`` gives, (B, 1, T, F), up to rounding, in pieces of ``latent_frames``."""
+    """What ``vae.decode`` gives, (B, P, T, F), up to rounding, in pieces of ``latent_frames``."""
     decoder, middle = vae.decoder, vae.decoder.mid_block
     if vae.post_quant_conv is not None:
         latents = vae.post_quant_conv(latents)
@@ -121,22 +121,18 @@ def convolve(
         yield functional.conv2d(x, conv.weight, conv.bias)
 
 
-def vocode(vocoder: SpeechT5HifiGan, mel: Tensor, mel_frames: int = MEL_FRAMES) -> Tensor:
-    """What ``vocoder`` gives for ``mel (B, T, F)``, (B, L), in overlapping tiles of ``mel_frames``."""
-    n_frames, overlap, hop = mel.shape[1], reach(vocoder), samples_of_a_frame(vocoder)
+def vocode(vocoder: SpeechT5HifiGan, planes: Tensor, mel_frames: int = MEL_FRAMES) -> Tensor:
+    """What `vocode_planes` gives for ``planes (B, P, T, F)``, (B, L) or (B, 2, L), in overlapping tiles."""
+    config = mel_config(vocoder)
+    n_frames, overlap, hop = planes.shape[2], reach(vocoder), config.hop_length
     tiles = []
     for start in range(0, n_frames, mel_frames):
         first, end = max(0, start - overlap), min(n_frames, start + mel_frames + overlap)
         # the last tile goes on to its end: kernels of odd excess over their rate make a few samples more
         last = None if start + mel_frames >= n_frames else (start + mel_frames - first) * hop
-        tile = vocoder(mel[:, first:end]).reshape(len(mel), -1)
-        tiles.append(tile[:, (start - first) * hop : last])
-    return torch.cat(tiles, dim=1)
-
-
-def samples_of_a_frame(vocoder: SpeechT5HifiGan) -> int:
-    """The hop length."""
-    return math.prod(vocoder.config.upsample_rates)
+        tile = vocode_planes(vocoder, planes[:, :, first:end], config)
+        tiles.append(tile[..., (start - first) * hop : last])
+    return torch.cat(tiles, dim=-1)
 
 
 def reach(vocoder: SpeechT5HifiGan) -> int:
@@ -147,5 +143,6 @@ def reach(vocoder: SpeechT5HifiGan) -> int:
     block = max(sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations) for kernel, dilations in blocks)
     for rate, kernel in zip(reversed(config.upsample_rates), reversed(config.upsample_kernel_sizes), strict=True):
         samples = -(-(samples + block + kernel) // rate)
-    matched = -(-match_reach(match_passes(vocoder), mel_config(vocoder)) // samples_of_a_frame(vocoder))
-    return samples + vocoder.conv_pre.kernel_size[0] // 2 + matched
+    mel = mel_config(vocoder)
+    joined = -(-(match_reach(match_passes(vocoder), mel) + planes_reach(mel)) // mel.hop_length)
+    return samples + vocoder.conv_pre.kernel_size[0] // 2 + joined

@@ -13,6 +13,7 @@ Wu et al. (2023), Large-scale contrastive language-audio pretraining. https://ar
 import itertools
 import json
 import math
+import threading
 import warnings
 from collections.abc import Iterable
 
@@ -27,6 +28,7 @@ from musicldm.audio.resampling import resample
 POWER_FLOOR = 1e-10  # -100 dB
 TEMPO_CENTRE = 112.0  # BPM of a first component of 0
 TEMPO_OCTAVES = 10.0  # that a first component of 1 would be above it
+TOKENIZING = threading.Lock()  # tokenizers keep padding and truncation of a call where other threads see them
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # ids 0 to 4; the first four as in RoBERTa
 
 
@@ -81,11 +83,12 @@ def embed_text(clap: ClapModel, tokenizer: PreTrainedTokenizerBase | None, texts
         ids = torch.tensor([[config.bos_token_id, config.eos_token_id]], device=clap.device)  # all there is to no text
         return _pooled(clap.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids)))
     n_positions = config.max_position_embeddings - config.pad_token_id - 1  # RoBERTa numbers positions from pad + 1
-    lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+    with TOKENIZING:
+        lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+        tokens = tokenizer(texts, padding="longest", truncation=True, max_length=n_positions, return_tensors="pt")
     for text, length in zip(texts, lengths, strict=True):
         if length > n_positions:
             warnings.warn(f"only the first {n_positions} of {length} tokens are used of {text!r}", stacklevel=2)
-    tokens = tokenizer(texts, padding="longest", truncation=True, max_length=n_positions, return_tensors="pt")
     input_ids, mask = tokens["input_ids"].to(clap.device), tokens["attention_mask"].to(clap.device)
     return _pooled(clap.get_text_features(input_ids=input_ids, attention_mask=mask))
 

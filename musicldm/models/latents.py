@@ -1,9 +1,10 @@
-"""Audio to latents: the steps between that pipelines and trainers share.
+"""Audio to latents: the steps between, which pipelines and trainers share.
 
-    audio at any rate  -> channels averaged, resampled -> waveform (B, L) -> log-mel (B, T, F)
+    audio at any rate  -> channels and rate of the model -> waveform (B, L) or (B, A, L)
+                       -> planes of its spectrogram, packed into an image (B, P, T, F)
                        -> VAE -> posterior over latents (B, C, T/f, F/f), not yet scaled by `scaling_factor`
 
-Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546
+P is 1 for mono models. Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546
 """
 
 from __future__ import annotations
@@ -19,35 +20,47 @@ from torch import Tensor
 from torch.nn import functional
 
 from musicldm.kernels.tiled_decoding import one_by_one
-from vocoder import MelConfig, log_mel_spectrogram
+from vocoder import MelConfig, pack_rows, spectrogram_planes
 
 
 def latent_factor(vae: AutoencoderKL) -> int:
-    """Mel frames (and bands) for each latent frame (and band), f."""
+    """Frames (and rows) of the image for each latent frame (and row), f."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def encode_log_mel(vae: AutoencoderKL, log_mel: Tensor) -> DiagonalGaussianDistribution:
-    """The posterior over unscaled latents (B, C, T/f, F/f) of ``log_mel (B, T, F)``, or of planes (B, P, T, F).
+def latent_shape(vae: AutoencoderKL, mel: MelConfig, n_frames: int) -> tuple[int, int, int]:
+    """Latents (C, T/f, F/f) of ``n_frames`` mel frames, of which those beyond a multiple of f are left out."""
+    factor = latent_factor(vae)
+    return vae.config.latent_channels, n_frames // factor, mel.n_mels // mel.bands_per_row // factor
 
-    T and F are multiples of `latent_factor`, and ``log_mel`` lies on the device of the VAE.
+
+def encode_image(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistribution:
+    """The posterior over unscaled latents (B, C, T/f, F/f) of ``image (B, P, T, F)``, or of log-mels (B, T, F).
+
+    T and F are multiples of `latent_factor`, and ``image`` lies on the device of the VAE.
     """
-    image = (log_mel if log_mel.ndim == 4 else log_mel.unsqueeze(1)).to(vae.dtype)
+    image = (image if image.ndim == 4 else image.unsqueeze(1)).to(vae.dtype)
     return DiagonalGaussianDistribution(one_by_one(lambda part: vae.encode(part).latent_dist.parameters, image))
 
 
-def padded_log_mel(waveform: Tensor, mel: MelConfig, factor: int) -> Tensor:
-    """Log-mel (B, T, F) of all of ``waveform (B, L)``, with silence behind it until T is a multiple of ``factor``."""
-    n_samples = waveform.shape[1]
+def spectrogram_image(waveform: Tensor, mel: MelConfig) -> Tensor:
+    """What the VAE sees, (B, P, T, F), of ``waveform`` (B, L) or (B, A, L): the planes with bands packed into rows."""
+    return pack_rows(spectrogram_planes(waveform, mel), mel.bands_per_row)
+
+
+def padded_image(waveform: Tensor, mel: MelConfig, factor: int) -> Tensor:
+    """`spectrogram_image` of all of ``waveform``, with silence behind it until T is a multiple of ``factor``."""
+    n_samples = waveform.shape[-1]
     n_frames = -(-n_samples // (mel.hop_length * factor)) * factor
     waveform = functional.pad(waveform, (0, max(n_frames * mel.hop_length, mel.n_fft) - n_samples))
-    return log_mel_spectrogram(waveform, mel)[:, :n_frames]
+    return spectrogram_image(waveform, mel)[:, :, :n_frames]
 
 
-def mono_waveforms(audio: np.ndarray | Tensor, sampling_rate: int, to_rate: int) -> Tensor:
-    """``audio`` (L,), (B, L) or (B, A, L) as float32 (B, L') at ``to_rate`` Hz, on the CPU.
+def model_waveform(audio: np.ndarray | Tensor, sampling_rate: int, mel: MelConfig) -> Tensor:
+    """``audio`` (L,), (B, L) or (B, A, L) as a mono model has it, (B, L), or another, (B, A, L): float32, on the CPU.
 
-    Channels are averaged, and rates converted by soxr in high quality, as `musicldm.audio.read_audio` does.
+    Channels are averaged for a mono model, a single one is given to both of stereo. Rates are converted by soxr in high
+    quality. Both as `musicldm.audio.read_audio` does.
 
     Raises:
         ValueError: for other shapes, no samples, NaN or infinity, or a rate that is none.
@@ -59,9 +72,17 @@ def mono_waveforms(audio: np.ndarray | Tensor, sampling_rate: int, to_rate: int)
         raise ValueError("audio holds NaN or infinity; replace these samples first")
     if not isinstance(sampling_rate, Real) or not sampling_rate >= 1 or sampling_rate != int(sampling_rate):
         raise ValueError(f"sampling_rate must be a positive whole number of Hz, got {sampling_rate!r}")
-    samples = samples.mean(axis=1) if samples.ndim == 3 else np.atleast_2d(samples)  # (B, L)
-    if sampling_rate != to_rate:
-        samples = np.stack([soxr.resample(row, sampling_rate, to_rate, quality="HQ") for row in samples])
+    samples = samples if samples.ndim == 3 else np.atleast_2d(samples)[:, None]  # (B, A, L)
+    if mel.audio_channels == 1:
+        samples = samples.mean(axis=1, keepdims=True)
+    elif samples.shape[1] not in (1, mel.audio_channels):
+        raise ValueError(
+            f"audio of {samples.shape[1]} channels for a model of {mel.audio_channels}; give as many, or 1"
+        )
+    if sampling_rate != mel.sample_rate:
+        rows = [soxr.resample(row, sampling_rate, mel.sample_rate, quality="HQ") for clip in samples for row in clip]
+        samples = np.stack(rows).reshape(*samples.shape[:2], -1)
         if not samples.size:
-            raise ValueError(f"audio is shorter than one sample at {to_rate} Hz")
-    return torch.from_numpy(np.ascontiguousarray(samples))
+            raise ValueError(f"audio is shorter than one sample at {mel.sample_rate} Hz")
+    waveform = torch.from_numpy(np.ascontiguousarray(samples))
+    return waveform[:, 0] if mel.audio_channels == 1 else waveform.expand(-1, mel.audio_channels, -1)

@@ -23,6 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
+from musicldm.models.original.checkpoint import OriginalCheckpoint, original_feature_extractor
 from vocoder import install_matching
 
 PARTS = {
@@ -41,6 +42,7 @@ REPAIR = "save or download the model again, or take a complete one such as 'mini
 # The hub's client changes its HTTP library from version to version; the base of its own error is that library's.
 HUB_ERRORS = (OSError, ValueError, *HfHubHTTPError.__bases__)
 
+TokenizerSource = PreTrainedTokenizerBase | str | os.PathLike | None  # an object, a folder, a name on the hub
 ROBERTA, ROBERTA_PIECES = "roberta-base", 50265  # the tokenizer of the released CLAP
 RELEASED_WIDTHS = [128, 256, 384, 640]
 RELEASED_HEADS = [4, 8, 12, 20]  # 32 channels each
@@ -215,16 +217,9 @@ def load_parts(
     return parts
 
 
-def original_parts(
-    path_or_state_dict,
-    config,
-    vocoder_config=None,
-    clap_config=None,
-    use_ema: bool = True,
-    tokenizer: PreTrainedTokenizerBase | str | os.PathLike | None = None,
-) -> dict:
+def original_parts(checkpoint: OriginalCheckpoint, tokenizer: TokenizerSource = None) -> dict:
     """All parts of a pipeline from the authors' checkpoint; see `MusicLDMPipeline.from_original`."""
-    found = found_parts(path_or_state_dict, config, vocoder_config, clap_config, use_ema, tokenizer)
+    found = found_parts(checkpoint, tokenizer)
     if missing := missing_parts(found):
         raise ValueError(
             f"the checkpoint holds {', '.join(found) or 'no part'}, but music also needs {', '.join(missing)}; "
@@ -233,34 +228,24 @@ def original_parts(
     return dict.fromkeys(OPTIONAL_PARTS) | found
 
 
-def found_parts(
-    path_or_state_dict,
-    config=None,
-    vocoder_config=None,
-    clap_config=None,
-    use_ema: bool = True,
-    tokenizer: PreTrainedTokenizerBase | str | os.PathLike | None = None,
-) -> dict:
+def found_parts(checkpoint: OriginalCheckpoint, tokenizer: TokenizerSource = None) -> dict:
     """Those parts of a pipeline that a checkpoint in its authors' layout holds; with CLAP also what feeds it.
 
-    The tokenizer is None where there is none; arguments and errors as of `MusicLDMPipeline.from_original`.
+    The tokenizer is None where there is none; errors as of `MusicLDMPipeline.from_original`.
     """
-    from musicldm.models.original import load_original, original_feature_extractor
-
-    found = load_original(path_or_state_dict, config, vocoder_config, clap_config, use_ema)
+    found = checkpoint.load()
     clap = found.pop("clap", None)
     if clap is None:
         return found
+    fused = clap.config.audio_config.enable_fusion
     return found | {
         "text_encoder": clap,
         "tokenizer": find_tokenizer(tokenizer, clap.config.text_config.vocab_size),
-        "feature_extractor": original_feature_extractor(clap_config, clap.config.audio_config.enable_fusion),
+        "feature_extractor": original_feature_extractor(checkpoint.clap_config, fused),
     }
 
 
-def find_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | str | os.PathLike | None, vocab_size: int
-) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(tokenizer: TokenizerSource, vocab_size: int) -> PreTrainedTokenizerBase | None:
     """A tokenizer for a text tower of ``vocab_size`` pieces: an object, a folder's, or one from the hub.
 
     None stands for RoBERTa's if the vocabulary is of its size. Where the hub and its cache lack that, the result is

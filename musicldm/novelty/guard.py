@@ -6,9 +6,7 @@ waveforms (B, L) -> check against the index -> what is new enough, best first
 
 from __future__ import annotations
 
-import math
-from contextlib import contextmanager
-from functools import partial
+import inspect
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,16 +17,19 @@ from musicldm.analysis.measurements import SILENCE
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty import CopyError
 from musicldm.novelty.alignment import WINDOWS_S
+from musicldm.novelty.carried import index_of
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex
 from musicldm.novelty.steering import Steering
+from musicldm.pipelines.base import MusicLDMPipelineOutput, taking_turns
 from musicldm.pipelines.checks import check_texts
-from musicldm.sampling.denoising import make_generators
-from vocoder import log_mel_spectrogram, mel_config
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling.denoising import Correct, make_generators
+from vocoder import mel_config
 
 MODES = ("report", "avoid", "least_similar")
 ROUNDS = 4  # draws before a prompt is given up
-STRENGTH = 1.0  # of the steering away from rejected draws; 0 only draws again
+STRENGTH = 1.0
 PER_PROMPT = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
 
 
@@ -41,29 +42,38 @@ class Drawn(NamedTuple):
 
 
 class CopyGuard:
-    """Compares waveforms with an index by a pipeline's CLAP.
+    """A pipeline whose music is compared with a training set, by its CLAP; called like the pipeline itself.
 
     Args:
-        index: the training set, or the folder of its index.
-        clap: the CLAP that the index was made with.
-        feature_extractor: its front end.
-        music_rate: of the waveforms.
+        pipeline: whose CLAP is the one that the index was made with.
+        index: the training set, or the folder of its index; by default the one that the model carries.
+        strength: of the steering away from rejected draws; 0 only draws again.
 
     Raises:
         FileNotFoundError: if there is no index.
-        ValueError: if it is damaged, or was made with another CLAP.
+        ValueError: if it is damaged, or was made with another CLAP, or the model carries none.
+        OSError: if a hub has the index and refuses it.
     """
 
-    def __init__(self, index: NoveltyIndex | str | Path, clap, feature_extractor, music_rate: int | None = None):
+    def __init__(
+        self, pipeline: MusicLDMPipeline, index: NoveltyIndex | str | Path | None = None, strength: float = STRENGTH
+    ):
+        if index is None and (index := index_of(pipeline)) is None:
+            raise ValueError(
+                "the copy guard needs an index of the training set, and the model carries none; give the folder of one "
+                "that `musicldm novelty index` wrote (on the command line: --index FOLDER)"
+            )
+        self.pipeline, self.strength = pipeline, strength
         self.index = index if isinstance(index, NoveltyIndex) else NoveltyIndex(index)
-        self.embedder = ClapEmbedder(clap, feature_extractor, music_rate)
+        self.embedder = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate)
         self.index.check_embedder(self.embedder.name)
 
     def judge(self, waveform: np.ndarray, sample_rate: int, max_similarity: float | None = None) -> dict:
-        """What `musicldm.novelty.check` finds of ``waveform (L,)``, and ``too_close``: a copied passage, or more
-        similar to some clip than ``max_similarity``. By default that is the similarity that 1 % of other music exceeds,
-        and a window of 2 s may not be nearer than in 1 % either.
+        """What `musicldm.novelty.check` finds of ``waveform`` (L,) or (A, L), and ``too_close``: a copied passage, or
+        more similar to some clip than ``max_similarity``. By default that is the similarity that 1 % of other music
+        exceeds, and a window of 2 s may not be nearer than in 1 % either.
         """
+        waveform = waveform if waveform.ndim == 1 else waveform.mean(axis=0)
         most = self.index.similarity_threshold if max_similarity is None else max_similarity
         if np.abs(waveform).max(initial=0) < SILENCE:
             return {"verdict": "silent", "similarity": None, "nearest": [], "max_similarity": most, "too_close": False}
@@ -75,107 +85,93 @@ class CopyGuard:
             too_close |= found.window[0].similarity > self.index.window_threshold
         return about | {"max_similarity": most, "too_close": too_close}
 
+    def __call__(
+        self, *args, mode: str = "avoid", max_similarity: float | None = None, **options
+    ) -> MusicLDMPipelineOutput | tuple:
+        """The pipeline's output for the same arguments, with ``novelty``: for each waveform what `judge` finds.
 
-def guarded(pipeline, mode: str, max_similarity: float | None, arguments: dict):
-    """``pipeline(**arguments)`` whose output has ``novelty``: for each waveform what `CopyGuard.judge` finds.
+        "report" changes nothing else. "avoid" draws all candidates of a prompt again, steered away from what was
+        rejected, up to `ROUNDS` times in all, until as many as are to be returned are not too close; the best of those
+        are returned. "least_similar" does too, and fills up with the least similar ones where "avoid" raises.
 
-    "report" changes nothing else. "avoid" draws all candidates of a prompt again, up to `ROUNDS` times in all, until
-    as many as are to be returned are not too close; the best of those are returned. "least_similar" does too, and
-    fills up with the least similar ones where "avoid" raises.
+        Raises:
+            ValueError: for an unknown mode, or arguments that leave nothing to compare or draw.
+            CopyError: (a ValueError) if a prompt has too few.
+        """
+        call = inspect.signature(self.pipeline.__call__).bind(*args, **options)
+        call.apply_defaults()
+        arguments = call.arguments
+        _check(mode, max_similarity, arguments)
+        wanted = arguments["return_best"] or arguments["num_waveforms_per_prompt"]
+        with taking_turns(self.pipeline):
+            drawn, waiting, output = self._draw(mode, max_similarity, wanted, arguments)
+        chosen = [_choose(candidates, wanted, mode) for candidates in drawn]
+        output.audios = np.stack([one.waveform for row in chosen for one in row])
+        if output.scores is not None:
+            output.scores = np.array([[one.score for one in row] for row in chosen], np.float32)
+        output.novelty = [one.found | {"draws": len(drawn[i])} for i, row in enumerate(chosen) for one in row]
+        if arguments["output_type"] == "pt":
+            output.audios = torch.from_numpy(output.audios)
+            output.scores = None if output.scores is None else torch.from_numpy(output.scores)
+        if mode == "avoid" and waiting:
+            prompts = [arguments["prompt"]] if isinstance(arguments["prompt"], str) else arguments["prompt"]
+            names = [f"prompt {i + 1}" if prompts is None else repr(prompts[i]) for i in waiting]
+            raise CopyError(_refusal(names, [drawn[i] for i in waiting]), output, tuple(waiting))
+        return output if arguments["return_dict"] else (output.audios,)
 
-    Raises:
-        ValueError: for an unknown mode, a pipeline without guard, or arguments that leave nothing to compare or draw.
-        CopyError: if a prompt has too few.
-    """
-    _check(pipeline, mode, max_similarity, arguments)
-    n = arguments["num_waveforms_per_prompt"]
-    wanted = arguments["return_best"] or n
-    n_prompts = check_texts(*(arguments[name] for name in PER_PROMPT))
-    noise = make_generators(arguments["seed"], arguments["generator"], n_prompts * n)
-    drawn: list[list[Drawn]] = [[] for _ in range(n_prompts)]
-    waiting = list(range(n_prompts))
-    rejected: list[list[torch.Tensor]] = [[] for _ in range(n_prompts)]  # latents (C, T, F)
-    settled = {"seed": None, "return_best": None, "return_dict": True, "output_type": "np", "novelty": None}
-    for _ in range(1 if mode == "report" else ROUNDS):
-        rows = {name: _rows(arguments[name], waiting) for name in PER_PROMPT}
-        generator = [noise[i * n + k] for i in waiting for k in range(n)] if isinstance(noise, list) else noise
-        with steered(pipeline, [rejected[i] for i in waiting for _ in range(n)]):
-            output = pipeline(**arguments | rows | settled | {"generator": generator, "max_similarity": None})
-        for row, prompt in enumerate(waiting):
-            for k in range(n):
-                waveform = output.audios[row * n + k]
-                found = pipeline.copy_guard.judge(waveform, output.sampling_rate, max_similarity)
-                score = None if output.scores is None else float(output.scores[row, k])
-                drawn[prompt].append(Drawn(waveform, score, found))
+    def _draw(
+        self, mode: str, max_similarity: float | None, wanted: int, arguments: dict
+    ) -> tuple[list[list[Drawn]], list[int], MusicLDMPipelineOutput]:
+        """The draws of each prompt, the prompts with fewer than ``wanted`` new ones, and the last output."""
+        n = arguments["num_waveforms_per_prompt"]
+        n_prompts = check_texts(*(arguments[name] for name in PER_PROMPT))
+        noise = make_generators(arguments["seed"], arguments["generator"], n_prompts * n)
+        drawn: list[list[Drawn]] = [[] for _ in range(n_prompts)]
+        waiting = list(range(n_prompts))
+        rejected: list[list[torch.Tensor]] = [[] for _ in range(n_prompts)]  # latents (C, T, F)
+        settled = {"seed": None, "return_best": None, "return_dict": True, "output_type": "np"}
+        for _ in range(1 if mode == "report" else ROUNDS):
+            changed = {name: _rows(arguments[name], waiting) for name in PER_PROMPT}
+            items = [i * n + k for i in waiting for k in range(n)]
+            changed["generator"] = [noise[item] for item in items] if isinstance(noise, list) else noise
+            changed["correct"] = self._steering([rejected[item // n] for item in items], arguments["correct"])
+            output = self.pipeline(**arguments | changed | settled)
+            for row, item in enumerate(items):
+                waveform = output.audios[row]
+                found = self.judge(waveform, output.sampling_rate, max_similarity)
+                score = None if output.scores is None else float(output.scores[row // n, row % n])
+                drawn[item // n].append(Drawn(waveform, score, found))
                 if found["too_close"] and mode != "report":
-                    rejected[prompt].append(encode(pipeline, waveform))
-        waiting = [prompt for prompt in waiting if sum(not d.found["too_close"] for d in drawn[prompt]) < wanted]
-        if not waiting:
-            break
-    chosen = [_choose(candidates, wanted, mode) for candidates in drawn]
-    output.audios = np.stack([one.waveform for row in chosen for one in row])
-    output.scores = (
-        None if output.scores is None else np.array([[one.score for one in row] for row in chosen], np.float32)
-    )
-    output.novelty = [one.found | {"draws": len(drawn[i])} for i, row in enumerate(chosen) for one in row]
-    if arguments["output_type"] == "pt":
-        output.audios = torch.from_numpy(output.audios)
-        output.scores = None if output.scores is None else torch.from_numpy(output.scores)
-    if mode == "avoid" and waiting:
-        prompts = [arguments["prompt"]] if isinstance(arguments["prompt"], str) else arguments["prompt"]
-        names = [f"prompt {i + 1}" if prompts is None else repr(prompts[i]) for i in waiting]
-        raise CopyError(_refusal(names, [drawn[i] for i in waiting]), output, tuple(waiting))
-    return output if arguments["return_dict"] else (output.audios,)
+                    rejected[item // n].append(self.pipeline.encode_audio(waveform[None], output.sampling_rate)[0])
+            waiting = [prompt for prompt in waiting if sum(not d.found["too_close"] for d in drawn[prompt]) < wanted]
+            if not waiting:
+                break
+        return drawn, waiting, output
+
+    def _steering(self, rejected: list[list[torch.Tensor]], correct: Correct | None) -> Correct | None:
+        """What keeps each waveform away from its ``rejected`` latents, after the caller's own ``correct``."""
+        if not self.strength or not any(rejected):
+            return correct
+        pipeline, mel = self.pipeline, mel_config(self.pipeline.vocoder)
+        frame_s = mel.hop_length * pipeline.vae_scale_factor / mel.sample_rate
+        steering = Steering(pipeline.scheduler, max(1, round(WINDOWS_S[0] / frame_s)), self.strength, rejected)
+        if correct is None:
+            return steering
+        return lambda prediction, noisy, t: steering(correct(prediction, noisy, t), noisy, t)
 
 
-def _check(pipeline, mode: str | None, max_similarity: float | None, arguments: dict) -> None:
-    if mode is None:
-        raise ValueError(f"max_similarity is for novelty, which says what to do: one of {', '.join(MODES)}")
+def _check(mode: str, max_similarity: float | None, arguments: dict) -> None:
     if mode not in MODES:
-        raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {mode!r}")
-    if pipeline.copy_guard is None and pipeline.novelty_index is not None:
-        pipeline.load_novelty_index(pipeline.novelty_index)
-    if pipeline.copy_guard is None:
-        raise ValueError(
-            f"novelty={mode!r} needs an index of the training set; call load_novelty_index(folder) before "
-            "(on the command line: --index FOLDER)"
-        )
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if max_similarity is not None and not -1 <= max_similarity <= 1:
         raise ValueError(f"max_similarity is a cosine from -1 to 1, got {max_similarity}")
     if arguments["output_type"] == "latent":
-        raise ValueError("latents cannot be compared with the training set; ask for waveforms, or leave novelty out")
+        raise ValueError("latents cannot be compared with the training set; ask for waveforms, or call the pipeline")
     if mode != "report" and arguments["latents"] is not None:
-        raise ValueError(f"novelty={mode!r} draws new noise, so latents cannot be given; give a seed, or use 'report'")
+        raise ValueError(f"mode={mode!r} draws new noise, so latents cannot be given; give a seed, or use 'report'")
     seconds = arguments["audio_length_in_s"]
     if seconds is not None and seconds < WINDOWS_S[0]:
         raise ValueError(f"{seconds:g} s are too short to compare with the training set; ask for {WINDOWS_S[0]:g} s")
-
-
-@torch.no_grad()
-def encode(pipeline, waveform: np.ndarray) -> torch.Tensor:
-    """Scaled latents (C, T/f, F/f) of ``waveform (L,)`` at the pipeline's rate, as long as those that it came from."""
-    mel, factor = mel_config(pipeline.vocoder), pipeline.vae_scale_factor
-    samples = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
-    n_frames = -(-len(samples) // (mel.hop_length * factor)) * factor
-    samples = torch.nn.functional.pad(samples, (0, max(n_frames * mel.hop_length, mel.n_fft) - len(samples)))
-    log_mel = log_mel_spectrogram(samples[None], mel)[:, None, :n_frames]  # (1, 1, T, F)
-    moments = pipeline.vae.encode(log_mel.to(pipeline._execution_device, pipeline.vae.dtype)).latent_dist
-    return pipeline.vae.config.scaling_factor * moments.mode()[0]
-
-
-@contextmanager
-def steered(pipeline, rejected: list[list[torch.Tensor]]):
-    """Within, the pipeline's ``denoise`` keeps each waveform away from its ``rejected`` latents, if there are any."""
-    if not STRENGTH or not any(rejected):
-        yield
-        return
-    frame_s = math.prod(pipeline.vocoder.config.upsample_rates) * pipeline.vae_scale_factor / pipeline.sampling_rate
-    steering = Steering(pipeline.scheduler, max(1, round(WINDOWS_S[0] / frame_s)), STRENGTH, rejected)
-    pipeline.denoise = partial(pipeline.denoise, correct=steering)
-    try:
-        yield
-    finally:
-        del pipeline.denoise  # the class's own again
 
 
 def _rows(value, rows: list[int]):

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "base": ["MusicLDMPipelineOutput"],
         "text_to_music": ["MusicLDMPipeline"],
-        "output": ["MusicLDMPipelineOutput"],
     },
 )

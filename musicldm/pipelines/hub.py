@@ -4,7 +4,7 @@ pipeline -> FOLDER/model_index.json, one folder for each part   any of diffusers
          -> FOLDER/README.md                                    the card: what is known of the model
          -> FOLDER/novelty_index/                               of its training set, where there is one
 
-A hub name is loaded without card and index: the one is fetched when the model is saved, the other by ``novelty=...``.
+A hub name is loaded without card and index: the one is fetched when the model is saved, the other when it is asked for.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from diffusers import DiffusionPipeline
 from diffusers.utils import hub_utils
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 
 from musicldm.kernels.dot_product import projections_apart
-from musicldm.models.loading import HUB_ERRORS, PARTS, listed_heads, one_line, part_class, read_json
+from musicldm.models.loading import HUB_ERRORS, PARTS, listed_heads, one_line, part_class
+from vocoder import mel_config
 
 CARD = "README.md"
 NOVELTY_INDEX = "novelty_index"
+COMPANIONS = (NOVELTY_INDEX,)  # folders beside the parts that belong to a model and go where it goes
 FRONT = "---\nlibrary_name: diffusers\npipeline_tag: text-to-audio\ntags: [text-to-music, musicldm, audio{more}]\n---\n"
 USE = """```python
 from musicldm import MusicLDMPipeline
@@ -35,69 +36,58 @@ pipeline = MusicLDMPipeline.from_pretrained("FOLDER OR HUB NAME")
 output = pipeline("a calm piece for solo piano", num_inference_steps=25, seed=1)
 ```
 """
-MEASURES = {  # of an index's base rate
-    "similarity": "similarity (cosine) to the nearest clip",
-    "window_similarity": "the same of windows of 2 s",
-    "score": "agreement of the best passage",
-}
 UNKNOWN = (
     "Nothing is recorded of what the parts were trained on and under which licence they come; whoever publishes this "
     "model should add it here.\n"
 )
 
 
-class PublishMixin(DiffusionPipeline):
-    """`save_pretrained` and `push_to_hub` of a pipeline, with a card and the index of the training set."""
+class PublishMixin:
+    """`save_pretrained` and `push_to_hub` of a `DiffusionPipeline`, with a card and the folders that belong to a model.
 
-    card: str | None = None  # the text of README.md, as it was loaded or as a trainer wrote it
-    novelty_index: Path | None = None  # the folder of the index that came with the model
-    copy_guard = None  # set by load_novelty_index
+    Attributes:
+        card: the text of README.md, as it was loaded or as a trainer wrote it.
+        card_sections: texts by title, each written into the card when the model is saved.
+        companions: the folders of `COMPANIONS` that are here, by name; `companion` looks further.
+    """
+
+    card: str | None = None
+    card_sections: dict[str, str]
+    companions: dict[str, Path]
     hub_source: dict | None = None  # arguments of `snapshot_download` where the model came from a hub
 
     def came_from(self, folder: Path, hub_options: dict) -> None:
         """Note what lies in the model's ``folder``; ``hub_options`` are for what has to be fetched later."""
         self.card = read_card(folder)
-        self.novelty_index = folder / NOVELTY_INDEX if (folder / NOVELTY_INDEX).is_dir() else None
+        self.companions = {name: folder / name for name in COMPANIONS if (folder / name).is_dir()}
         repository = re.fullmatch(r"models--(.+)--(.+)", folder.parent.parent.name)  # the hub's cache
         if repository is not None and folder.parent.name == "snapshots":
             here = {"repo_id": "/".join(repository.groups()), "revision": folder.name, "cache_dir": folder.parents[2]}
             self.hub_source = here | hub_options
 
-    def load_novelty_index(self, folder: str | os.PathLike) -> None:
-        """Have ``novelty=...`` compare with the index in ``folder``, which `musicldm novelty index` wrote.
-
-        A model that carries the index of its training set (``novelty_index/``) needs no call.
-
-        Raises:
-            OSError: if there is none.
-            ValueError: if it is damaged, or was made with another CLAP than the pipeline's.
-        """
-        from musicldm.novelty.guard import CopyGuard
-
-        self.copy_guard = CopyGuard(folder, self.text_encoder, self.feature_extractor, self.sampling_rate)
-
-    def find_novelty_index(self) -> None:
-        """Fetch the index of a model from the hub, if it has one and none is here; with the files of that revision.
+    def companion(self, name: str) -> Path | None:
+        """The folder ``name`` of the model, None if it has none; that of a hub is fetched, with its revision.
 
         Raises:
             OSError: if the hub refuses.
         """
-        if self.copy_guard is None and self.novelty_index is None and self.hub_source is not None:
+        if name not in self.companions and self.hub_source is not None:
             try:
-                folder = Path(snapshot_download(**self.hub_source, allow_patterns=[f"{NOVELTY_INDEX}/*"]))
+                folder = Path(snapshot_download(**self.hub_source, allow_patterns=[f"{name}/*"])) / name
             except HUB_ERRORS as error:
                 raise OSError(
-                    f"the novelty index of {self.hub_source['repo_id']} cannot be fetched ({one_line(error)}); "
-                    "call load_novelty_index(folder) with one that is here"
+                    f"the {name} of {self.hub_source['repo_id']} cannot be fetched ({one_line(error)}); "
+                    "give the folder of one that is here"
                 ) from error
-            self.novelty_index = folder / NOVELTY_INDEX if (folder / NOVELTY_INDEX).is_dir() else None
+            if folder.is_dir():
+                self.companions[name] = folder
+        return self.companions.get(name)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Save to a folder whose parts diffusers' and transformers' own classes load; arguments as in diffusers.
 
         The UNet's head numbers are always saved as a list, one for each level, so that loading never doubts them. A
-        card that came with the model is kept, as is an index that came with it or was loaded, of which the card then
-        says what it holds; without a card the parts are described.
+        card that came with the model is kept, as are its `companions`; without a card the parts are described.
 
         Raises:
             ValueError: if a part is of a class that is not public in diffusers or transformers, or the UNet carries
@@ -117,14 +107,14 @@ class PublishMixin(DiffusionPipeline):
         with listed_heads(self.unet), projections_apart(self.unet):
             super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
-        index = self.novelty_index if self.copy_guard is None else self.copy_guard.index.folder
         card = self.card or self._card_on_the_hub() or plain_card(self)
-        if index is not None:
-            card = with_section(card, "Novelty", index_text(index))
+        for title, text in self.card_sections.items():
+            card = with_section(card, title, text)
         (folder / CARD).write_text(card, encoding="utf-8")
-        if index is not None and index.resolve() != (folder / NOVELTY_INDEX).resolve():
-            shutil.rmtree(folder / NOVELTY_INDEX, ignore_errors=True)
-            shutil.copytree(index, folder / NOVELTY_INDEX)
+        for name, source in self.companions.items():
+            if source.resolve() != (folder / name).resolve():
+                shutil.rmtree(folder / name, ignore_errors=True)
+                shutil.copytree(source, folder / name)
         if push_to_hub:
             self._send(folder, repository, **hub)
 
@@ -139,7 +129,7 @@ class PublishMixin(DiffusionPipeline):
         variant: str | None = None,
         subfolder: str | None = None,
     ) -> str:
-        """Upload the pipeline with its card and index; arguments as in diffusers. Returns the address of the commit.
+        """Upload the pipeline, card and companions; arguments as in diffusers. Returns the address of the commit.
 
         As there, a card that the repository has already is left as it is.
         """
@@ -194,7 +184,8 @@ def parts_table(parts: dict[str, object]) -> str:
 
 def plain_card(pipeline) -> str:
     """The card of a pipeline of which nothing is known but its parts."""
-    heading = f"\n# MusicLDM\n\nText to music, {pipeline.sampling_rate} Hz mono.\n\n"
+    channels = "mono" if mel_config(pipeline.vocoder).audio_channels == 1 else "stereo"
+    heading = f"\n# MusicLDM\n\nText to music, {pipeline.sampling_rate} Hz {channels}.\n\n"
     return f"{front_matter()}{heading}{USE}\n{parts_table(pipeline.components)}\n{UNKNOWN}"
 
 
@@ -206,23 +197,6 @@ def with_section(card: str, title: str, text: str) -> str:
         return old.sub(lambda _: section + "\n", card).rstrip() + "\n"
     before, licence, after = card.partition("\n## Licence\n")
     return f"{before.rstrip()}\n\n{section}{licence}{after}"
-
-
-def index_text(index: Path) -> str:
-    """What a card says of the novelty index in the folder ``index``: its size, CLAP and base rate."""
-    about = read_json(index / "index.json")
-    base_rate = about["base_rate"]
-    text = (
-        f"`{NOVELTY_INDEX}/` holds {about['clips']} clips of {about['recordings']} recordings, embedded by its "
-        f'CLAP (`{about["embedder"]}`). `novelty="avoid"` and `musicldm novelty check` judge by how near '
-        f"{base_rate['clips']} of the clips come to pieces other than their own:"
-    )
-    rows = ["| | half exceed | 5 % exceed | 1 % exceed |", "| --- | ---: | ---: | ---: |"]
-    for name, meaning in MEASURES.items():
-        values = [base_rate.get(f"{name}_{percent}") for percent in (50, 95, 99)]
-        if None not in values:
-            rows.append(f"| {meaning} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-    return f"{text}\n\n" + "\n".join(rows)
 
 
 def read_card(folder: Path) -> str | None:

@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "denoising": ["denoise", "first_noise", "make_generators", "predict", "prepare_timesteps"],
-        "schedulers": ["SCHEDULERS", "make_scheduler"],
+        "condition": ["Condition", "predict"],
+        "denoising": ["Guidance", "denoise", "first_noise", "make_generators", "prepare_timesteps"],
+        "schedulers": ["FLOW_SCHEDULERS", "SCHEDULERS", "make_scheduler"],
     },
 )

@@ -5,18 +5,21 @@
 A recording serves one shape, number format and choice of guidance; what changes from call to call (prompt, noise, time
 step, strength of guidance) is copied into its buffers, so that nothing is recorded again for it. The first replay is
 compared with the plain step on inputs that the recording did not see; where it deviates, the steps run plainly.
+Calls on several threads take turns, step by step.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from musicldm.sampling.denoising import predict
+from musicldm.sampling.condition import Condition, predict
 
 MOST_RECORDINGS = 4  # each holds the memory of one step
 WARM_UPS = 2  # libraries choose their algorithms, the attention kernel is loaded and checked
@@ -40,13 +43,13 @@ def record_graph(function: Callable[[], Result]) -> tuple[Callable[[], object], 
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other calls may allocate memory meanwhile
         result = function()
     return graph.replay, result
 
 
 class StepGraphs:
-    """Recordings of `musicldm.sampling.denoising.predict` by shape.
+    """Recordings of `musicldm.sampling.predict` by shape, for one call at a time.
 
     Args:
         record: makes a recording; `record_graph` unless a test without CUDA puts another in its place.
@@ -56,56 +59,54 @@ class StepGraphs:
         self.record = record
         self.recordings: dict[tuple, Recording | None] = {}  # None: it deviated or could not be made
         self.baked_in: int | None = None
+        self.lock = threading.RLock()  # recordings have one set of buffers
 
     def of(self, unet: nn.Module) -> Callable[..., Tensor]:
         """What takes the place of ``predict`` for a run of ``unet`` as it is now."""
         if problem := unsuited(unet):
             log.info("steps are not recorded as graphs: %s", problem)
             return predict
-        if (baked_in := hash_of(unet)) != self.baked_in:
-            self.forget()
-            self.baked_in = baked_in
+        with self.lock:
+            if (baked_in := hash_of(unet)) != self.baked_in:
+                self.forget()
+                self.baked_in = baked_in
         return self.evaluate
 
     def forget(self) -> None:
         """Drop all recordings, when none is being replayed any more."""
-        if self.recordings and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.recordings.clear()
+        with self.lock:
+            if self.recordings and torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.recordings.clear()
 
     def evaluate(
-        self,
-        unet: nn.Module,
-        latents: Tensor,
-        t: Tensor,
-        embedding: Tensor,
-        guidance_scale: float,
-        cross_attention_kwargs: dict | None = None,
+        self, unet: nn.Module, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float
     ) -> Tensor:
         """As `predict`, replayed where that can be."""
-        inputs = latents, t, embedding
-        options = tuple(sorted((cross_attention_kwargs or {}).items()))
-        key = *((tuple(x.shape), x.dtype, x.device) for x in inputs), repr(options)
-        if key not in self.recordings:
-            if len(self.recordings) >= MOST_RECORDINGS:
-                self.forget()
-            self.recordings[key] = self.make(unet, inputs, guidance_scale, cross_attention_kwargs)
-        recording = self.recordings[key]
-        if recording is None:
-            return predict(unet, *inputs, guidance_scale, cross_attention_kwargs)
-        return recording(inputs, guidance_scale)
+        options = tuple(sorted((condition.cross_attention_kwargs or {}).items()))
+        key = *((tuple(x.shape), x.dtype, x.device) for x in (noisy, time, condition.embedding)), repr(options)
+        with self.lock:
+            if key not in self.recordings:
+                if len(self.recordings) >= MOST_RECORDINGS:
+                    self.forget()
+                self.recordings[key] = self.make(unet, noisy, time, condition, guidance_scale)
+            if (recording := self.recordings[key]) is not None:
+                return recording(noisy, time, condition, guidance_scale)
+        return predict(unet, noisy, time, condition, guidance_scale)
 
-    def make(self, unet: nn.Module, inputs: tuple[Tensor, ...], guidance_scale: float, options) -> Recording | None:
-        """A recording that has shown on ``inputs`` that it is right, or None, with a warning."""
-        shape = tuple(inputs[0].shape)
+    def make(
+        self, unet: nn.Module, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float
+    ) -> Recording | None:
+        """A recording that has shown on these inputs that it is right, or None, with a warning."""
+        shape = tuple(noisy.shape)
         try:
-            recording = Recording(unet, inputs, options, self.record)
+            recording = Recording(unet, noisy, time, condition, self.record)
         except RuntimeError as error:
             log.warning("steps on latents of %s cannot be recorded and run plainly: %s", shape, error)
             return None
-        exact = predict(unet, *inputs, guidance_scale, options)
-        deviation = ((recording(inputs, guidance_scale) - exact).norm() / exact.norm()).item()
-        allowed = max(4 * torch.finfo(inputs[2].dtype).eps, 1e-5)
+        exact = predict(unet, noisy, time, condition, guidance_scale)
+        deviation = ((recording(noisy, time, condition, guidance_scale) - exact).norm() / exact.norm()).item()
+        allowed = max(4 * torch.finfo(condition.embedding.dtype).eps, 1e-5)
         if not deviation <= allowed:  # not a number deviates too
             log.error(
                 "a recorded step on latents of %s deviates by %.2g (rounding: %.2g); steps run plainly",
@@ -121,17 +122,24 @@ class StepGraphs:
 class Recording:
     """One step with fixed places for what goes in and comes out."""
 
-    def __init__(self, unet: nn.Module, inputs: tuple[Tensor, ...], options: dict | None, record: Record):
-        self.inputs = [torch.zeros_like(x) for x in inputs]
-        self.scale = torch.zeros((), dtype=inputs[0].dtype, device=inputs[0].device)
-        self.replay, self.result = record(lambda: predict(unet, *self.inputs, self.scale, options))
+    def __init__(self, unet: nn.Module, noisy: Tensor, time: Tensor, condition: Condition, record: Record):
+        self.inputs = noisy, time, embedding = [torch.zeros_like(x) for x in (noisy, time, condition.embedding)]
+        self.scale = torch.zeros((), dtype=noisy.dtype, device=noisy.device)
+        condition = replace(condition, embedding=embedding)
+        self.replay, self.result = record(lambda: predict(unet, noisy, time, condition, self.scale))
+        self.done: torch.cuda.Event | None = None
 
-    def __call__(self, inputs: tuple[Tensor, ...], guidance_scale: float) -> Tensor:
-        for place, x in zip(self.inputs, inputs, strict=True):
+    def __call__(self, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float) -> Tensor:
+        if self.done is not None:  # of a call that may run on another stream
+            self.done.wait()
+        for place, x in zip(self.inputs, (noisy, time, condition.embedding), strict=True):
             place.copy_(x)
         self.scale.fill_(guidance_scale)
         self.replay()
-        return self.result.clone()  # schedulers keep predictions while later ones are made
+        result = self.result.clone()  # schedulers keep predictions while later ones are made
+        if result.is_cuda:
+            self.done = torch.cuda.current_stream().record_event()
+        return result
 
 
 def unsuited(unet: nn.Module) -> str | None:

@@ -9,6 +9,7 @@ Kynkäänniemi et al. (2024), https://arxiv.org/abs/2404.07724
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -17,10 +18,24 @@ from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor, nn
 
-Noise = Generator | list[Generator] | None  # one generator for a batch, one for each of its items, or torch's own
-OnStep = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+from musicldm.sampling.condition import Condition, predict
+
 ALL_NOISE = (0.0, 1.0)  # an interval of guidance: the shares of the training's time steps between which there is some
+
+Noise = Generator | list[Generator] | None  # one generator for a batch, one for each of its items, or torch's own
+OnStep = Callable[[int, Tensor, Tensor, Condition], tuple[Tensor, Condition] | None]
 Correct = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the condition is followed, and where."""
+
+    scale: float = 1.0  # 1: as the network predicts
+    interval: tuple[float, float] = ALL_NOISE  # shares of the training's time steps: of the noise
+
+
+NO_GUIDANCE = Guidance()
 
 
 def make_generators(seed: int | None, generator: Noise, n_items: int) -> Noise:
@@ -79,82 +94,51 @@ def denoise(
     unet: nn.Module,
     scheduler: SchedulerMixin,
     latents: Tensor,
-    embedding: Tensor,
+    condition: Condition,
     timesteps: Tensor,
-    guidance_scale: float = 1.0,
+    guidance: Guidance = NO_GUIDANCE,
     *,
-    guidance_interval: tuple[float, float] = ALL_NOISE,
-    eta: float = 0.0,
-    generator: Noise = None,
+    step_options: dict[str, Any] | None = None,
     on_step: OnStep | None = None,
     correct: Correct | None = None,
-    cross_attention_kwargs: dict[str, Any] | None = None,
-    evaluate: Callable[..., Tensor] | None = None,
+    evaluate: Callable[..., Tensor] = predict,
 ) -> Tensor:
     """``latents (B, C, T, F)``, of any window in time, taken from the first to the last of ``timesteps``.
 
     ``timesteps`` are the prepared scheduler's: all of them, or the last few for latents that are partly denoised.
-    ``embedding`` is (B, D), or for guidance (2B, D) with the unconditional rows first, which are left out at steps
-    outside of ``guidance_interval``, shares of the training's time steps. After each step
-    ``on_step(i, t, latents, embedding)`` returns the latents and the embedding to go on with, or None to stop: this
-    is where a part of the latents can be held to something known. ``correct(prediction, model_input, t)`` may change
-    what the UNet predicts, guidance included, of what it was given. ``evaluate`` takes the place of `predict`.
+    ``condition`` has B rows, or for guidance 2B, of which the unconditional ones are left out outside of the interval
+    of guidance. ``step_options`` are those of `options_of_step`. After each step ``on_step(i, t, latents, condition)``
+    returns the latents and the condition to go on with, or None to stop: this is where a part of the latents can be
+    held to something known. ``correct(prediction, model_input, t)`` may change what the UNet predicts, guidance
+    included, of what it was given. ``evaluate`` takes the place of `predict`.
 
     The loop never waits for a GPU, unless the scheduler does: UniPC solves a system there, and noise of a CPU generator
     has to be brought.
     """
-    step_options = options_of_step(scheduler, latents, eta, generator)
-    embedding = embedding.to(unet.dtype)
-    evaluate, timesteps = evaluate or predict, timesteps.cpu()
+    condition = replace(condition, embedding=condition.embedding.to(unet.dtype))
+    timesteps = timesteps.cpu()
     precision = torch.float32 if timesteps.is_floating_point() else timesteps.dtype  # not every device has float64
     there = timesteps.to(latents.device, precision)
-    low, high = (share * scheduler.config.num_train_timesteps for share in guidance_interval)
+    low, high = (share * scheduler.config.num_train_timesteps for share in guidance.interval)
     for i, t in enumerate(timesteps):
         scaled = latents
         if hasattr(scheduler, "scale_model_input"):  # flows have none
             scaled = scheduler.scale_model_input(latents, t)
-        rows = embedding if low <= float(t) <= high else embedding[-len(latents) :]
-        prediction = evaluate(unet, scaled, there[i], rows, guidance_scale, cross_attention_kwargs)
+        rows = condition if low <= float(t) <= high else condition.rows(len(latents))
+        prediction = evaluate(unet, scaled, there[i], rows, guidance.scale)
         if correct is not None:
             prediction = correct(prediction, scaled, t)
-        latents = scheduler.step(prediction, t, latents, **step_options).prev_sample
+        latents = scheduler.step(prediction, t, latents, **(step_options or {})).prev_sample
         if on_step is not None:
-            changed = on_step(i, t, latents, embedding)
+            changed = on_step(i, t, latents, condition)
             if changed is None:
                 break
-            latents, embedding = changed
+            latents, condition = changed
     return latents
 
 
-def predict(
-    unet: nn.Module,
-    latents: Tensor,
-    t: Tensor,
-    embedding: Tensor,
-    guidance_scale: float | Tensor,
-    cross_attention_kwargs: dict[str, Any] | None = None,
-) -> Tensor:
-    """The UNet's prediction for scaled ``latents``, of their shape and dtype; guided if ``embedding`` has 2B rows.
-
-    ``embedding`` has the UNet's dtype, ``latents`` may be more precise. Eq. 6 of Ho and Salimans with scale = 1 + w.
-    """
-    copies = len(embedding) // len(latents)
-    prediction = unet(
-        torch.cat([latents] * copies).to(embedding.dtype),
-        t,
-        encoder_hidden_states=None,
-        class_labels=embedding,
-        cross_attention_kwargs=cross_attention_kwargs,
-        return_dict=False,
-    )[0].to(latents.dtype)
-    if copies == 1:
-        return prediction
-    unconditional, conditional = prediction.chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
-
-
 def options_of_step(scheduler: SchedulerMixin, latents: Tensor, eta: float, generator: Noise) -> dict[str, Any]:
-    """What ``scheduler.step`` takes of ``eta`` and ``generator``; schedulers differ."""
+    """What ``scheduler.step`` takes of ``eta`` and ``generator``, which are for ``latents``; schedulers differ."""
     if isinstance(generator, list) and hasattr(scheduler, "noise_sampler"):
         scheduler.noise_sampler = brownian_noise(latents, scheduler.sigmas, generator)
     accepted = inspect.signature(scheduler.step).parameters

@@ -29,8 +29,8 @@ from musicldm.data.collection import load_clips
 from musicldm.evaluate import kernel_distance
 from musicldm.evaluate.intervals import bootstrap
 from musicldm.generate.environment import model_revision
+from musicldm.models.adapters import add_word, load_concept
 from musicldm.models.clap_embedder import ClapEmbedder
-from musicldm.models.concepts import add_word, load_concept
 from musicldm.models.loading import find_folder
 from musicldm.pipelines.optimize import computes_bfloat16
 from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS, make_scheduler

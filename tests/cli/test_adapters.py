@@ -11,8 +11,7 @@ from musicldm.audio import read_audio, read_recipe
 from musicldm.cli import main
 from musicldm.config import LoraConfig
 from musicldm.generate.recipe import DEFAULTS
-from musicldm.models.concepts import EMBEDDING_FILE, load_concept, save_concept
-from musicldm.models.lora import add_adapter, save_adapter
+from musicldm.models.adapters import EMBEDDING_FILE, add_adapter, load_concept, save_adapter, save_concept
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from musicldm.config import VAEConfig, VocoderConfig, find_config, load_config
 from musicldm.kernels import tiled_decoding as tiles
 from musicldm.kernels.precision import lower_decoders
 from musicldm.kernels.tiled_decoding import decode, reach, vocode
-from musicldm.pipelines.checks import decoding_memory
-from musicldm.train.diffusion.cache import latent_shape
+from musicldm.models.latents import latent_shape
+from musicldm.pipelines.memory import decoding_memory
 from musicldm.train.vae import make_vae
 from tests.helpers.tiny import MEL
 from vocoder import make_generator, mel_config
@@ -46,7 +46,7 @@ def test_the_vocoder_in_tiles(frames, tile, kernels):
     vocoder, mel = make_generator(MEL, 16, (5, 4, 4), kernels).eval(), torch.randn(2, frames, 16)
     with torch.no_grad():
         vocoder.conv_post.weight.mul_(0.3 / vocoder(mel).std())
-        torch.testing.assert_close(vocode(vocoder, mel, tile), vocoder(mel), atol=1e-5, rtol=0)
+        torch.testing.assert_close(vocode(vocoder, mel[:, None], tile), vocoder(mel), atol=1e-5, rtol=0)
 
 
 def test_a_sample_depends_on_no_frame_beyond_the_reach(tiny_parts):
@@ -65,11 +65,9 @@ def test_the_pipeline_decodes_long_music_in_pieces(tiny_pipeline, monkeypatch):
     whole = tiny_pipeline("solo flute", **options).audios
     calls = []
     monkeypatch.setattr(tiles, "LONGEST_WHOLE", 100)
+    monkeypatch.setattr("musicldm.pipelines.base.tiles.decode", lambda *args: calls.append("vae") or decode(*args, 9))
     monkeypatch.setattr(
-        "musicldm.pipelines.text_to_music.tiles.decode", lambda *args: calls.append("vae") or decode(*args, 9)
-    )
-    monkeypatch.setattr(
-        "musicldm.pipelines.text_to_music.tiles.vocode", lambda *args: calls.append("vocoder") or vocode(*args, 33)
+        "musicldm.pipelines.base.tiles.vocode", lambda *args: calls.append("vocoder") or vocode(*args, 33)
     )
     torch.testing.assert_close(tiny_pipeline("solo flute", **options).audios, whole, atol=1e-4, rtol=0)
     assert calls == ["vae", "vocoder"]
@@ -112,7 +110,8 @@ def test_a_cpu_decodes_waveforms_one_by_one(tiny_pipeline, monkeypatch):
         hook.remove()
     assert sizes == [1, 1, 1, 1]
     assert len(music) == 2
-    shapes = [(n, *latent_shape(vae, mel_config(vocoder))) for n in (1, 2)]
+    mel = mel_config(vocoder)
+    shapes = [(n, *latent_shape(vae, mel, mel.clip_frames)) for n in (1, 2)]
     assert decoding_memory(vae, vocoder, shapes[0], CPU) == decoding_memory(vae, vocoder, shapes[1], CPU)
     of_gpu = [decoding_memory(vae, vocoder, shape, torch.device("cuda")) for shape in shapes]
     assert abs(of_gpu[1] - 2 * of_gpu[0]) <= 1

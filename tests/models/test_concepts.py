@@ -16,8 +16,8 @@ from musicldm.cli import main
 from musicldm.config import ConceptConfig
 from musicldm.data.clips import read_clip
 from musicldm.data.collection import load_clips
+from musicldm.models.adapters import EMBEDDING_FILE, add_word, load_concept
 from musicldm.models.clap import embed_audio
-from musicldm.models.concepts import EMBEDDING_FILE, add_word, load_concept
 from recipes.adapting.measure import CONCEPTS, UNRELATED
 
 OVERRIDES = [

@@ -6,7 +6,7 @@ import soundfile
 import torch
 
 from musicldm.audio import read_audio
-from musicldm.models.latents import encode_log_mel, latent_factor, padded_log_mel
+from musicldm.models.latents import encode_image, latent_factor, padded_image
 from tests.helpers.tiny import MEL
 from vocoder import log_mel_spectrogram
 
@@ -24,7 +24,7 @@ def test_latents_are_the_mode_that_the_vae_gives_scaled(tiny_pipeline):
     latents = tiny_pipeline.encode_audio(audio, MEL.sample_rate)
     assert latents.shape == (2, 4, 8, 4)
     torch.testing.assert_close(latents, 0.8 * mode)
-    posterior = encode_log_mel(vae, padded_log_mel(audio, MEL, latent_factor(vae)))
+    posterior = encode_image(vae, padded_image(audio, MEL, latent_factor(vae)))
     assert posterior.parameters.shape == (2, 8, 8, 4)
     assert torch.equal(latents, 0.8 * posterior.mean)
 

@@ -14,7 +14,7 @@ from musicldm.models.clap import clap_feature_extractor
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty import CopyError
 from musicldm.novelty.build import build_index
-from musicldm.novelty.guard import ROUNDS, encode
+from musicldm.novelty.guard import ROUNDS, CopyGuard
 from musicldm.novelty.index import NoveltyIndex
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from tests.helpers.melodies import melody
@@ -24,12 +24,10 @@ OPTIONS = {"audio_length_in_s": 3, "num_inference_steps": 2}
 COPIED_SEED = 0
 
 
-def make_pipeline(parts, index=None):
+def make_pipeline(parts):
     front_end = clap_feature_extractor(16_000, 5, hop_length=640, n_mels=16, f_max=8000.0)
     pipeline = MusicLDMPipeline(**parts | {"feature_extractor": front_end})
     pipeline.set_progress_bar_config(disable=True)
-    if index is not None:
-        pipeline.load_novelty_index(index)
     return pipeline
 
 
@@ -51,13 +49,18 @@ def index_folder(tiny_parts, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def guarded(tiny_parts, index_folder):
-    return make_pipeline(tiny_parts, index_folder)
+def guard(tiny_parts, index_folder):
+    return CopyGuard(make_pipeline(tiny_parts), index_folder)
 
 
-def test_report_names_the_training_clip_and_changes_nothing(guarded):
-    plain = guarded(PROMPT, seed=COPIED_SEED, **OPTIONS)
-    told = guarded(PROMPT, seed=COPIED_SEED, novelty="report", **OPTIONS)
+@pytest.fixture(scope="module")
+def pipeline(guard):
+    return guard.pipeline
+
+
+def test_report_names_the_training_clip_and_changes_nothing(guard, pipeline):
+    plain = pipeline(PROMPT, seed=COPIED_SEED, **OPTIONS)
+    told = guard(PROMPT, seed=COPIED_SEED, mode="report", **OPTIONS)
     assert plain.novelty is None
     assert np.array_equal(plain.audios, told.audios)
     (found,) = told.novelty
@@ -65,40 +68,39 @@ def test_report_names_the_training_clip_and_changes_nothing(guarded):
     assert found["passage"]["recording"] == "learned.wav"
 
 
-def test_avoid_draws_again_only_what_is_too_close(guarded):
+def test_avoid_draws_again_only_what_is_too_close(guard, pipeline):
     # prompt 0 starts from the seed that was learned, prompt 1 from the next one
-    plain = guarded([PROMPT, PROMPT], seed=COPIED_SEED, **OPTIONS)
-    avoided = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    plain = pipeline([PROMPT, PROMPT], seed=COPIED_SEED, **OPTIONS)
+    avoided = guard([PROMPT, PROMPT], seed=COPIED_SEED, mode="avoid", **OPTIONS)
     assert [found["draws"] for found in avoided.novelty] == [2, 1]
     assert not any(found["too_close"] for found in avoided.novelty)
     assert not np.allclose(avoided.audios[0], plain.audios[0], atol=0.05)
     assert np.allclose(avoided.audios[1], plain.audios[1], atol=1e-4)
-    again = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    again = guard([PROMPT, PROMPT], seed=COPIED_SEED, mode="avoid", **OPTIONS)
     assert np.array_equal(again.audios, avoided.audios)
 
 
-def test_the_best_of_the_new_candidates_comes_back(guarded):
+def test_the_best_of_the_new_candidates_comes_back(guard):
     options = OPTIONS | {"num_waveforms_per_prompt": 3, "seed": COPIED_SEED}
-    made = guarded(PROMPT, return_best=2, novelty="avoid", **options)
-    told = guarded(PROMPT, novelty="report", **options)
+    made = guard(PROMPT, return_best=2, mode="avoid", **options)
+    told = guard(PROMPT, mode="report", **options)
     new = [score for score, found in zip(told.scores[0], told.novelty, strict=True) if not found["too_close"]]
     assert made.scores.shape == (1, 2)
     assert made.scores[0].tolist() == pytest.approx(new[:2])
     assert [found["draws"] for found in made.novelty] == [3, 3]
 
 
-def test_without_a_new_draw_there_is_an_error_that_names_the_clip(guarded):
+def test_without_a_new_draw_there_is_an_error_that_names_the_clip(guard):
     with pytest.raises(CopyError, match=r"\.wav.*similarity") as caught:
-        guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", max_similarity=-0.99, **OPTIONS)
+        guard([PROMPT, PROMPT], seed=COPIED_SEED, mode="avoid", max_similarity=-0.99, **OPTIONS)
     assert caught.value.refused == (0, 1)
-    made = guarded(PROMPT, seed=COPIED_SEED, novelty="least_similar", max_similarity=-0.99, **OPTIONS)
+    made = guard(PROMPT, seed=COPIED_SEED, mode="least_similar", max_similarity=-0.99, **OPTIONS)
     assert made.novelty[0]["draws"] == ROUNDS
     assert made.novelty[0]["verdict"] != "copy"
 
 
-def test_a_window_of_the_training_set_is_too_close(guarded, monkeypatch):
-    guard = guarded.copy_guard
-    made = guarded(PROMPT, seed=COPIED_SEED + 1, **OPTIONS)
+def test_a_window_of_the_training_set_is_too_close(guard, pipeline, monkeypatch):
+    made = pipeline(PROMPT, seed=COPIED_SEED + 1, **OPTIONS)
     assert not guard.judge(made.audios[0], made.sampling_rate)["too_close"]
     monkeypatch.setitem(guard.index.about["base_rate"], "window_similarity_99", -0.99)
     found = guard.judge(made.audios[0], made.sampling_rate)
@@ -106,39 +108,41 @@ def test_a_window_of_the_training_set_is_too_close(guarded, monkeypatch):
     # a limit of one's own is on clips
     assert not guard.judge(made.audios[0], made.sampling_rate, max_similarity=1.0)["too_close"]
     with pytest.raises(CopyError, match=rf"{PROMPT}': .*\.wav .*that of 2 s \d\.\d+, at most -0\.990"):
-        guarded(PROMPT, seed=COPIED_SEED + 1, novelty="avoid", **OPTIONS)
+        guard(PROMPT, seed=COPIED_SEED + 1, mode="avoid", **OPTIONS)
 
 
-def test_what_cannot_be_guarded_is_refused(tiny_parts, guarded, index_folder):
-    with pytest.raises(ValueError, match="load_novelty_index"):
-        make_pipeline(tiny_parts)(PROMPT, novelty="report", **OPTIONS)
+def test_what_cannot_be_guarded_is_refused(tiny_parts, guard, pipeline, index_folder):
+    with pytest.raises(ValueError, match="the model carries none; give the folder of one"):
+        CopyGuard(make_pipeline(tiny_parts))
     for options, message in (
-        ({"novelty": "prevent"}, "avoid"),
-        ({"max_similarity": 0.9}, "max_similarity is for novelty"),
-        ({"novelty": "avoid", "max_similarity": 2.0}, "cosine"),
-        ({"novelty": "avoid", "output_type": "latent"}, "latents"),
-        ({"novelty": "avoid", "latents": object()}, "seed"),
-        ({"novelty": "report", "audio_length_in_s": 1.0}, "too short"),
+        ({"mode": "prevent"}, "avoid"),
+        ({"mode": None, "max_similarity": 0.9}, "mode must be one of report, avoid, least_similar, got None"),
+        ({"max_similarity": 2.0}, "cosine"),
+        ({"output_type": "latent"}, "latents"),
+        ({"latents": object()}, "seed"),
+        ({"mode": "report", "audio_length_in_s": 1.0}, "too short"),
     ):
         with pytest.raises(ValueError, match=message):
-            guarded(PROMPT, **OPTIONS | options)
-    full = ClapEmbedder(guarded.text_encoder, guarded.feature_extractor)
+            guard(PROMPT, **OPTIONS | options)
+    with pytest.raises(TypeError, match="stepz"):
+        guard(PROMPT, stepz=3)
+    full = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor)
     index = NoveltyIndex(index_folder)
     index.about["embedder"] = full.name
     with pytest.raises(ValueError, match="full rate of CLAP"):
-        index.check_embedder(guarded.copy_guard.embedder.name)
+        index.check_embedder(guard.embedder.name)
     rounded = make_pipeline(tiny_parts)
     rounded.text_encoder = copy.deepcopy(rounded.text_encoder).bfloat16()
     with pytest.raises(ValueError, match="bfloat16"):
-        rounded.load_novelty_index(index_folder)
+        CopyGuard(rounded, index_folder)
     other = make_pipeline(tiny_parts)
     other.text_encoder = type(other.text_encoder)(other.text_encoder.config)  # other weights
     with pytest.raises(ValueError, match="was made with the embedding"):
-        other.load_novelty_index(index_folder)
+        CopyGuard(other, index_folder)
 
 
-def test_command_keeps_what_is_new_and_exits_with_3(guarded, index_folder, tmp_path, capsys):
-    guarded.save_pretrained(tmp_path / "model")
+def test_command_keeps_what_is_new_and_exits_with_3(pipeline, index_folder, tmp_path, capsys):
+    pipeline.save_pretrained(tmp_path / "model")
     capsys.readouterr()
     options = ["--model", tmp_path / "model", "--seconds", 3, "--steps", 2, "--scheduler", "ddim", "--no-figure"]
     options += ["--seed", 0, "--index", index_folder, "--novelty"]
@@ -164,30 +168,39 @@ def test_command_keeps_what_is_new_and_exits_with_3(guarded, index_folder, tmp_p
     assert "--novelty" in capsys.readouterr().err
 
 
-def test_only_what_is_drawn_again_is_steered(guarded, monkeypatch):
-    steered = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
-    monkeypatch.setattr("musicldm.novelty.guard.STRENGTH", 0.0)
-    plain = guarded([PROMPT, PROMPT], seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+def test_only_what_is_drawn_again_is_steered(guard, pipeline):
+    steered = guard([PROMPT, PROMPT], seed=COPIED_SEED, **OPTIONS)
+    plain = CopyGuard(pipeline, guard.index, strength=0.0)([PROMPT, PROMPT], seed=COPIED_SEED, **OPTIONS)
     assert [found["draws"] for found in steered.novelty] == [2, 1]
     assert np.abs(steered.audios[0] - plain.audios[0]).max() > 0.01
     assert np.allclose(steered.audios[1], plain.audios[1], atol=1e-4)
-    assert "denoise" not in vars(guarded)  # an ordinary call is left alone afterwards
+
+
+def test_a_correction_of_ones_own_stays(guard, pipeline):
+    def halve(prediction, model_input, timestep):
+        return prediction / 2
+
+    plain = pipeline(PROMPT, seed=COPIED_SEED + 1, **OPTIONS).audios
+    halved = pipeline(PROMPT, seed=COPIED_SEED + 1, correct=halve, **OPTIONS).audios
+    assert np.abs(halved - plain).max() > 0.01
+    assert np.array_equal(guard(PROMPT, mode="report", seed=COPIED_SEED + 1, correct=halve, **OPTIONS).audios, halved)
 
 
 def test_music_is_drawn_again_where_layers_come_when_called(tiny_parts, index_folder):
     """Sequential offload on the CPU, which the pipeline's method refuses for want of an accelerator."""
-    expected = make_pipeline(tiny_parts, index_folder)(PROMPT, seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    expected = CopyGuard(make_pipeline(tiny_parts), index_folder)(PROMPT, seed=COPIED_SEED, **OPTIONS)
     copied = copy.deepcopy({name: tiny_parts[name] for name in ("unet", "vae", "vocoder")})
-    pipeline = make_pipeline(tiny_parts | copied, index_folder)
+    pipeline = make_pipeline(tiny_parts | copied)
     for part in copied.values():
         cpu_offload(part, torch.device("cpu"))
-    made = pipeline(PROMPT, seed=COPIED_SEED, novelty="avoid", **OPTIONS)
+    made = CopyGuard(pipeline, index_folder)(PROMPT, seed=COPIED_SEED, **OPTIONS)
     assert made.novelty[0]["draws"] == 2
     np.testing.assert_allclose(made.audios, expected.audios, atol=1e-4)
 
 
 @pytest.mark.parametrize("seconds", [2, 3.001])
-def test_rejected_music_becomes_latents_as_long_as_those_it_came_from(guarded, seconds):
-    latents = guarded(PROMPT, seed=1, output_type="latent", audio_length_in_s=seconds, num_inference_steps=2).audios
-    made = guarded(PROMPT, seed=1, audio_length_in_s=seconds, num_inference_steps=2).audios
-    assert encode(guarded, made[0]).shape == latents.shape[1:]
+def test_rejected_music_becomes_latents_as_long_as_those_it_came_from(pipeline, seconds):
+    options = {"seed": 1, "audio_length_in_s": seconds, "num_inference_steps": 2}
+    latents = pipeline(PROMPT, output_type="latent", **options).audios
+    made = pipeline(PROMPT, **options)
+    assert pipeline.encode_audio(made.audios, made.sampling_rate).shape == latents.shape

@@ -12,7 +12,7 @@ from diffusers import (
 )
 
 from musicldm.novelty.steering import Steering, estimate_terms
-from musicldm.sampling.denoising import denoise, prepare_timesteps
+from musicldm.sampling import Condition, denoise, prepare_timesteps
 
 BETAS = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -53,7 +53,7 @@ def normal(seed, shape=SHAPE):
 def run(scheduler, x0, correct=None):
     timesteps = prepare_timesteps(scheduler, 12)
     noise = normal(1) * getattr(scheduler, "init_noise_sigma", 1.0)
-    return denoise(Oracle(scheduler, x0), scheduler, noise, torch.zeros(2, 5), timesteps, correct=correct)
+    return denoise(Oracle(scheduler, x0), scheduler, noise, Condition(torch.zeros(2, 5)), timesteps, correct=correct)
 
 
 @every_scheduler

@@ -17,8 +17,10 @@ from musicldm import MusicLDMPipeline
 from musicldm.cli import main
 from musicldm.config import VAEConfig
 from musicldm.models.clap import clap_feature_extractor
+from musicldm.novelty import CopyGuard, attach_index, index_of
+from musicldm.novelty.carried import MEASURES
 from musicldm.pipelines import hub as publish
-from musicldm.pipelines.hub import CARD, MEASURES, NOVELTY_INDEX, with_section
+from musicldm.pipelines.hub import CARD, NOVELTY_INDEX, with_section
 from musicldm.train import run
 from musicldm.train.card import training_card
 from tests.helpers.melodies import melody
@@ -114,9 +116,10 @@ def test_the_card_tells_what_the_index_holds(trained, tmp_path):
             assert f"| {meaning} | " + " | ".join(f"{value:.3f}" for value in values) + " |" in card
     assert card.index("## Numbers") < card.index("## Novelty") < card.index("## Licence")
     pipeline = MusicLDMPipeline.from_pretrained(trained)
-    pipeline.card, pipeline.novelty_index = None, None
-    pipeline.load_novelty_index(trained / NOVELTY_INDEX)  # an index from elsewhere
+    pipeline.card, pipeline.companions = None, {}
+    attach_index(pipeline, trained / NOVELTY_INDEX)  # an index from elsewhere
     pipeline.save_pretrained(tmp_path)
+    assert index_of(MusicLDMPipeline.from_pretrained(tmp_path)) == tmp_path / NOVELTY_INDEX
     assert f"holds {about['clips']} clips" in (tmp_path / CARD).read_text(encoding="utf-8")
 
 
@@ -189,19 +192,20 @@ def test_a_model_from_the_hub_fetches_index_and_card_when_asked(trained, downloa
     monkeypatch.setattr(publish, "snapshot_download", download)
     pipeline = MusicLDMPipeline.from_pretrained("someone/music", cache_dir=tmp_path / "hub", token="t")
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline.novelty_index is None
+    assert not pipeline.companions
     call = {"prompt": "a tune", "audio_length_in_s": 3, "num_inference_steps": 2, "seed": 0}
     pipeline(**call)
     assert asked == []
-    assert pipeline(**call, novelty="report").novelty[0]["nearest"]
-    pipeline(**call, novelty="report")
+    guard = CopyGuard(pipeline)
+    assert guard(**call, mode="report").novelty[0]["nearest"]
+    CopyGuard(pipeline)(**call, mode="report")
     assert asked == [f"{NOVELTY_INDEX}/*"]
     pipeline.save_pretrained(tmp_path / "saved")
     assert asked == [f"{NOVELTY_INDEX}/*", CARD]
     assert (tmp_path / "saved" / CARD).read_text() == (trained / CARD).read_text()
     assert (tmp_path / "saved" / NOVELTY_INDEX / "index.json").is_file()
     again = MusicLDMPipeline.from_pretrained("someone/music", cache_dir=tmp_path / "hub", local_files_only=True)
-    assert again.novelty_index == downloaded / NOVELTY_INDEX  # it stays in the cache
+    assert index_of(again) == downloaded / NOVELTY_INDEX  # it stays in the cache
 
 
 def test_an_index_that_the_hub_does_not_give(downloaded, tmp_path, monkeypatch):
@@ -209,15 +213,15 @@ def test_an_index_that_the_hub_does_not_give(downloaded, tmp_path, monkeypatch):
     pipeline = MusicLDMPipeline.from_pretrained("someone/music", cache_dir=tmp_path / "hub", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     call = {"prompt": "a tune", "audio_length_in_s": 3, "num_inference_steps": 1, "seed": 0}
-    with pytest.raises(ValueError, match=r"needs an index of the training set; call load_novelty_index\(folder\)"):
-        pipeline(**call, novelty="avoid")
+    with pytest.raises(ValueError, match=r"needs an index of the training set, .* carries none; give the folder"):
+        CopyGuard(pipeline)
 
     def refuse(**options):
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr(publish, "snapshot_download", refuse)
-    with pytest.raises(OSError, match=r"index of someone/music cannot be fetched \(no network\); call load_novelty"):
-        pipeline(**call, novelty="avoid")
+    with pytest.raises(OSError, match=r"index of someone/music cannot be fetched \(no network\); give the folder of"):
+        CopyGuard(pipeline)
     assert pipeline(**call).novelty is None
     pipeline.save_pretrained(tmp_path / "saved")
     assert "Nothing is recorded" in (tmp_path / "saved" / CARD).read_text()
@@ -232,7 +236,7 @@ def test_the_card_and_the_index_stay_with_the_model(trained, tmp_path):
     again.save_pretrained(tmp_path / "a")  # onto itself
     files = {path.name for path in (tmp_path / "a" / NOVELTY_INDEX).iterdir()}
     assert files == {path.name for path in (trained / NOVELTY_INDEX).iterdir()} >= {"index.json", "clips.faiss"}
-    told = again("a tune", audio_length_in_s=3, num_inference_steps=2, seed=0, novelty="report")
+    told = CopyGuard(again)("a tune", audio_length_in_s=3, num_inference_steps=2, seed=0, mode="report")
     assert told.novelty[0]["nearest"][0]["recording"].endswith(".wav")
 
 

@@ -87,7 +87,7 @@ def test_the_command_line_is_fast_unless_told_otherwise(tiny_folder, tmp_path, m
     from musicldm.cli import main
 
     seen = []
-    monkeypatch.setattr("musicldm.pipelines.text_to_music.optimize", lambda pipeline, bfloat16: seen.append(bfloat16))
+    monkeypatch.setattr("musicldm.pipelines.base.optimize", lambda pipeline, bfloat16: seen.append(bfloat16))
     arguments = ["generate", "a", "--model", str(tiny_folder), "--steps", "1", "--out", str(tmp_path), "--no-figure"]
     assert not main([*arguments, *option])
     assert seen == [expected]

@@ -56,9 +56,8 @@ def test_arguments_are_those_of_diffusers_and_more():
         "callback_on_step_end_tensor_inputs",
         "seed",
         "return_best",
-        "novelty",
-        "max_similarity",
         "guidance_interval",
+        "correct",
     ]
     constructors = [inspect.signature(cls).parameters for cls in (MusicLDMPipeline, diffusers.MusicLDMPipeline)]
     assert list(constructors[0]) == list(constructors[1])

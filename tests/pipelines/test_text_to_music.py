@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from musicldm.models.clap import embed_audio, embed_text
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling import Condition, Guidance
 from musicldm.sampling.schedulers import SCHEDULERS, make_scheduler
 
 pytestmark = [
@@ -327,7 +328,7 @@ def test_callback_can_change_latents(tiny_pipeline):
     seen = []
 
     def silence(pipeline, step, timestep, tensors):
-        seen.append((pipeline is tiny_pipeline, step, int(timestep), sorted(tensors), pipeline.num_timesteps))
+        seen.append((pipeline.unet is tiny_pipeline.unet, step, int(timestep), sorted(tensors), pipeline.num_timesteps))
         return {"latents": torch.zeros_like(tensors["latents"])}
 
     output = tiny_pipeline("drums", callback_on_step_end=silence, output_type="latent", **FAST)
@@ -369,19 +370,22 @@ def test_progress_bar_counts_steps(tiny_pipeline, capsys):
 
 def test_loop_runs_on_any_window_and_from_any_step(tiny_pipeline):
     """What inpainting and long music need: other sizes, a part of the steps, latents held by a mask."""
-    condition, unconditional = tiny_pipeline.encode_prompt("drums", None)
-    embedding = torch.cat([unconditional, condition])
+    wanted, unconditional = tiny_pipeline.encode_prompt("drums", None)
     tiny_pipeline.scheduler.set_timesteps(10)
     known = torch.full((1, 4, 6, 4), 0.5)
     keep = torch.zeros_like(known)
     keep[:, :, :2] = 1
 
-    def hold(i, t, latents, embedding):
-        return keep * known + (1 - keep) * latents, embedding
+    def hold(i, t, latents, condition):
+        return keep * known + (1 - keep) * latents, condition
 
     with torch.no_grad():
         latents = tiny_pipeline.denoise(
-            torch.randn(1, 4, 6, 4), embedding, tiny_pipeline.scheduler.timesteps[6:], guidance_scale=2.0, on_step=hold
+            torch.randn(1, 4, 6, 4),
+            Condition(torch.cat([unconditional, wanted])),
+            tiny_pipeline.scheduler.timesteps[6:],
+            Guidance(2.0),
+            on_step=hold,
         )
     assert torch.equal(latents[:, :, :2], known[:, :, :2])
     assert (latents[:, :, 2:] - 0.5).abs().min() > 0

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from musicldm.pipelines.optimize import prepare_launches
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling.condition import Condition
 from musicldm.sampling.cuda_graphs import MOST_RECORDINGS, record_graph
 
 OPTIONS = {"num_inference_steps": 3, "seed": 3, "output_type": "latent", "audio_length_in_s": 0.64}
@@ -110,7 +111,7 @@ def test_a_recording_that_is_wrong_is_not_used(pipeline, tiny_folder, caplog, re
 def test_adapters_are_not_recorded(pipeline, recorder, caplog):
     pytest.importorskip("peft")
     from musicldm.config import LoraConfig
-    from musicldm.models.lora import add_adapter
+    from musicldm.models.adapters import add_adapter
 
     add_adapter(pipeline.unet, LoraConfig(rank=2))
     with caplog.at_level(logging.INFO):
@@ -143,7 +144,8 @@ def test_graphs_replay_the_step_and_nothing_waits(tiny_folder, dtype, monkeypatc
         assert (made - expected).norm() <= max(1e-4, 8 * torch.finfo(dtype).eps) * expected.norm()
     (recording,) = fast.step_graphs.recordings.values()
     assert recording is not None
-    condition, unconditional = fast.encode_prompt("solo flute")
+    wanted, unconditional = fast.encode_prompt("solo flute")
+    condition = Condition(torch.cat([unconditional, wanted]))
     latents = torch.randn(recording.inputs[0].shape, device="cuda")
     fast.scheduler.set_timesteps(3, device="cpu")
     timesteps = fast.scheduler.timesteps
@@ -151,7 +153,7 @@ def test_graphs_replay_the_step_and_nothing_waits(tiny_folder, dtype, monkeypatc
     try:
         step = fast.step_graphs.of(fast.unet)
         for t in timesteps.to("cuda", non_blocking=True):
-            step(fast.unet, latents, t, torch.cat([unconditional, condition]), 2.0)
+            step(fast.unet, latents, t, condition, 2.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

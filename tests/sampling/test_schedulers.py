@@ -10,7 +10,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from musicldm.sampling.denoising import denoise, prepare_timesteps
+from musicldm.sampling import Condition, Guidance, denoise, prepare_timesteps
 from musicldm.sampling.schedulers import SCHEDULERS, make_scheduler
 from tests.helpers.tiny import make_unet
 
@@ -82,7 +82,7 @@ def test_the_loop_never_waits_for_a_device(name):
     latents = torch.empty(2, unet.config.in_channels, 8, 4, device="meta")
     embedding = torch.empty(4, unet.config.projection_class_embeddings_input_dim, device="meta")
     with torch.no_grad(), Transfers() as transfers:
-        result = denoise(unet, scheduler, latents, embedding, timesteps, 2.0)
+        result = denoise(unet, scheduler, latents, Condition(embedding), timesteps, Guidance(2.0))
     assert result.shape == latents.shape
     assert transfers.count == 1
 

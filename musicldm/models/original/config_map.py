@@ -6,7 +6,6 @@ LAION's model JSON, optionally with ``htsat`` and ``roberta`` for towers of othe
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from yaml import YAMLError
 
 from vocoder import MelConfig
+from vocoder.mel import mel_to_dict
 
 Config = Mapping[str, Any]
 
@@ -225,7 +225,7 @@ def vocoder_config(options: Config, config: Config) -> dict[str, Any]:
         "model_in_dim": n_mels,
         "sampling_rate": sample_rate,
         "normalize_before": False,
-        "mel": asdict(mel),
+        "mel": mel_to_dict(mel),
     }
 
 
