@@ -30,6 +30,7 @@ from musicldm.scores.captions import write_captions
 from musicldm.scores.facts import describe, read_index, score_facts
 from musicldm.scores.general_midi import ORCHESTRATIONS
 from musicldm.scores.reading import Score, change_score, read_score
+from musicldm.scores.splits import drawn_split
 from musicldm.scores.synthesis import BACKENDS, check_backend, check_soundfont, find_soundfont, synthesize
 from musicldm.scores.windows import choose_windows, drop_silence, sounds
 
@@ -320,7 +321,7 @@ def _render_variant(
                 | facts.labels()
                 | {
                     "score": name,
-                    "split": _split(facts.piece_id, config.validation_share),
+                    "split": drawn_split(facts.piece_id, config.validation_share),
                     "start_s": round(window[0], 3),
                     "duration_s": len(audio) / config.sample_rate,
                     "sample_rate": config.sample_rate,
@@ -361,12 +362,6 @@ def _play(score: Score, windows, font: Path, effects, config: RenderConfig) -> l
         piece = piece[round(lead * config.sample_rate) :][: round((end_s - start_s) * config.sample_rate)]
         result.append(piece.mean(axis=1, keepdims=True) if config.channels == 1 else piece)
     return result
-
-
-def _split(piece_id: str, validation_share: float) -> str:
-    """All versions of a piece fall on the same side, whatever else is rendered."""
-    digest = int.from_bytes(hashlib.sha256(piece_id.encode()).digest()[:8], "big")
-    return "validation" if digest < validation_share * 2**64 else "train"
 
 
 def _write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:

@@ -16,6 +16,7 @@ import soundfile
 
 from musicldm.scores.general_midi import ORCHESTRATIONS
 from musicldm.scores.rendering import RenderConfig, find_scores, orchestrations, render_scores
+from musicldm.scores.splits import drawn_split
 from musicldm.scores.synthesis import (
     BACKENDS,
     Effects,
@@ -267,12 +268,10 @@ def test_metadata_follows_the_index(tmp_path, config):
 
 
 def test_validation_takes_its_share_of_the_pieces():
-    from musicldm.scores.rendering import _split
-
-    share = np.mean([_split(f"p{i:04d}", 0.2) == "validation" for i in range(4000)])
+    share = np.mean([drawn_split(f"p{i:04d}", 0.2) == "validation" for i in range(4000)])
     assert share == pytest.approx(0.2, abs=0.02)
-    assert _split("p0001", 0.0) == "train"
-    assert _split("p0001", 1.0) == "validation"
+    assert drawn_split("p0001", 0.0) == "train"
+    assert drawn_split("p0001", 1.0) == "validation"
 
 
 def test_a_folder_with_other_settings_is_left_alone(tmp_path, config):
