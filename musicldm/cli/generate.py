@@ -33,9 +33,10 @@ from musicldm.sampling.schedulers import SCHEDULERS
 MEMORY_TO_MENTION = 2**30  # bytes
 
 
+SETTING = {"default": argparse.SUPPRESS}  # one that was not given is absent, so that a recipe can supply it
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # A setting that was not given is absent, so that a recipe can supply it.
-    setting = {"default": argparse.SUPPRESS}
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what the music should be like")
     parser.add_argument("--file", type=Path, help="a text file with one prompt a line")
     parser.add_argument(
@@ -45,20 +46,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="AUDIO",
         help="make the music of this generated file again; options given beside it change it",
     )
+    add_settings(parser)
+    add_comparison(parser)
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder for the results")
+    parser.add_argument("--format", choices=FORMATS, default="wav")
+    parser.add_argument("--device", default="auto", help="auto (the fastest there is), cpu, cuda, cuda:1, mps, ...")
     parser.add_argument(
-        "--model", help=f"a bundled model, a folder, or owner/name on the hub (default: {DEFAULTS['model']})", **setting
+        "--dtype", choices=DTYPES, help="number format (default: float16 on CUDA, float32 elsewhere)", **SETTING
     )
     parser.add_argument(
-        "--seconds", type=positive(float), help="length (default: what the model was trained on)", **setting
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        help="on a CPU that computes it natively, use bfloat16: nearly the same music in less time (default: yes)",
+        **SETTING,
+    )
+    parser.add_argument("--no-figure", action="store_true", help="no picture beside the audio")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each file on stdout")
+    parser.set_defaults(several="prompts")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """What the music is made with."""
+    parser.add_argument(
+        "--model", help=f"a bundled model, a folder, or owner/name on the hub (default: {DEFAULTS['model']})", **SETTING
     )
     parser.add_argument(
-        "--steps", type=positive(int), help=f"steps of the sampler (default: {DEFAULTS['steps']})", **setting
+        "--seconds", type=positive(float), help="length (default: what the model was trained on)", **SETTING
+    )
+    parser.add_argument(
+        "--steps", type=positive(int), help=f"steps of the sampler (default: {DEFAULTS['steps']})", **SETTING
     )
     parser.add_argument(
         "--guidance",
         type=positive(float),
         help=f"how strongly to follow the prompt; 1 is not at all, and twice as fast (default: {DEFAULTS['guidance']})",
-        **setting,
+        **SETTING,
     )
     parser.add_argument(
         "--guidance-interval",
@@ -67,56 +89,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LEAST", "MOST"),
         help="noise, as shares from 0 to 1, between which guidance works; at more noise it makes music less varied, at "
         f"less it only takes time (default: {' '.join(map(str, DEFAULTS['guidance_interval']))})",
-        **setting,
+        **SETTING,
     )
-    parser.add_argument("--negative", metavar="TEXT", help="what the music should not be like", **setting)
+    parser.add_argument("--negative", metavar="TEXT", help="what the music should not be like", **SETTING)
     parser.add_argument(
-        "--seed", type=seed_type, help="the same seed makes the same music (default: a random one)", **setting
+        "--seed", type=seed_type, help="the same seed makes the same music (default: a random one)", **SETTING
     )
     parser.add_argument(
         "--candidates",
         type=positive(int, most=MOST_CANDIDATES),
         metavar="N",
         help="make N for each prompt and keep the one that fits it best, by CLAP (default: 1)",
-        **setting,
+        **SETTING,
     )
     parser.add_argument(
         "--scheduler",
         metavar="NAME",
         help=f"sampler: {', '.join(SCHEDULERS)} (default: {DEFAULTS['scheduler']})",
-        **setting,
+        **SETTING,
     )
-    add_adapter_arguments(parser, **setting)
+    add_adapter_arguments(parser, **SETTING)
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """How the music is compared with the training set."""
     parser.add_argument(
         "--novelty",
         metavar="MODE",
         help="compare with the training set: report, avoid (draw again what comes too near; exit code 3 and no file if "
         "nothing else comes), least_similar (the same, but always a file); needs --index, or a model that carries one",
-        **setting,
+        **SETTING,
     )
-    parser.add_argument("--index", metavar="INDEX", help="that `musicldm novelty index` wrote", **setting)
+    parser.add_argument("--index", metavar="INDEX", help="that `musicldm novelty index` wrote", **SETTING)
     parser.add_argument(
         "--max-similarity",
         type=float,
         metavar="COSINE",
         help="what is too near (default: what 1 %% of other music exceeds)",
-        **setting,
+        **SETTING,
     )
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder for the results")
-    parser.add_argument("--format", choices=FORMATS, default="wav")
-    parser.add_argument("--device", default="auto", help="auto (the fastest there is), cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="number format (default: float16 on CUDA, float32 elsewhere)", **setting
-    )
-    parser.add_argument(
-        "--fast",
-        action=argparse.BooleanOptionalAction,
-        help="on a CPU that computes it natively, use bfloat16: nearly the same music in less time (default: yes)",
-        **setting,
-    )
-    parser.add_argument("--no-figure", action="store_true", help="no picture beside the audio")
-    parser.add_argument("--json", action="store_true", help="one JSON object for each file on stdout")
-    parser.set_defaults(several="prompts")
 
 
 def seed_type(text: str) -> int:
