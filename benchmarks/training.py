@@ -13,8 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +29,15 @@ from benchmarks.timing import in_turns
 from musicldm.config import STAGES, TrainConfig, find_config, load_config
 from musicldm.kernels.dot_product import install
 from musicldm.models.clap import train_tokenizer
-from musicldm.train import clap, diffusion, vae, vocoder
-from musicldm.train.common import batches, fastest_layout, make_accelerator, make_optimizer
-from musicldm.train.diffusion.cache import Cache, latent_shape
+from musicldm.models.latents import latent_shape
+from musicldm.train import clap, vae, vocoder
+from musicldm.train.common import fastest_layout, make_accelerator, make_optimizer
+from musicldm.train.diffusion import stage as diffusion
+from musicldm.train.diffusion.cache import Cache
 from musicldm.train.diffusion.latents import CachedLatents
-from musicldm.train.diffusion.objectives import make_scheduler
-from musicldm.train.diffusion.on_device import on_device
-from musicldm.train.run_folder import Average, State
+from musicldm.train.diffusion.objectives import Objective, make_scheduler
+from musicldm.train.loop import Stage
+from musicldm.train.run_folder import Average, Run, State
 from vocoder.losses import AdversarialLosses
 
 WAYS = ("trainer", "plain")
@@ -63,14 +64,15 @@ def waveforms_of(config: TrainConfig, n_samples: int) -> torch.Tensor:
     return torch.from_numpy((0.1 * noise / np.abs(noise).max()).astype(np.float32))
 
 
-def loop(dataset, config: TrainConfig, accelerator: Accelerator, state: State, networks: list, train_step) -> Step:
-    """One turn of a trainer's loop; ``train_step(batch)`` returns its losses."""
-    stream: Iterator = iter(batches(dataset, config, accelerator, state))
+def loop(stage: Stage) -> Step:
+    """One turn of the trainers' loop."""
+    state, accelerator, stream = stage.state, stage.run.accelerator, stage.batches()
+    networks = [part for part in state.parts.values() if isinstance(part, nn.Module)]
     kept: list = []
 
     def step() -> None:
         with accelerator.accumulate(*networks):
-            kept.append({name: value.detach().float() for name, value in train_step(next(stream)).items()})
+            kept.append({name: value.detach().float() for name, value in stage.step(next(stream)).items()})
         state.step += 1
 
     return step
@@ -85,7 +87,7 @@ def prepared(config: TrainConfig, network: nn.Module, accelerator: Accelerator):
 
 def diffusion_step(way: str, config, accelerator: Accelerator, size: str) -> Step:
     of_vae = vae.make_vae(load_config(STAGES["vae"], find_config(size, "vae")))
-    channels, frames, bands = latent_shape(of_vae, config.mel)
+    channels, frames, bands = latent_shape(of_vae, config.mel, config.mel.clip_frames)
     unet, rng, n = diffusion.make_unet(config, channels, frames, EMBEDDING), np.random.default_rng(0), config.batch_size
     moments = rng.standard_normal((n, 2 * channels, frames, bands)).astype(np.float16)
     audio = rng.standard_normal((n, EMBEDDING)).astype(np.float32)
@@ -100,15 +102,9 @@ def diffusion_step(way: str, config, accelerator: Accelerator, size: str) -> Ste
     wrapped, optimizer = prepared(config, unet, accelerator)
     compile_if_asked(config, unet)
     state = State({"unet": wrapped, "optimizer": optimizer, "average": average})
-    others = {"config": config, "scheduler": scheduler, "accelerator": accelerator}
-    learn = partial(diffusion.gradient, wrapped, empty=empty.to(accelerator.device), scaling_factor=1.0, **others)
-    if config.on_device:
-        dataset, learn = on_device(dataset, learn, unet, accelerator.device)
-
-    def train_step(example):
-        return diffusion.train_step(state, example, learn, config, accelerator)
-
-    return loop(dataset, config, accelerator, state, [wrapped], train_step)
+    objective, run = Objective(config, scheduler, 1.0), Run(config, Path(), accelerator)
+    empty = empty.to(accelerator.device)
+    return loop(diffusion.DiffusionStage(run, state, unet, dataset, dataset, objective, empty))
 
 
 def vae_step(way: str, config, accelerator: Accelerator) -> Step:
@@ -116,17 +112,14 @@ def vae_step(way: str, config, accelerator: Accelerator) -> Step:
     autoencoder, judge = vae.make_vae(config), vae.PatchDiscriminator(config.discriminator_channels)
     if way == "plain":
         return plain_training.vae(autoencoder, judge, waveforms, config, accelerator.device)
-    whole = vae._Autoencode(autoencoder)
+    whole = vae.Autoencoder(autoencoder)
     wrapped, optimizer = prepared(config, whole, accelerator)
     discriminator, of_judge = prepared(config, judge, accelerator)
     compile_if_asked(config, *vae.compiled_parts(autoencoder))
     parts = {"vae": wrapped, "vae_optimizer": optimizer}
     state = State(parts | {"discriminator": discriminator, "discriminator_optimizer": of_judge})
-
-    def train_step(batch):
-        return vae.train_step(state, batch, config, accelerator)
-
-    return loop(InMemory(list(waveforms)), config, accelerator, state, [wrapped, discriminator], train_step)
+    run, rows = Run(config, Path(), accelerator), InMemory(list(waveforms))
+    return loop(vae.VAEStage(run, state, whole, judge, rows, rows))
 
 
 def vocoder_step(way: str, config, accelerator: Accelerator) -> Step:
@@ -140,11 +133,8 @@ def vocoder_step(way: str, config, accelerator: Accelerator) -> Step:
     compile_if_asked(config, generator)
     parts = {"generator": wrapped, "generator_optimizer": optimizer}
     state = State(parts | {"discriminators": discriminators, "discriminators_optimizer": of_judge})
-
-    def train_step(batch):
-        return vocoder.train_step(state, batch, judge, config, accelerator)
-
-    return loop(InMemory(list(waveforms)), config, accelerator, state, [wrapped, discriminators], train_step)
+    run, rows = Run(config, Path(), accelerator), InMemory(list(waveforms))
+    return loop(vocoder.VocoderStage(run, state, generator, judge, rows, rows))
 
 
 def clap_step(way: str, config, accelerator: Accelerator) -> Step:
@@ -162,12 +152,9 @@ def clap_step(way: str, config, accelerator: Accelerator) -> Step:
     wrapped, optimizer = prepared(config, towers, accelerator)
     compile_if_asked(config, model.audio_model, model.text_model)
     state = State({"towers": wrapped, "optimizer": optimizer})
-
-    def train_step(batch):
-        return clap.train_step(state, batch, front_end, config, accelerator)
-
-    rows = [(waveform, (caption,), ()) for waveform, caption in zip(waveforms, captions, strict=True)]
-    return loop(InMemory(rows), config, accelerator, state, [wrapped], train_step)
+    rows = InMemory([(waveform, (caption,), ()) for waveform, caption in zip(waveforms, captions, strict=True)])
+    run = Run(config, Path(), accelerator)
+    return loop(clap.CLAPStage(run, state, towers, front_end, rows, rows))
 
 
 STEPS = {"vae": vae_step, "vocoder": vocoder_step, "clap": clap_step, "diffusion": diffusion_step}

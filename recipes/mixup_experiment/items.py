@@ -30,7 +30,7 @@ from benchmarks.results import keep
 from musicldm.config import DiffusionConfig, find_config, load_config
 from musicldm.data.analysis import Analysed, analyse_collection
 from musicldm.data.clips import Clip
-from musicldm.data.collection import load_clips
+from musicldm.data.collection import Collection, load_clips
 from musicldm.data.items import Item, batch_items
 from musicldm.data.mixup import BeatSynchronousMixup, Mixture, MixupSettings
 from musicldm.scores.synthesis import find_soundfont
@@ -155,7 +155,7 @@ def measure_conditions(clips: list[Clip], analysis: list[Analysed], n: int = 8) 
     result = {}
     for kind, floor in floors.items():
         dataset, items, made = dataset_of(clips, analysis, kind, "synchronous"), [], []
-        maker = make_maker(replace(config, mixup=kind), *parts, torch.device("cpu"))
+        maker = make_maker(replace(config, mixup=kind), parts, torch.device("cpu"))
         for i in range(len(dataset)):
             if len(items) < n and (mixture := dataset[Item(0, i)]) is not None:
                 items.append(Item(0, i))
@@ -179,10 +179,12 @@ def measure_conditions(clips: list[Clip], analysis: list[Analysed], n: int = 8) 
 def measure_steps(clips: list[Clip], folder: Path, out: Path, repeats: int = 4) -> dict:
     """Seconds of reading a batch and of its forward and backward pass, by turns without mixtures and with them."""
     from musicldm.models.clap import embed_text
-    from musicldm.train.diffusion.cache import build_cache, latent_shape
+    from musicldm.models.latents import latent_shape
+    from musicldm.train.diffusion.cache import build_cache
     from musicldm.train.diffusion.latents import CachedLatents, Example
     from musicldm.train.diffusion.mixtures import make_rounds
-    from musicldm.train.diffusion.stage import load_parts, losses_of, make_scheduler, make_unet
+    from musicldm.train.diffusion.objectives import Objective, make_scheduler
+    from musicldm.train.diffusion.stage import load_parts, losses_of, make_unet
 
     clips, device = clips[:24], torch.device("cpu")
     settings = ["init=mini", "mixup_probability=1"]
@@ -190,19 +192,19 @@ def measure_steps(clips: list[Clip], folder: Path, out: Path, repeats: int = 4) 
     for kind in ("none", "audio", "latent"):
         config = load_config(DiffusionConfig, find_config("mini", "diffusion"), [*settings, f"mixup={kind}"])
         parts = load_parts(config)
-        cache = build_cache(clips, parts.vae, parts.conditioner, config.mel, out / "cache", device)
-        rounds = make_rounds(config, clips, folder, *parts, out / kind, device)
+        cache = build_cache(clips, parts, config.mel, out / "cache", device)
+        rounds = make_rounds(config, clips, Collection(folder), parts, out / kind, device)
         datasets[kind] = CachedLatents(cache, list(range(len(clips))), config, rounds)
-    channels, frames, _ = latent_shape(parts.vae, config.mel)
+    channels, frames, _ = latent_shape(parts.vae, config.mel, config.mel.clip_frames)
     unet = make_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
-    scheduler, seconds = make_scheduler(config), {kind: [] for kind in datasets}
+    objective, seconds = Objective(config, make_scheduler(config), 1.0), {kind: [] for kind in datasets}
     with torch.no_grad():
         empty = embed_text(parts.conditioner.clap, parts.conditioner.tokenizer, [""])[0]
 
     def step(dataset: CachedLatents, number: int) -> None:
         items = batch_items(len(clips), config.batch_size, 0, number)
         example = Example(*torch.utils.data.default_collate([dataset[item] for item in items]))
-        losses_of(unet, example, empty, 1.0, config, scheduler)["loss"].backward()
+        losses_of(unet, example, empty, objective)["loss"].backward()
 
     step(datasets["none"], 0)
     for number in tqdm(range(repeats), desc="steps"):

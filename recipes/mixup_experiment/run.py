@@ -35,7 +35,7 @@ from musicldm.generate.environment import model_revision
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.models.loading import find_folder
 from musicldm.novelty.build import build_index
-from musicldm.train.diffusion.stage import train
+from musicldm.train import run_stage
 from recipes.mixup_experiment.data import draw_rows, write_analysis, write_set
 
 MODES = ("none", "plain", "audio", "latent")
@@ -203,7 +203,7 @@ def main() -> None:
 
     for mode, seed in runs if options.only != "evaluate" else ():
         if run := left(mode, seed, "final/model_index.json"):
-            train(training_config(options, model, work, mode, seed), work / "train", run, resume=True)
+            run_stage(training_config(options, model, work, mode, seed), work / "train", run, resume=True)
     if options.only == "train":
         return
     reference = prepare_reference(options, work / "held")
