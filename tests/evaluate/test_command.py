@@ -1,18 +1,21 @@
 """`musicldm evaluate`: a tiny model judged whole, resumed, and compared."""
 
+import base64
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+import soundfile
 
 from musicldm.audio import write_audio
 from musicldm.cli import main
 from musicldm.evaluate.collect import Clip, asked, measure_clips
 from musicldm.evaluate.compare import compare, incomparable
 from musicldm.evaluate.intervals import share
-from musicldm.evaluate.report import _player
-from musicldm.evaluate.summary import Evidence, _auc_error, summarize
+from musicldm.evaluate.report import page
+from musicldm.evaluate.summary import Evidence, summarize
 
 PROMPTS = ["fast drums, 140 BPM, in C minor", "a waltz without drums", "drums and bass in Eb major", "a calm flute"]
 
@@ -160,7 +163,15 @@ def test_tempo_key_and_drums_are_judged_where_they_were_asked_for():
     values = {"tempo_within_2_percent": 1 / 3, "tempo_within_5_percent": 2 / 3, "tempo_octave_errors": 1 / 3}
     values |= {"key_score": 0.75, "drums_auc": 1.0}
     assert {name: found[name]["value"] for name in values} == pytest.approx(values)
-    assert _auc_error(0.8, 10, 20) == pytest.approx(1.7511**0.5 / 200**0.5, abs=1e-4)  # Hanley and McNeil's, by hand
+
+
+def test_the_error_of_an_area_under_the_curve_is_hanley_and_mcneils():
+    """Ten clips asked for drums, of which each has more of them than 16 of 20 others; by hand."""
+    measured = [{"percussive_share": share} for share in [0.155] * 10 + [i / 100 for i in range(20)]]
+    numbers = np.random.default_rng(0).normal(size=(30, 3))
+    found = summarize(Evidence(numbers, numbers, ["drums"] * 10 + ["a song"] * 20, measured))[0]["drums_auc"]
+    assert found["value"] == pytest.approx(0.8)
+    assert found["error"] == pytest.approx(1.7511**0.5 / 200**0.5, abs=1e-4)
 
 
 def test_measures_by_other_judges_are_not_compared():
@@ -198,7 +209,12 @@ def test_recordings_that_change_are_measured_again(tmp_path):
 
 def test_a_page_plays_recordings_at_any_rate(tmp_path):
     write_audio(tmp_path / "a.wav", 0.1 * np.sin(np.arange(9600) / 5), 96_000)
-    assert "data:audio/mpeg" in _player({"file": "a.wav", "prompt": None}, tmp_path)
+    clips = [{"file": "a.wav", "prompt": None}]
+    report = {"title": "", "about": "", "notes": [], "metrics": {}, "single": {}, "base_rate": None, "clips": clips}
+    (encoded,) = re.findall(r'"data:audio/mpeg;base64,([^"]+)"', page(report, tmp_path))
+    waveform, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)))
+    assert rate == 48_000
+    assert abs(np.abs(np.fft.rfft(waveform, rate)).argmax() - 96_000 / 5 / (2 * np.pi)) < 5  # Hz
 
 
 def test_intervals_of_shares_are_wilsons():
