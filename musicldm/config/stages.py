@@ -132,8 +132,11 @@ class VAEConfig(TrainConfig):
             raise ValueError("freeze_encoder needs a trained encoder: say which with init=MODEL")
         if bad := [width for width in self.channels if width % self.norm_groups]:
             raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups}), got {bad[0]}")
-        if self.mel.n_mels % self.factor:
-            raise ValueError(f"n_mels ({self.mel.n_mels}) must be a multiple of the VAE's factor {self.factor}")
+        if self.mel.n_mels // self.mel.bands_per_row % self.factor:
+            raise ValueError(
+                f"n_mels ({self.mel.n_mels}) over bands_per_row ({self.mel.bands_per_row}) must be a multiple of the "
+                f"VAE's factor {self.factor}"
+            )
 
     @property
     def factor(self) -> int:

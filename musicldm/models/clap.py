@@ -100,13 +100,14 @@ def embed_audio(
     sample_rate: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Unit-norm embeddings (B, D) of ``waveforms (B, L)`` at ``sample_rate`` Hz.
+    """Unit-norm embeddings (B, D) of ``waveforms`` (B, L), or of the means of (B, A, L), at ``sample_rate`` Hz.
 
     Only one clip of the feature extractor's length is heard: the middle of longer audio, or with a ``generator`` a
     random crop of each row. A model with feature fusion hears all of it, see `fused_log_mel`.
     """
     if not torch.isfinite(waveforms).all():
         raise ValueError("waveforms hold NaN or infinity; replace these samples first")
+    waveforms = waveforms.mean(dim=1) if waveforms.ndim == 3 else waveforms
     waveforms = resample(waveforms.to(clap.device, torch.float32), sample_rate, feature_extractor.sampling_rate)
     return embed_log_mel(clap, log_mel_for(clap, waveforms, feature_extractor, generator))
 

@@ -373,8 +373,7 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
             warnings.warn("candidates are not ranked: that needs text_encoder and feature_extractor", stacklevel=5)
             return audios, None
         clap = _on_its_device(self.text_encoder)
-        mono = audios if audios.ndim == 2 else audios.mean(dim=1)
-        heard = embed_audio(clap, self.feature_extractor, mono, self.sampling_rate).cpu().float()
+        heard = embed_audio(clap, self.feature_extractor, audios, self.sampling_rate).cpu().float()
         wanted = functional.normalize(embedding.cpu().float(), dim=-1)
         similarity = torch.einsum("pnd,pd->pn", heard.unflatten(0, (len(wanted), -1)), wanted)
         scores, order = similarity.sort(dim=1, descending=True, stable=True)

@@ -137,12 +137,12 @@ class Log:
         folder = self.out / "examples" / f"step-{step}"
         for name, waveform in made.waveforms.items():
             folder.mkdir(parents=True, exist_ok=True)
-            write_audio(folder / f"{name}.wav", waveform, made.sample_rate)
+            write_audio(folder / f"{name}.wav", waveform.T, made.sample_rate)
             save_comparison(folder / f"{name}.png", {"": waveform}, made.sample_rate)
             self._show(step, folder / f"{name}.png")
             for tracker in self.accelerator.trackers:
                 if tracker.name == "tensorboard":
-                    sound = torch.from_numpy(waveform)[None]
+                    sound = torch.from_numpy(waveform).reshape(-1, waveform.shape[-1]).mean(dim=0, keepdim=True)
                     tracker.writer.add_audio(f"examples/{name}", sound, step, sample_rate=made.sample_rate)
         for name, rows in made.log_mels.items():
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 """Variational autoencoder: log-mel spectrograms to latents and back.
 
-    mel (B, 1, T, F)  -> encode ->  latents (B, C, T/f, F/f)  -> decode ->  mel
+    mel (B, P, T, F)  -> encode ->  latents (B, C, T/f, F/f)  -> decode ->  mel
+
+P is 1 for mono sound; else the planes of stereo, times the bands that are packed into one row.
 
 Absolute error + KL divergence, and from a configurable step a patch discriminator with hinge losses, weighted by the
 ratio of gradients at the last layer: Esser et al. (2021), https://arxiv.org/abs/2012.09841.
@@ -45,8 +47,8 @@ def initial_vae(config: VAEConfig) -> AutoencoderKL:
     """The autoencoder to train: that of ``config.init``, or a fresh one.
 
     Raises:
-        ValueError: the one of ``init`` has another downsampling factor than the configuration, or is known to have been
-            trained on other spectrograms.
+        ValueError: the one of ``init`` has another downsampling factor than the configuration, or takes other planes,
+            or is known to have been trained on other spectrograms.
     """
     if not config.init:
         return make_vae(config)
@@ -55,7 +57,14 @@ def initial_vae(config: VAEConfig) -> AutoencoderKL:
     vae = AutoencoderKL.from_pretrained(initial_folder(config, "vae")).float()
     if (factor := latent_factor(vae)) != config.factor:
         raise ValueError(f"{config.init} has factor {factor}, the configuration's channels make {config.factor}")
+    if (planes := vae.config.in_channels) != planes_of(config.mel):
+        raise ValueError(f"{config.init} takes {planes} planes, the configuration's mel makes {planes_of(config.mel)}")
     return vae
+
+
+def planes_of(mel: MelConfig) -> int:
+    """Planes of the image that the autoencoder sees, P."""
+    return mel.planes * mel.bands_per_row
 
 
 def initial_mel(config: VAEConfig) -> MelConfig | None:
@@ -70,8 +79,8 @@ def make_vae(config: VAEConfig) -> AutoencoderKL:
     """A freshly initialised autoencoder."""
     levels = len(config.channels)
     return AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
+        in_channels=planes_of(config.mel),
+        out_channels=planes_of(config.mel),
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(config.channels),
@@ -83,10 +92,10 @@ def make_vae(config: VAEConfig) -> AutoencoderKL:
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Scores ``(B, 1, t, f)`` of patches of a log-mel ``(B, 1, T, F)``: Isola et al. (2017), three strided layers."""
+    """Scores ``(B, 1, t, f)`` of patches of ``mel (B, P, T, F)``: Isola et al. (2017), three strided layers."""
 
-    def __init__(self, channels: int):
-        widths = [1, channels, 2 * channels, 4 * channels]
+    def __init__(self, channels: int, planes: int = 1):
+        widths = [planes, channels, 2 * channels, 4 * channels]
         layers: list[nn.Module] = []
         for k in range(3):
             layers += [nn.Conv2d(widths[k], widths[k + 1], 4, stride=2, padding=1)]
@@ -101,15 +110,20 @@ def mel_of(waveform: Tensor, config: VAEConfig) -> Tensor:
     return image[:, :, : image.shape[2] // config.factor * config.factor]
 
 
+def usual_level(mel: Tensor) -> Tensor:
+    """Median (P,) of each plane of ``mel (B, P, T, F)``."""
+    return mel.transpose(0, 1).flatten(1).median(dim=1).values
+
+
 def latent_noise(vae: AutoencoderKL, mel: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Noise (B, C, T/f, F/f) for the latents of ``mel (B, 1, T, F)``, each item's from its own generator."""
+    """Noise (B, C, T/f, F/f) for the latents of ``mel (B, P, T, F)``, each item's from its own generator."""
     factor = latent_factor(vae)
     shape = vae.config.latent_channels, mel.shape[2] // factor, mel.shape[3] // factor
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(mel.device)
 
 
 def reconstruction_losses(vae: nn.Module, mel: Tensor, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction of ``mel (B, 1, T, F)``, and its losses; from latents drawn with ``noise``, or their means.
+    """Reconstruction of ``mel (B, P, T, F)``, and its losses; from latents drawn with ``noise``, or their means.
 
     ``l1`` is the mean absolute error, ``kl`` the divergence from the unit normal in nats for each latent value.
     """
@@ -123,7 +137,7 @@ def kl_divergence(posterior: DiagonalGaussianDistribution) -> Tensor:
 
 
 def discriminator_loss(discriminator: nn.Module, mel: Tensor, reconstruction: Tensor) -> Tensor:
-    """Hinge loss that asks for scores above 1 on ``mel`` and below -1 on ``reconstruction``, both (B, 1, T, F)."""
+    """Hinge loss that asks for scores above 1 on ``mel`` and below -1 on ``reconstruction``, both (B, P, T, F)."""
     real, fake = discriminator(torch.cat([mel, reconstruction.detach()])).chunk(2)
     return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
 
@@ -213,7 +227,7 @@ class VAEStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean losses on held-out segments; ``constant_l1`` is what each segment's own median would cost.
+        """Mean losses on held-out segments; ``constant_l1`` is what the median of each of their planes would cost.
 
         With ``texture_weight`` first the sum that is trained for, by which the best is known: ``l1`` alone is lowest
         where all texture is lost.
@@ -226,7 +240,7 @@ class VAEStage(Stage):
             reconstruction, losses = reconstruction_losses(vae, mel)
             for name, loss in (losses | {"texture": texture_loss(mel, reconstruction)}).items():
                 sums[name] += float(loss)
-            sums["constant_l1"] += float((mel - mel.median()).abs().mean())
+            sums["constant_l1"] += float((mel - usual_level(mel)[:, None, None]).abs().mean())
         vae.train()
         means = {name: total / n for name, total in sums.items()}
         if not config.texture_weight:
@@ -236,7 +250,7 @@ class VAEStage(Stage):
 
     @torch.no_grad()
     def examples(self) -> Examples:
-        """Log-mels of the first held-out segments, and how they come back."""
+        """Log-mels (of stereo, the mid's) of the first held-out segments, and how they come back."""
         self.autoencoder.eval()
         made = {}
         for index in range(min(EXAMPLES, len(self.held_out))):
@@ -247,7 +261,7 @@ class VAEStage(Stage):
         return Examples(log_mels=made)
 
     def held_out_mel(self, index: int) -> Tensor:
-        """Log-mel (1, 1, T, F) of a held-out segment."""
+        """Planes (1, P, T, F) of a held-out segment."""
         return mel_of(self.held_out[Item(0, index)][None].to(self.run.accelerator.device), self.run.config)
 
     def dry_run(self) -> Tensor:
@@ -275,7 +289,7 @@ def train(run: Run, collection: Collection) -> Path:
     if config.freeze_encoder:
         for part in encoding_parts(plain.vae):
             part.requires_grad_(False)
-    judge = PatchDiscriminator(config.discriminator_channels)
+    judge = PatchDiscriminator(config.discriminator_channels, planes_of(config.mel))
     plain = fastest_layout(plain, accelerator)
     start(run)
     if config.gradient_checkpointing:
@@ -285,14 +299,14 @@ def train(run: Run, collection: Collection) -> Path:
     names = ("vae", "vae_optimizer", "discriminator", "discriminator_optimizer")
     spread = accelerator.prepare(plain, make_optimizer(plain, config), judge, of_judge)
     state = State(dict(zip(names, spread, strict=True)), clips)
-    rate = config.mel.sample_rate
+    rate, channels = config.mel.sample_rate, config.mel.audio_channels
     n_samples = round(config.segment_s * rate)
-    training = SegmentDataset(clips, rate, n_samples, config.seed)
+    training = SegmentDataset(clips, rate, n_samples, config.seed, channels=channels)
     load_state(state, run.out, accelerator)
     if state.step == 0 and not config.init:
         # Start from the music's usual level instead of learning it over hundreds of steps.
         items = batch_items(len(training), run.step_size, config.seed, 0)
         first = torch.stack([training[item] for item in items])
-        plain.vae.decoder.conv_out.bias.data.fill_(float(mel_of(first, config).median()))
-    held_out = SegmentDataset(held_out, rate, n_samples, config.seed, random_start=False)
+        plain.vae.decoder.conv_out.bias.data.copy_(usual_level(mel_of(first, config)))
+    held_out = SegmentDataset(held_out, rate, n_samples, config.seed, random_start=False, channels=channels)
     return fit(VAEStage(run, state, plain, judge, training, held_out), run, collection)

@@ -2,6 +2,7 @@
 
     log-mel (B, T, F)  -> generator ->  waveform (B, L)
 
+One generator serves mid and side of stereo, so it learns from both: each item of stereo is two of its waveforms.
 Mel and multi-resolution STFT losses, and from a configurable step the adversarial recipe of HiFi-GAN:
 https://arxiv.org/abs/2010.05646. The losses themselves are in `vocoder.losses`.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,10 +35,11 @@ from musicldm.train.common import (
 from musicldm.train.log import EXAMPLES, Examples
 from musicldm.train.loop import Stage, fit
 from musicldm.train.run_folder import Run, State, load_state, start
-from vocoder import log_mel_spectrogram, make_generator, match_mel, mel_config
+from vocoder import log_mel_spectrogram, make_generator, match_mel, mel_config, spectrogram_planes, vocode_planes
 from vocoder.hifigan import fold_weight_norm
 from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss
 from vocoder.match import match_passes
+from vocoder.planes import mid_and_side
 from vocoder.texture import texture_loss
 
 
@@ -63,6 +66,11 @@ def initial_generator(config: VocoderConfig) -> SpeechT5HifiGan:
         check_mel(config.init, mel_config(generator), config)
     generator.config.match_passes = config.match_passes
     return generator.train()  # what from_pretrained loads is in evaluation mode
+
+
+def signals(waveform: Tensor) -> Tensor:
+    """What the generator is to make of ``waveform``: of (B, L) itself, of stereo (B, 2, L) mid and side, (2B, L)."""
+    return waveform if waveform.ndim == 2 else torch.cat(mid_and_side(waveform))
 
 
 def generator_input(waveform: Tensor, config: VocoderConfig) -> Tensor:
@@ -119,9 +127,9 @@ class VocoderStage(Stage):
         return loaded_batches(self.training, self.run, self.state)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One batch of waveforms (B, L) for the generator, and for the discriminators when they take part."""
+        """One batch, (B, L) or (B, 2, L), for the generator, and for the discriminators when they take part."""
         run, config, state, accelerator = self.run, self.run.config, self.state, self.run.accelerator
-        generator, real = state.parts["generator"], batch.data.to(accelerator.device)
+        generator, real = state.parts["generator"], signals(batch.data.to(accelerator.device))
         with accelerator.autocast():
             fake = generate(generator, generator_input(real, config), real.shape[1]).float()
         adversarial = state.step >= config.adversarial_from
@@ -154,7 +162,7 @@ class VocoderStage(Stage):
         sums |= {"mel": 0.0, "stft": 0.0, "texture": 0.0, "constant_mel": 0.0}
         n = min(len(self.held_out), config.validation_batches * config.batch_size)
         for index in range(n):
-            real = self.held_out[Item(0, index)][None].to(self.run.accelerator.device)
+            real = self.one(self.held_out, index)
             mel = generator_input(real, config)
             fake = generate(generator, mel, real.shape[1])
             if config.texture_weight:
@@ -172,16 +180,24 @@ class VocoderStage(Stage):
         config, generator, made = self.run.config, self.generator.eval(), {}
         for index in range(min(EXAMPLES, len(self.held_out_clips))):
             real = self.held_out_clips[Item(0, index)][None].to(self.run.accelerator.device)
-            spectrogram = generator_input(real, config)
-            waveform = generate(generator, spectrogram, real.shape[1])
-            waveform = match_mel(waveform, spectrogram, config.mel, match_passes(generator))
+            planes = spectrogram_planes(real, config.mel)[:, :, : real.shape[-1] // config.mel.hop_length]
+            waveform = vocode_planes(partial(self.matched, real.shape[-1]), planes, config.mel)
             made[f"clip-{index}"] = waveform[0].cpu().numpy()
         generator.train()
         return Examples(made, config.mel.sample_rate)
 
+    def matched(self, n_samples: int, mel: Tensor) -> Tensor:
+        """What the finished vocoder will make of ``mel (B, T, F)``: waveforms (B, n_samples)."""
+        waveform = generate(self.generator, mel, n_samples)
+        return match_mel(waveform, mel, self.run.config.mel, match_passes(self.generator))
+
+    def one(self, dataset: SegmentDataset, index: int) -> Tensor:
+        """The `signals` of one item of ``dataset``."""
+        return signals(dataset[Item(0, index)][None].to(self.run.accelerator.device))
+
     def dry_run(self) -> Tensor:
         config, judge = self.run.config, self.judge
-        real = self.training[Item(0, 0)][None].to(self.run.accelerator.device)
+        real = self.one(self.training, 0)
         fake = generate(self.generator, generator_input(real, config), real.shape[1]).float()
         loss = spectral_losses(fake, real, config)[0]
         if judge is None:
@@ -219,8 +235,10 @@ def train(run: Run, collection: Collection) -> Path:
         state.later = tuple(of_judge)  # a run that was to end before adversarial_from saved none
     load_state(state, run.out, accelerator)
     rate, seed = config.mel.sample_rate, config.seed
-    training = SegmentDataset(clips, rate, config.segment_samples, seed)
-    held_out_segments = SegmentDataset(held_out, rate, config.segment_samples, seed, random_start=False)
-    held_out_clips = SegmentDataset(held_out, rate, config.mel.clip_samples, seed, random_start=False)
+    channels = config.mel.audio_channels
+    training = SegmentDataset(clips, rate, config.segment_samples, seed, channels=channels)
+    whole = {"random_start": False, "channels": channels}
+    held_out_segments = SegmentDataset(held_out, rate, config.segment_samples, seed, **whole)
+    held_out_clips = SegmentDataset(held_out, rate, config.mel.clip_samples, seed, **whole)
     stage = VocoderStage(run, state, plain, judge, training, held_out_segments, held_out_clips)
     return fit(stage, run, collection)

@@ -36,7 +36,7 @@ from musicldm.models.clap import embed_audio, embed_text
 from musicldm.models.latents import encode_image, latent_shape
 from musicldm.pipelines.optimize import computes_bfloat16
 from musicldm.train.diffusion.cache import Conditioner, KeptArrays, Parts, clip_images, fingerprint
-from vocoder import MelConfig
+from vocoder import MelConfig, mel_config, unpack_rows, vocode_planes
 
 CERTAIN = -30.0  # log variance of a latent that is the target itself: the lowest that the VAE knows
 
@@ -51,14 +51,14 @@ class Mixtures(NamedTuple):
 
 
 def author_length(made: Tensor, n_samples: int) -> Tensor:
-    """The vocoder's ``made (B, M)`` as ``(B, n_samples)``, as the authors do it.
+    """The vocoder's ``made (..., M)`` as ``(..., n_samples)``, as the authors do it.
 
     Of another length than asked for, which T frames always give, it is cut to 0.9 of the length and padded with zeros.
     """
-    if made.shape[1] == n_samples:
+    if made.shape[-1] == n_samples:
         return made
-    made = made[:, : int(0.9 * n_samples)]
-    return functional.pad(made, (0, n_samples - made.shape[1]))
+    made = made[..., : int(0.9 * n_samples)]
+    return functional.pad(made, (0, n_samples - made.shape[-1]))
 
 
 @torch.no_grad()
@@ -72,13 +72,14 @@ def sample_latents(vae: AutoencoderKL, log_mel: Tensor, noise: Tensor) -> Tensor
 def hear_latents(
     vae: AutoencoderKL, vocoder: SpeechT5HifiGan, latents: Tensor, n_samples: int, *, as_authors: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-mel (B, T, F) and waveform (B, n_samples) of unscaled ``latents (B, C, T/f, F/f)``."""
-    log_mel = one_by_one(lambda part: vae.decode(part).sample, latents).squeeze(1)
-    waveform = one_by_one(vocoder, log_mel).reshape(len(latents), -1)
+    """Planes (B, P, T, F) and waveform (B, n_samples) or (B, A, n_samples) of unscaled ``latents (B, C, T/f, F/f)``."""
+    mel = mel_config(vocoder)
+    planes = unpack_rows(one_by_one(lambda part: vae.decode(part).sample, latents), mel.bands_per_row)
+    waveform = one_by_one(lambda part: vocode_planes(vocoder, part, mel), planes)
     if as_authors:
-        return log_mel, author_length(waveform, n_samples)
-    waveform = waveform[:, :n_samples]
-    return log_mel, functional.pad(waveform, (0, n_samples - waveform.shape[1]))
+        return planes, author_length(waveform, n_samples)
+    waveform = waveform[..., :n_samples]
+    return planes, functional.pad(waveform, (0, n_samples - waveform.shape[-1]))
 
 
 class Maker(NamedTuple):
