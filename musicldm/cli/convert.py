@@ -6,7 +6,6 @@ A file of some parts only, such as LAION's CLAP, becomes a folder of these, from
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the folder, whole or not at all."""
+    """Write the folder, and warn of what it lacks."""
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise FileExistsError(f"{args.out} exists already; give a new folder with --out")
     from_folder = args.checkpoint.is_dir()
@@ -49,44 +48,26 @@ def run(args: argparse.Namespace) -> None:
     for path in configs if from_folder else (args.checkpoint, *configs):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
-    with output_folder(args.out.absolute().parent) as parent:
-        import torch
-
-        from musicldm.models.loading import OPTIONAL_PARTS, found_parts, missing_parts
-        from musicldm.pipelines.text_to_music import MusicLDMPipeline
+    with output_folder(args.out.absolute().parent):
+        from musicldm.generate.environment import choose_dtype
+        from musicldm.models.original import OriginalCheckpoint
+        from musicldm.pipelines.convert import convert
 
         load_quietly()
-        if from_folder:
-            whole = MusicLDMPipeline.from_pretrained(args.checkpoint)
-            parts, missing = whole.components, []
-        else:
-            parts = found_parts(args.checkpoint, *configs, use_ema=not args.raw_weights, tokenizer=args.tokenizer)
-            missing = missing_parts(parts)
-            whole = None if missing else MusicLDMPipeline(**dict.fromkeys(OPTIONAL_PARTS) | parts)
-        parts = {name: part for name, part in parts.items() if part is not None}
-        for part in parts.values():
-            if isinstance(part, torch.nn.Module):
-                part.to(getattr(torch, args.dtype))
-        scratch = parent / f".{args.out.name}.part"
-        try:
-            if whole is not None:
-                whole.save_pretrained(scratch)
-            else:
-                for name, part in parts.items():
-                    part.save_pretrained(scratch / name)
-            scratch.replace(args.out)  # an empty folder of that name may be there
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    if missing:
+        source = args.checkpoint
+        if not from_folder:
+            source = OriginalCheckpoint(source, *configs, use_ema=not args.raw_weights)
+        made = convert(source, args.out, args.tokenizer, choose_dtype(args.dtype))
+    if made.missing:
         print(
-            f"musicldm: warning: {args.checkpoint.name} has no {', '.join(missing)}; "
+            f"musicldm: warning: {args.checkpoint.name} has no {', '.join(made.missing)}; "
             "what it has is no model by itself, but can be trained on with init=FOLDER",
             file=sys.stderr,
         )
-    if "tokenizer" not in parts and (whole is not None or "text_encoder" in parts):
+    if made.lacks_tokenizer:
         print(
             "musicldm: warning: without a tokenizer the model takes no prompts, only embeddings; "
             "give --tokenizer roberta-base for the released model",
             file=sys.stderr,
         )
-    report(args.json, {"folder": str(args.out), "parts": list(parts)}, f"{args.out} ({', '.join(parts)})")
+    report(args.json, {"folder": str(args.out), "parts": made.parts}, f"{args.out} ({', '.join(made.parts)})")

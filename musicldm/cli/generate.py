@@ -194,7 +194,7 @@ def progress_bars() -> Callable:
         nonlocal bar
         if progress.step == 1:
             which = f"{progress.first}-{progress.last}" if progress.last > progress.first else str(progress.first)
-            about = f"music {which} of {progress.count}"
+            about = f"music {which} of {progress.total}"
             bar = tqdm(total=progress.steps, desc=about, unit="step", leave=False, disable=None)
         bar.update()
         if progress.step == progress.steps:

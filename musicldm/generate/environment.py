@@ -24,7 +24,7 @@ def package_versions() -> dict[str, str]:
     }
 
 
-def model_revision(folder: Path) -> str:
+def model_revision(folder: str | Path) -> str:
     """12 hexadecimal digits that change with any file of a model folder, and with nothing else."""
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors", ".bin")):

@@ -23,10 +23,12 @@ from musicldm.audio import write_audio
 from musicldm.audio.figures import save_figure
 from musicldm.generate.adapters import load_adapters
 from musicldm.generate.environment import choose_device, choose_dtype, model_revision, package_versions
-from musicldm.generate.recipe import Request, compose, random_seed
+from musicldm.generate.recipe import Request, Settings, compose, random_seed
 from musicldm.models.loading import find_folder
 from musicldm.novelty import CopyError
-from musicldm.pipelines.checks import check_memory, decoding_memory, plan_lengths
+from musicldm.novelty.guard import CopyGuard
+from musicldm.pipelines.checks import plan_lengths
+from musicldm.pipelines.memory import check_memory, decoding_memory
 from musicldm.pipelines.optimize import prepare_launches
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.schedulers import make_scheduler
@@ -50,7 +52,7 @@ class Progress(NamedTuple):
     steps: int
     first: int  # number of the batch's first request among all, from 1
     last: int
-    count: int  # of all requests
+    total: int  # of all requests
 
 
 @dataclass(frozen=True)
@@ -104,25 +106,25 @@ class Session:
         self._variants: dict[tuple, tuple[MusicLDMPipeline, dict[str, str]]] = {}
         self._guards: dict[tuple, CopyGuard] = {}
 
-    def pipeline(self, request: Request) -> MusicLDMPipeline:
-        """A pipeline with the adapters and the sampler of ``request``, for as many calls as wanted; shares its parts.
+    def pipeline(self, wanted: Settings) -> MusicLDMPipeline:
+        """A pipeline with the wanted adapters and sampler, which shares the session's parts; for any number of calls.
 
         Raises:
             OSError: if there is no such adapter.
             ValueError: if an adapter or the sampler does not fit the model.
         """
-        pipeline = copy.copy(self._variant(request)[0])
-        pipeline.scheduler = make_scheduler(request.scheduler, pipeline.scheduler)
+        pipeline = copy.copy(self._variant(wanted)[0])
+        pipeline.scheduler = make_scheduler(wanted.scheduler, pipeline.scheduler)
         return pipeline
 
-    def about(self, request: Request) -> dict:
-        """The fields of a recipe that say by which model, adapters, device and packages ``request`` is worked on."""
+    def about(self, wanted: Settings) -> dict:
+        """The fields of a recipe that say which model, adapters, device and packages make what is wanted."""
         return {
             "model": self.model,
             "dtype": str(self.dtype).removeprefix("torch."),
             "fast": self.fast,
             "revision": self.revision,
-            "adapters": self._variant(request)[1],
+            "adapters": self._variant(wanted)[1],
             "device": self.device.type,
             "versions": package_versions(),
         }
@@ -173,13 +175,16 @@ class Session:
             OSError: if an adapter or an index cannot be read.
         """
         requests = list(requests)
-        refusals, refused, first = [], [], 0
+        refusals: list[str] = []
+        refused: list[int] = []
+        first = 0
         for batch in batches(requests, at_once or self.waveforms_at_once):
             last = first + len(batch)
             watch = partial(_watch, progress, cancel, Progress(0, batch[0].steps, first + 1, last, len(requests)))
             batch = [replace(one, seed=random_seed()) if one.seed is None else one for one in batch]
+            missing: tuple[int, ...] = ()
             try:
-                output, missing = self._call(batch, watch), ()
+                output = self._call(batch, watch)
             except CopyError as error:
                 refusals.append(str(error))
                 output, missing = error.output, error.refused
@@ -192,12 +197,11 @@ class Session:
     def _call(self, batch: list[Request], watch: Callable):
         """The pipeline's output, with the best candidate of each request."""
         wanted = batch[0]
-        if wanted.novelty is None:
-            make = self.pipeline(wanted)
-        else:
+        make: Callable = self.pipeline(wanted)
+        if wanted.novelty is not None:
             make = partial(self._guard(wanted), mode=wanted.novelty, max_similarity=wanted.max_similarity)
         watch(counter := itertools.count())
-        seeds = [one.seed + k for one in batch for k in range(one.candidates)]
+        seeds = [one.seed + k for one in batch if one.seed is not None for k in range(one.candidates)]
         return make(
             [one.prompt for one in batch],
             audio_length_in_s=wanted.seconds,
@@ -226,39 +230,26 @@ class Session:
             }
             yield Piece(waveform, rate, compose(request, self.about(request), found), score, novelty)
 
-    def _variant(self, request: Request) -> tuple[MusicLDMPipeline, dict[str, str]]:
-        """The pipeline with the adapters of ``request``, and the revision of each; parts that they change are copies."""
-        if not request.lora and not request.concept:
+    def _variant(self, wanted: Settings) -> tuple[MusicLDMPipeline, dict[str, str]]:
+        """The pipeline with the wanted adapters, and the revision of each; the parts that they change are copies."""
+        if not wanted.lora and not wanted.concept:
             return self._plain, {}
 
         def make() -> tuple[MusicLDMPipeline, dict[str, str]]:
             pipeline = copy.copy(self._plain)
-            for name in ("unet", "text_encoder", "tokenizer") if request.concept else ("unet",):
+            for name in ("unet", "text_encoder", "tokenizer") if wanted.concept else ("unet",):
                 setattr(pipeline, name, copy.deepcopy(getattr(pipeline, name)))
-            revisions = load_adapters(pipeline, request.lora, request.concept)
+            revisions = load_adapters(pipeline, wanted.lora, wanted.concept)
             if pipeline.step_graphs is not None:
                 prepare_launches(pipeline)
             return pipeline, revisions
 
-        return self._kept(self._variants, (request.lora, request.concept), make, VARIANTS)
+        return self._kept(self._variants, (wanted.lora, wanted.concept), make, VARIANTS)
 
     def _guard(self, request: Request) -> CopyGuard:
         """The guard of the request's index, around its pipeline."""
-        pipeline = self.pipeline(request)
-
-        def make() -> CopyGuard:
-            from musicldm.novelty import index_of
-            from musicldm.novelty.guard import CopyGuard
-
-            folder = index_of(pipeline) if request.index is None else request.index
-            if folder is None:
-                raise ValueError(
-                    f"novelty={request.novelty!r} needs an index of the training set, and {self.model} carries none; "
-                    "give one as index (on the command line: --index FOLDER)"
-                )
-            return CopyGuard(pipeline, folder)
-
-        return self._kept(self._guards, (request.lora, request.concept, request.scheduler, request.index), make, GUARDS)
+        key = request.lora, request.concept, request.scheduler, request.index
+        return self._kept(self._guards, key, partial(CopyGuard, self.pipeline(request), request.index), GUARDS)
 
     def _kept(self, kept: dict, key: tuple, make: Callable, most: int):
         """The entry ``key`` of ``kept``, made if it is not there; the ``most`` that were used last stay."""
@@ -272,15 +263,14 @@ class Session:
 def batches(requests: list[Request], at_once: int) -> Iterator[list[Request]]:
     """Neighbours of equal settings, together at most ``at_once`` waveforms, and at least one request."""
     for settings, group in itertools.groupby(requests, key=lambda request: request.settings):
-        group = list(group)
-        size = max(1, at_once // settings.candidates)
-        yield from (group[first : first + size] for first in range(0, len(group), size))
+        alike, size = list(group), max(1, at_once // settings.candidates)
+        yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
 
 def _watch(progress, cancel: Cancel | None, where: Progress, counter: Iterator[int]) -> None:
     """Tell and ask before the first step (``counter`` at 0) and after each; a guard's further draws count from 1."""
     step = next(counter)
     if cancel is not None and (cancel.is_set() if isinstance(cancel, threading.Event) else cancel()):
-        raise Cancelled(f"cancelled in step {step} of {where.steps}, of music {where.first} to {where.last}")
+        raise Cancelled(f"cancelled after step {step} of {where.steps}, of music {where.first} to {where.last}")
     if progress is not None and step > 0:
         progress(where._replace(step=(step - 1) % where.steps + 1))

@@ -30,8 +30,10 @@ class Converted(NamedTuple):
         return "tokenizer" not in self.parts and (not self.missing or "text_encoder" in self.parts)
 
 
-def convert(source: Path | OriginalCheckpoint, out: Path, tokenizer=None, dtype: torch.dtype = torch.float32):
-    """Write the folder ``out`` from a model folder or a checkpoint, whole or not at all; `Converted`.
+def convert(
+    source: Path | OriginalCheckpoint, out: Path, tokenizer=None, dtype: torch.dtype = torch.float32
+) -> Converted:
+    """Write the folder ``out`` from a model folder or a checkpoint, whole or not at all.
 
     ``tokenizer`` is as of `MusicLDMPipeline.from_original`, ``dtype`` that of the networks.
 

@@ -10,13 +10,17 @@ import soundfile
 import torch
 
 from musicldm import MusicLDMPipeline
-from musicldm.audio import read_recipe
+from musicldm.audio import read_recipe, write_audio
 from musicldm.cli import main
 from musicldm.config import LoraConfig
 from musicldm.generate import Cancelled, Piece, Progress, Request, Session
-from musicldm.models.concepts import save_concept
-from musicldm.models.lora import add_adapter, save_adapter
+from musicldm.models.adapters import add_adapter, save_adapter, save_concept
+from musicldm.models.clap import clap_feature_extractor
+from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.novelty import CopyError
+from musicldm.novelty.build import build_index
 from musicldm.sampling.schedulers import make_scheduler
+from tests.helpers.melodies import RATE, melody
 
 WALTZ = Request("a waltz", seed=1, steps=4, seconds=0.4)
 
@@ -113,7 +117,7 @@ def test_cancelling_stops_within_two_steps(session, after):
         if where.step == after:
             cancel.set()
 
-    with pytest.raises(Cancelled, match=f"cancelled in step {after and after + 1} of 20"):
+    with pytest.raises(Cancelled, match=f"cancelled after step {after and after + 1} of 20"):
         session.run(replace(WALTZ, steps=20), progress, cancel)
     assert len(seen) == after
     with pytest.raises(Cancelled):
@@ -124,9 +128,13 @@ def test_cancelling_stops_within_two_steps(session, after):
 def test_a_cancelled_call_gives_the_pieces_that_were_complete(session):
     requests = [replace(WALTZ, seconds=0.2), WALTZ]
     made, started = [], []
-    with pytest.raises(Cancelled):
+
+    def collect():
         for piece in session.run_many(requests, progress=started.append, cancel=lambda: len(made) == 1):
             made.append(piece)
+
+    with pytest.raises(Cancelled):
+        collect()
     assert len(made) == 1
     assert len(started) == WALTZ.steps
 
@@ -176,6 +184,38 @@ def test_memory_is_that_of_the_largest_batch(session):
         session.memory([replace(WALTZ, seconds=1e9)])
 
 
+def test_the_guard_of_an_index_judges_some_requests_and_refuses_others(tiny_parts, tmp_path):
+    front_end = clap_feature_extractor(16_000, 5, hop_length=640, n_mels=16, f_max=8000.0)
+    MusicLDMPipeline(**tiny_parts | {"feature_extractor": front_end}).save_pretrained(tmp_path / "model")
+    session = Session(tmp_path / "model", "cpu", fast=False)
+    (tmp_path / "data").mkdir()
+    for i in range(4):
+        write_audio(tmp_path / "data" / f"{i}.wav", melody(i), RATE)
+    clap = session.pipeline(WALTZ)
+    embedder = ClapEmbedder(clap.text_encoder, clap.feature_extractor, clap.sampling_rate)
+    build_index(tmp_path / "data", tmp_path / "index", embedder, progress=False)
+    told = replace(WALTZ, seconds=2.5, novelty="report", index=tmp_path / "index")
+    requests = [told, replace(told, novelty="avoid", max_similarity=-0.99), replace(WALTZ, seconds=2.5)]
+    made = []
+
+    def collect():
+        for piece in session.run_many(requests):
+            made.append(piece)
+
+    with pytest.raises(CopyError) as error:
+        collect()
+    assert error.value.refused == (1,)
+    reported, plain = made
+    assert np.array_equal(reported.waveform, plain.waveform)
+    assert reported.novelty["verdict"] in ("copy", "close", "new")
+    assert reported.recipe["nearest_training_clips"] == reported.novelty
+    assert plain.novelty is None
+    with ThreadPoolExecutor(3) as pool:
+        for piece in pool.map(session.run, [told] * 3):
+            assert np.array_equal(piece.waveform, reported.waveform)
+            assert piece.recipe == reported.recipe
+
+
 def test_what_a_session_cannot_do_is_refused(session, tiny_folder):
     with pytest.raises(ValueError, match="dtype must be one of auto, float32"):
         Session(tiny_folder, "cpu", "float8")
@@ -183,5 +223,5 @@ def test_what_a_session_cannot_do_is_refused(session, tiny_folder):
         Session(tiny_folder, "abacus")
     with pytest.raises(FileNotFoundError, match="no adapter at nowhere"):
         session.run(replace(WALTZ, lora=("nowhere",)))
-    with pytest.raises(ValueError, match="carries none; give one as index"):
+    with pytest.raises(ValueError, match="the model carries none"):
         session.run(replace(WALTZ, novelty="avoid"))
