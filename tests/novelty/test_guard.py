@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -174,6 +175,21 @@ def test_only_what_is_drawn_again_is_steered(guard, pipeline):
     assert [found["draws"] for found in steered.novelty] == [2, 1]
     assert np.abs(steered.audios[0] - plain.audios[0]).max() > 0.01
     assert np.allclose(steered.audios[1], plain.audios[1], atol=1e-4)
+
+
+def test_eight_requests_on_four_threads(guard):
+    """Of one guard: half of them are drawn again."""
+
+    def run(number):
+        return guard(PROMPT, seed=number % 2, mode="least_similar" if number % 3 else "avoid", **OPTIONS)
+
+    alone = [run(number) for number in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, range(8)))
+    assert [one.novelty[0]["draws"] for one in alone] == [2, 1] * 4
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one.audios, other.audios)
+        assert one.novelty == other.novelty
 
 
 def test_a_correction_of_ones_own_stays(guard, pipeline):
