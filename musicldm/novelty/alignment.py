@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musicldm.analysis.measurements import pitch_bands
+from musicldm.analysis.key import pitch_bands
 
 FRAMES_PER_S = 5.0
 LOWEST, HIGHEST = 36, 95  # MIDI

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from musicldm.analysis.measurements import SILENCE
+from musicldm.analysis.waveforms import SILENCE
 from musicldm.audio import write_whole
 from musicldm.data.clips import Clip, read_clip
 from musicldm.data.collection import Collection, as_collection

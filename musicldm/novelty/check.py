@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from musicldm.analysis.measurements import SILENCE
+from musicldm.analysis.waveforms import SILENCE
+from musicldm.audio import write_whole
+from musicldm.audio.figures import new_figure, png_bytes
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.alignment import FRAMES_PER_S, WINDOWS_S, Match, pitch_frames
 from musicldm.novelty.index import SECOND_CHECK, Neighbour, NoveltyIndex
@@ -126,18 +128,11 @@ def record(path: str | Path, found: Verdict, index: NoveltyIndex) -> dict:
 
 def save_match_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, found: Verdict, index: NoveltyIndex):
     """A PNG of both spectrograms in semitone bands, the passage that agrees best framed in both."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-
-    from musicldm.audio import write_whole
 
     match = found.match
     source = index.neighbour(match.candidate, 0.0)
-    figure = Figure(figsize=(10, 6.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 6.4)
     name = source.recording.get("title") or source.recording["file"]
     panels = (
         ("checked", pitch_frames(waveform, sample_rate), 0.0, match.query_start_s, match.duration_s / match.tempo),
@@ -154,6 +149,4 @@ def save_match_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, 
     figure.suptitle(
         f"{found.verdict}: passage score {match.score:.2f} (threshold {index.score_threshold:.2f}), {moved}"
     )
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())
+    write_whole(path, png_bytes(figure))

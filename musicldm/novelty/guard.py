@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from musicldm.analysis.measurements import SILENCE
+from musicldm.analysis.waveforms import SILENCE
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty import CopyError
 from musicldm.novelty.alignment import WINDOWS_S

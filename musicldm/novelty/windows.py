@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from musicldm.analysis.measurements import SILENCE
+from musicldm.analysis.waveforms import SILENCE
 from musicldm.audio.resampling import resample
 from musicldm.models.clap_embedder import ClapEmbedder
 

@@ -22,7 +22,7 @@ import torch
 from augment import track_beats
 from benchmarks.machine import describe_machine
 from musicldm import MusicLDMPipeline
-from musicldm.analysis.measurements import onset_rate, percussive_share
+from musicldm.analysis.onsets import onset_rate, percussive_share
 from musicldm.data.metadata import metadata_rows
 from musicldm.evaluate import area_under_curve, tempo_adherence
 from musicldm.evaluate.probe import FamilyProbe, folder_features

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from musicldm.analysis.measurements import pitch_bands
+from musicldm.analysis.key import pitch_bands
 from musicldm.audio import read_audio, write_audio
 from musicldm.cli import main
 from musicldm.cli.novelty import load_embedder
