@@ -59,6 +59,14 @@ def tiny_parts() -> dict:
 
 
 @pytest.fixture
+def exact_pipeline(tiny_folder) -> MusicLDMPipeline:
+    """The tiny pipeline in float64, where two ways to the same music differ by 1e-10 on every processor."""
+    pipeline = MusicLDMPipeline.from_pretrained(tiny_folder, torch_dtype=torch.float64)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
 def tiny_pipeline(tiny_parts) -> MusicLDMPipeline:
     """A pipeline of the tiny parts, with a scheduler of its own and no progress bar."""
     parts = tiny_parts | {"scheduler": DDIMScheduler.from_config(tiny_parts["scheduler"].config)}
