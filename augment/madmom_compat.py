@@ -42,7 +42,8 @@ def madmom_compatibility() -> Iterator[None]:
         if "pkg_resources" not in sys.modules:
             if importlib.util.find_spec("pkg_resources") is None:
                 stand_in = types.ModuleType("pkg_resources")
-                stand_in.get_distribution = importlib.metadata.distribution  # madmom asks for nothing but its version
+                # madmom asks for nothing but its version
+                setattr(stand_in, "get_distribution", importlib.metadata.distribution)  # noqa: B010
                 sys.modules["pkg_resources"] = stand_in
                 undo.callback(sys.modules.pop, "pkg_resources")
             else:

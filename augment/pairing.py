@@ -139,12 +139,12 @@ class Pairing:
         if not usable(anchor):
             return np.empty(0, dtype=int)
         reach = self.max_stretch + TOLERANCE_S / self.clip_s
-        found = []
+        ranges = []
         for pulse in PULSES:
             wanted = pulse * anchor.tempo_bpm  # speed = wanted / tempo, from 1 - reach to 1 + reach
             first, last = np.searchsorted(self._tempos, [wanted / (1 + reach), wanted / (1 - reach)])
-            found.append(self._by_tempo[first:last])
-        found = np.sort(np.concatenate(found))
+            ranges.append(self._by_tempo[first:last])
+        found = np.sort(np.concatenate(ranges))
         found = found[(self._piece[found] != self._piece[index]) & (self._metre[found] == anchor.beats_per_bar)]
         if self.same_key:
             found = found[[compatible_keys(anchor.key, self.recordings[i].key) for i in found]]
@@ -212,8 +212,8 @@ def align_paper(a: Recording, b: Recording, rng: np.random.Generator) -> Alignme
     """One downbeat of each at random, never the last; both from their start unless both have more than one."""
     if len(a.downbeats_s) < 2 or len(b.downbeats_s) < 2:
         return Alignment(0.0, 0.0, 1.0)
-    starts = (float(r.downbeats_s[rng.integers(len(r.downbeats_s) - 1)]) for r in (a, b))
-    return Alignment(*starts, 1.0)
+    first, second = (float(r.downbeats_s[rng.integers(len(r.downbeats_s) - 1)]) for r in (a, b))
+    return Alignment(first, second, 1.0)
 
 
 def align_synchronous(

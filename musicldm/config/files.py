@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -72,7 +72,7 @@ def save_config(config: object, path: Path) -> None:
     write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
 
 
-def differences(old: object, new: object, prefix: str = "") -> list[str]:
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """``key: old value -> new value`` of every field in which two configs of one kind differ."""
     lines = []
     for f in fields(old):

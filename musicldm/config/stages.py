@@ -31,7 +31,7 @@ def _local(default: object) -> Any:
     return field(default=default, metadata={LOCAL: True})
 
 
-def marked(config: object, mark: str) -> set[str]:
+def marked(config: Any, mark: str) -> set[str]:
     """The names of the fields of ``config`` that are `CHANGEABLE` or `LOCAL`."""
     return {f.name for f in fields(config) if f.metadata.get(mark)}
 

@@ -157,8 +157,8 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         if (rows := mel.n_mels // mel.bands_per_row) % self.vae_scale_factor:
             raise ValueError(f"the vocoder's {rows} mel bands do not fit the VAE's factor {self.vae_scale_factor}")
         if vae.config.in_channels != (planes := mel.planes * mel.bands_per_row):
-            planes = f"{vae.config.in_channels} planes, the vocoder's spectrograms have {planes}"
-            raise ValueError(f"the VAE takes {planes}; take both from one model")
+            taken = f"{vae.config.in_channels} planes, the vocoder's spectrograms have {planes}"
+            raise ValueError(f"the VAE takes {taken}; take both from one model")
 
     @classmethod
     def from_pretrained(
@@ -313,7 +313,7 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
 
         ``eta`` and ``generator`` are for the noise that some schedulers add; ``options`` are on_step and correct.
         """
-        evaluate = predict if self.step_graphs is None else self.step_graphs.of(self.unet)
+        evaluate: Callable[..., Tensor] = predict if self.step_graphs is None else self.step_graphs.of(self.unet)
         if getattr(self.unet, "peft_config", None):
             evaluate = _predict_alone
         step_options = options_of_step(self.scheduler, latents, eta, generator)

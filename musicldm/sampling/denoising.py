@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import SchedulerMixin
@@ -22,7 +22,9 @@ from musicldm.sampling.condition import Condition, predict
 
 ALL_NOISE = (0.0, 1.0)  # an interval of guidance: the shares of the training's time steps between which there is some
 
-Noise = Generator | list[Generator] | None  # one generator for a batch, one for each of its items, or torch's own
+Noise: TypeAlias = (
+    Generator | list[Generator] | None
+)  # one generator for a batch, one for each of its items, or torch's own
 OnStep = Callable[[int, Tensor, Tensor, Condition], tuple[Tensor, Condition] | None]
 Correct = Callable[[Tensor, Tensor, Tensor], Tensor]
 

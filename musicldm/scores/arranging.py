@@ -16,11 +16,16 @@ FEW_PARTS_SHARE = 0.4  # how often a re-scored piece is reduced to one to three 
 class Choices(Protocol):
     """What ``RenderConfig`` leaves to chance."""
 
-    tempo_range: tuple[float, float]
-    transpose_range: tuple[int, int]
-    velocity_range: tuple[float, float]
-    program_share: float
-    drumless_share: float
+    @property
+    def tempo_range(self) -> tuple[float, float]: ...
+    @property
+    def transpose_range(self) -> tuple[int, int]: ...
+    @property
+    def velocity_range(self) -> tuple[float, float]: ...
+    @property
+    def program_share(self) -> float: ...
+    @property
+    def drumless_share(self) -> float: ...
 
 
 class Rendering(NamedTuple):
@@ -135,5 +140,5 @@ def _orchestrate(
                 unfit = 6.0 if chords != p.chords else 0.0
                 off_centre = abs((low + high) / 2 + octave - (p.low + p.high) / 2) / 6
                 costs[program, octave] = outside + abs(octave) / 6 + off_centre + unfit + rng.uniform(0, 3)
-        programs[part], octaves[part] = min(costs, key=costs.get)
+        programs[part], octaves[part] = min(costs, key=lambda choice: costs[choice])
     return programs, octaves

@@ -213,7 +213,7 @@ def describe(facts: Facts, score: Score, start_s: float, end_s: float, *, tempo_
     held = np.minimum(melodic["end_s"], end_s) - np.maximum(melodic["start_s"], start_s)
     time_of = {int(p): float(held[melodic["program"] == p].sum()) for p in np.unique(melodic["program"])}
     programs = sorted((p for p in time_of if time_of[p] >= SHORTEST_PART_S), key=lambda p: (-time_of[p], p))
-    programs = programs or sorted(time_of, key=time_of.get)[-1:]
+    programs = programs or sorted(time_of, key=lambda p: time_of[p])[-1:]
     kit = bool(np.isin(percussion["pitch"], list(KIT_PITCHES)).any())
     metre = _metre(score, start_s, end_s) if facts.metre else None
     qpm, steady = _tempo(facts, score, start_s, end_s, tempo_factor)

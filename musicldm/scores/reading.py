@@ -7,7 +7,7 @@ stays in ``controls``. Programs are a property of each note, so that parts can b
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -99,7 +99,7 @@ def _merge(midi: mido.MidiFile) -> list[tuple[int, mido.Message]]:
     return events
 
 
-def _seconds(tempos: list[tuple[int, int]], ticks_per_beat: int):
+def _seconds(tempos: list[tuple[int, int]], ticks_per_beat: int) -> Callable[[int], float]:
     """A function from ticks to seconds for the tempo map ``(tick, microseconds a quarter note)``."""
     ticks, micros = [0], [500_000]
     for tick, tempo in tempos:
@@ -108,17 +108,17 @@ def _seconds(tempos: list[tuple[int, int]], ticks_per_beat: int):
         else:
             ticks.append(tick)
             micros.append(tempo)
-    ticks, per_tick = np.array(ticks), np.array(micros) / 1e6 / ticks_per_beat
-    starts = np.concatenate([[0.0], np.cumsum(np.diff(ticks) * per_tick[:-1])])
+    changes, per_tick = np.array(ticks), np.array(micros) / 1e6 / ticks_per_beat
+    starts = np.concatenate([[0.0], np.cumsum(np.diff(changes) * per_tick[:-1])])
 
     def seconds(tick: int) -> float:
-        i = np.searchsorted(ticks, tick, side="right") - 1
-        return float(starts[i] + (tick - ticks[i]) * per_tick[i])
+        i = np.searchsorted(changes, tick, side="right") - 1
+        return float(starts[i] + (tick - changes[i]) * per_tick[i])
 
     return seconds
 
 
-def _collect(events: list[tuple[int, mido.Message]], seconds) -> Score:
+def _collect(events: list[tuple[int, mido.Message]], seconds: Callable[[int], float]) -> Score:
     notes, controls, tempos, metres, keys = [], [], [], [], []
     program, volume, expression = [0] * 16, [100] * 16, [127] * 16
     sounding: dict[tuple[int, int], list] = {}  # (channel, pitch) -> note

@@ -113,7 +113,7 @@ class RenderReport(NamedTuple):
 
 def orchestrations(text: str) -> tuple[str, ...]:
     """``"original,all"`` -> every choice. Raises ValueError naming the choices."""
-    chosen = []
+    chosen: list[str] = []
     for name in text.split(","):
         name = name.strip()
         if name == "all":
@@ -216,7 +216,7 @@ def _sidecar(state: Path, name: str) -> Path:
 def _finished(state: Path, name: str) -> list[dict] | None:
     """The clips of a score that an earlier run has finished; a score that failed is tried again."""
     path = _sidecar(state, name)
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"error": "not begun"}
+    result: dict = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"error": "not begun"}
     return None if result["error"] else result["rows"]
 
 

@@ -64,7 +64,7 @@ def _votes(prints: list[np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
     place = np.concatenate([*(np.arange(len(p)) for p in prints), np.empty(0, int)])
     order = np.argsort(words, kind="stable")
     words, owner, place = words[order], owner[order], place[order]
-    rows = []
+    found = []
     for shift in range(1, COMMON):  # neighbours in the sorted list that are equal
         same = np.flatnonzero((words[shift:] == words[:-shift]) & (words[shift:] != 0))
         if not len(same):
@@ -72,8 +72,8 @@ def _votes(prints: list[np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
         i, j = owner[same], owner[same + shift]
         distance = place[same + shift] - place[same]
         other = i != j  # the stable sort keeps i < j
-        rows.append(np.stack([i[other], j[other], distance[other]], axis=1))
-    rows = np.concatenate(rows) if rows else np.empty((0, 3), int)
+        found.append(np.stack([i[other], j[other], distance[other]], axis=1))
+    rows = np.concatenate(found) if found else np.empty((0, 3), int)
     _, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
     rows = rows[counts[which.ravel()] >= VOTES]
     pairs, which, counts = np.unique(rows[:, :2], axis=0, return_inverse=True, return_counts=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 ROWS_PER_GROUP = 1024
 TEXT, NUMBER, COUNT = "string", "double", "int32"
 TEXTS, NUMBERS = (TEXT,), (NUMBER,)  # lists
-COLUMNS = {
+COLUMNS: dict[str, str | tuple[str, ...]] = {
     "file_name": TEXT,
     "part": COUNT,
     "group": TEXT,
@@ -47,11 +47,12 @@ class IndexWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        def type_of(name: str | tuple[str]) -> pa.DataType:
+        def type_of(name: str | tuple[str, ...]) -> pa.DataType:
             return pa.list_(pa.type_for_alias(name[0])) if isinstance(name, tuple) else pa.type_for_alias(name)
 
         self.schema = pa.schema([(column, type_of(name)) for column, name in COLUMNS.items()])
-        self.file, self.rows = pq.ParquetWriter(path, self.schema, compression="zstd"), []
+        self.file = pq.ParquetWriter(path, self.schema, compression="zstd")
+        self.rows: list[dict] = []
 
     def __enter__(self) -> IndexWriter:
         return self

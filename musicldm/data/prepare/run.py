@@ -214,7 +214,8 @@ class Measure:
                     "recordings and the result, at the same paths"
                 )
         load_tracker(self.config.tracker)  # what is missing there is not the file's fault
-        rows, error = [], None
+        rows: list[dict] = []
+        error = None
         try:
             job.name.encode()
         except UnicodeEncodeError:
@@ -287,10 +288,10 @@ def assemble(folder: Path, names: list[str], out: Path, config: PrepareConfig, m
             else:
                 flac = place.with_suffix(".flac").read_bytes()
                 about = {key: value for key, value in row.items() if key not in ("shard", "member")}
-                about = json.dumps(about).encode()
-                row["shard"], key = writer.next_name(len(flac) + len(about))
+                text = json.dumps(about).encode()
+                row["shard"], key = writer.next_name(len(flac) + len(text))
                 row["member"] = f"{key}.flac"
-                writer.write(key, {"flac": flac, "json": about})
+                writer.write(key, {"flac": flac, "json": text})
                 made = made._replace(recordings=made.recordings + 1, audio_s=round(made.audio_s + row["duration_s"], 3))
             table.write(row)
     shutil.rmtree(out / "shards", ignore_errors=True)
