@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import SpeechT5HifiGan
 
+from musicldm.models.latents import encode_image, latent_factor
 from vocoder import MelConfig, mel_config, pack_rows, spectrogram_planes, unpack_rows, vocode_planes
 
 # Frames on either side of a window that are computed and dropped, so that windows join without seams. The generator
@@ -50,7 +51,7 @@ def reconstruct(waveform: np.ndarray, vae: AutoencoderKL | None, vocoder: Speech
             f"{n_samples} samples are shorter than one frame of {mel.n_fft} samples "
             f"({mel.n_fft / mel.sample_rate:.3f} s at {mel.sample_rate} Hz); give a longer recording"
         )
-    factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = 1 if vae is None else latent_factor(vae)
     if (rows := mel.n_mels // mel.bands_per_row) % factor:
         raise ValueError(
             f"the vocoder's {rows} mel bands are no multiple of the VAE's factor {factor}; take both from one model"
@@ -78,7 +79,7 @@ def reconstruct(waveform: np.ndarray, vae: AutoencoderKL | None, vocoder: Speech
 
 def autoencode(vae: AutoencoderKL, image: Tensor) -> Tensor:
     """``image (1, P, T, F)`` to the mean of its latents and back."""
-    latents = vae.encode(image.to(vae.dtype)).latent_dist.mode()  # (1, C, T/f, F/f)
+    latents = encode_image(vae, image).mode()  # (1, C, T/f, F/f)
     return vae.decode(latents).sample.to(image.dtype)
 
 
