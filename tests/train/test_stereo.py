@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from musicldm.audio import read_audio, read_recipe, write_audio
+from musicldm.generate import Request, Session
 from musicldm.kernels import tiled_decoding as tiles
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.train import run
@@ -163,6 +164,17 @@ def test_mixed_latents_are_heard_in_stereo(pipeline):
     _, cut = hear_latents(pipeline.vae, pipeline.vocoder, latents, 15_400, as_authors=True)
     assert cut.shape == (2, 2, 15_400)
     assert not cut[..., 13_860:].any()
+
+
+def test_a_concept_is_learned_from_stereo(runs, collection, tmp_path):
+    model = runs / "diffusion" / "final"
+    short = ["steps=1", "word_steps=1", "warmup_steps=0", "batch_size=2", "save_every=1", "validate_every=1"]
+    made = run(
+        "concept", None, collection, tmp_path / "run", overrides=[f"init={model}", "name=<place>", "device=cpu", *short]
+    )
+    piece = Session(model, "cpu").run(Request("<place>", seconds=0.64, steps=1, seed=0, concept=(f"{made}:1",)))
+    assert piece.waveform.shape == (2, 15_360)
+    assert piece.sampling_rate == 24_000
 
 
 def test_planes_do_not_depend_on_the_channels_of_a_mono_recording():
