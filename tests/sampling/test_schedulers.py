@@ -5,13 +5,13 @@ from inspect import signature
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from musicldm.sampling import Condition, Guidance, denoise, prepare_timesteps
-from musicldm.sampling.schedulers import SCHEDULERS, make_scheduler
+from musicldm.sampling.schedulers import FLOW_SCHEDULERS, SCHEDULERS, make_scheduler
 from tests.helpers.tiny import make_unet
 
 # diffusers hands tensors to NumPy functions at every step
@@ -90,3 +90,49 @@ def test_the_loop_never_waits_for_a_device(name):
 def test_unknown_name_gets_the_list():
     with pytest.raises(ValueError, match=r"'dpm\+\+2m'.*ddim, .*unipc"):
         make_scheduler("dpm++2m", DDIMScheduler(**TRAINED_WITH))
+
+
+def settings(scheduler) -> dict:
+    """Class and public configuration."""
+    return {"class": type(scheduler).__name__} | {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("own", "names"),
+    [(DDIMScheduler(**TRAINED_WITH), SCHEDULERS), (FlowMatchEulerDiscreteScheduler(), FLOW_SCHEDULERS)],
+    ids=["noise", "flow"],
+)
+def test_no_sampler_leaves_anything_to_the_next(own, names, tmp_path):
+    fresh = {name: settings(make_scheduler(name, own)) for name in names}
+    for first in names:
+        made = make_scheduler(first, own)
+        made.save_pretrained(tmp_path / first)
+        loaded = type(made).from_pretrained(tmp_path / first)
+        for then in names:
+            assert settings(make_scheduler(then, made)) == fresh[then], (first, then)
+        for then in ("ddim", "dpm++") if names is SCHEDULERS else names:
+            again = settings(make_scheduler(then, loaded))
+            assert {name: again[name] for name in fresh[then]} == fresh[then], (first, then, "saved between")
+    assert fresh["ddim" if names is SCHEDULERS else "euler"] == settings(own)
+
+
+def test_settings_of_another_sampler_are_not_the_models():
+    theirs = EulerDiscreteScheduler.from_config(
+        DDIMScheduler(**TRAINED_WITH).config, use_karras_sigmas=True, timestep_spacing="trailing", sigma_min=0.1
+    )
+    ours = settings(make_scheduler("dpm++", theirs))
+    expected = settings(make_scheduler("dpm++", DDIMScheduler(**TRAINED_WITH)))
+    assert {name: ours[name] for name in expected} == expected
+
+
+def test_a_pipeline_saved_with_a_sampler_knows_its_own(tiny_pipeline, tmp_path):
+    from musicldm import MusicLDMPipeline
+
+    own = settings(tiny_pipeline.scheduler)
+    tiny_pipeline.scheduler = make_scheduler("dpm++-sde", tiny_pipeline.scheduler)
+    tiny_pipeline.save_pretrained(tmp_path)
+    loaded = MusicLDMPipeline.from_pretrained(tmp_path).scheduler
+    assert loaded.config.algorithm_type == "sde-dpmsolver++"
+    again = settings(make_scheduler("ddim", loaded))
+    assert {name: again[name] for name in own} == own
+    assert make_scheduler("dpm++", loaded).config.algorithm_type == "dpmsolver++"
