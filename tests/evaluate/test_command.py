@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ import soundfile
 
 from musicldm.audio import write_audio
 from musicldm.cli import main
-from musicldm.evaluate.collect import Clip, asked, measure_clips
+from musicldm.evaluate.collect import Clip, asked, begin, measure_clips
 from musicldm.evaluate.compare import compare, incomparable
 from musicldm.evaluate.intervals import share
 from musicldm.evaluate.report import page
+from musicldm.evaluate.run import EvaluationConfig, Judges
 from musicldm.evaluate.summary import Evidence, summarize
+from musicldm.generate import Session, Settings
 
+GOLDEN = Path(__file__).parents[1] / "golden_data"
 PROMPTS = ["fast drums, 140 BPM, in C minor", "a waltz without drums", "drums and bass in Eb major", "a calm flute"]
 
 
@@ -78,6 +82,24 @@ def test_a_run_goes_on_and_gives_the_same(evaluated, capsys):
     capsys.readouterr()
     assert main([*arguments, "--seed", "5"]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_evaluations_begun_before_sessions_go_on(tiny_folder, tmp_path):
+    before = json.loads((GOLDEN / "evaluations_before" / "settings.json").read_text())
+    session = Session(tiny_folder, "cpu", fast=False)
+    session.model, session.revision = before["model"], before["revision"]
+    settings = {name: before[name] for name in ("seconds", "steps", "guidance", "guidance_interval")}
+    config = EvaluationConfig(
+        before["prompts"],
+        most=before["most"],
+        seed=before["seed"],
+        settings=Settings(**settings),
+        judges=Judges(tempo=before["tempo"]),
+    )
+    assert config.plan(session) == before
+    begin(tmp_path, before)
+    begin(tmp_path, config.plan(session))  # not refused as another evaluation
+    assert [request.seed for request in config.requests()] == [4, 5]
 
 
 def test_recordings_are_judged_and_compared(evaluated, tiny_folder, tmp_path, capsys):
