@@ -2,11 +2,15 @@
 
 import io
 import json
+import os
 import shutil
+import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -20,7 +24,7 @@ from musicldm.data.items import Item
 from musicldm.data.mixup import MixupSettings
 from musicldm.data.prepare.index import IndexWriter
 from musicldm.data.shards import INDEX_FILE, ShardWriter
-from musicldm.models.clap import embed_audio
+from musicldm.models.clap import clap_feature_extractor, embed_audio
 from musicldm.train import run
 from musicldm.train.diffusion import mixtures
 from tests.helpers.tiny import MEL
@@ -117,9 +121,9 @@ def test_every_kind_trains_and_repeats(collection, parts, plain_weights, tmp_pat
     np.testing.assert_allclose(norms, 1, rtol=1e-4)
 
 
-def test_shards_train_like_the_folder_that_they_hold(collection, parts, tmp_path):
-    """The same recordings and analysis, as `musicldm prepare` leaves them, give the same weights."""
-    shards, analysed = tmp_path / "shards", (collection / ANALYSIS_FILE).read_text().splitlines()
+def in_shards(collection: Path, shards: Path) -> Path:
+    """``collection`` as `musicldm prepare` would leave it in the folder ``shards``."""
+    analysed = (collection / ANALYSIS_FILE).read_text().splitlines()
     with ShardWriter(shards / "shards", 50_000) as writer, IndexWriter(shards / INDEX_FILE) as index:
         for line, known in zip(analysed, (collection / "metadata.jsonl").read_text().splitlines(), strict=True):
             row = json.loads(line) | json.loads(known)
@@ -129,7 +133,69 @@ def test_shards_train_like_the_folder_that_they_hold(collection, parts, tmp_path
             shard, key = writer.next_name(len(flac.getvalue()))
             writer.write(key, {"flac": flac.getvalue()})
             row |= {"shard": shard, "member": f"{key}.flac", "texts": [row["text"]], "loudness_lufs": None}
-            index.write(row | {"block_loudness_lufs": json.loads(line)["loudness_lufs"]})
+            index.write({"part": 0} | row | {"block_loudness_lufs": json.loads(line)["loudness_lufs"]})
+    return shards
+
+
+class Opened:
+    """Paths of the files that are opened while ``names`` is a list; what is added to Python cannot be taken off."""
+
+    def __init__(self):
+        self.names: list[str] | None = None
+        sys.addaudithook(self.hear)
+
+    def hear(self, event: str, arguments: tuple) -> None:
+        if self.names is not None and event == "open" and isinstance(arguments[0], str | os.PathLike):
+            self.names.append(os.fspath(arguments[0]))
+
+
+@pytest.fixture(scope="module")
+def opened() -> Opened:
+    return Opened()
+
+
+@pytest.fixture(scope="module")
+def indexing(parts, tmp_path_factory) -> list[str]:
+    """Overrides for a run with mixtures and an index, by a CLAP that hears 2.4 s, enough for an index."""
+    folder = tmp_path_factory.mktemp("clap")
+    source = Path(next(part for part in parts if part.startswith("clap=")).removeprefix("clap="))
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    front_end = clap_feature_extractor(16_000, 2.4, hop_length=640, n_mels=16, f_max=8000.0)
+    front_end.save_pretrained(folder / "feature_extractor")
+    return [f"clap={folder}", "mixup=audio", "index=true", "steps=1", "save_every=1"]
+
+
+def test_a_run_reads_the_metadata_once(collection, parts, indexing, tmp_path, opened):
+    """For clips, mixtures, novelty index and card alike."""
+    folder = tmp_path / "collection"
+    shutil.copytree(collection, folder)
+    opened.names = []
+    train(folder, parts, tmp_path / "run", *indexing)
+    names, opened.names = opened.names, None
+    for name in ("metadata.jsonl", ANALYSIS_FILE):
+        assert names.count(str(folder / name)) == 1
+    final = tmp_path / "run" / "final"
+    assert (final / "novelty_index" / "index.json").is_file()
+    assert "clips of 10 recordings" in (final / "README.md").read_text()
+
+
+def test_a_run_reads_each_column_of_an_index_once(collection, parts, indexing, tmp_path, monkeypatch):
+    columns = Counter()
+
+    def spy(self, *arguments, columns_read=columns, original=pq.ParquetFile.iter_batches, **options):
+        columns_read.update(options["columns"])
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    shards = in_shards(collection, tmp_path / "shards")
+    train(shards, parts, tmp_path / "run", *indexing)
+    assert {"texts", "split", "licence", "beats_s", "block_loudness_lufs"} <= columns.keys()
+    assert {name for name, count in columns.items() if count > 1} == {"shard", "member"}  # where a recording is
+
+
+def test_shards_train_like_the_folder_that_they_hold(collection, parts, tmp_path):
+    """The same recordings and analysis, as `musicldm prepare` leaves them, give the same weights."""
+    shards = in_shards(collection, tmp_path / "shards")
     assert len(list((shards / "shards").glob("*.tar"))) > 1
     for kind in ("none", "latent"):
         expected = train(collection, parts, tmp_path / f"{kind}-folder", f"mixup={kind}", "steps=3")
