@@ -26,7 +26,8 @@ def optimize(pipeline, bfloat16: bool | None = None):
 
     ``bfloat16`` says whether float32 networks on a CPU become bfloat16: UNet, VAE decoder and vocoder, the latter two
     but for the layers whose rounding is heard (`musicldm.kernels.precision`). None leaves it to the processor. The
-    noise prediction is then up to 2 % off. Everything else only changes rounding.
+    noise prediction is then up to 2 % off. Everything else only changes rounding. One setting is of the whole process:
+    on a CPU, torch uses no more threads than there are processors for it (`torch.set_num_threads`).
 
     Raises:
         ValueError: if bfloat16 is asked for where the UNet is not in float32 on a CPU.

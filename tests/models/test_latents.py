@@ -1,12 +1,14 @@
 """Audio to latents: one way for pipelines, guard and trainers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 from musicldm.audio import read_audio
-from musicldm.models.latents import encode_image, latent_factor, padded_image
+from musicldm.models.latents import encode_image, latent_factor, model_waveform, padded_image
 from tests.helpers.tiny import MEL
 from vocoder import log_mel_spectrogram
 
@@ -69,3 +71,16 @@ def test_latents_do_not_depend_on_the_batch(tiny_pipeline):
 def test_what_is_no_audio_is_refused(tiny_pipeline, audio, rate, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline.encode_audio(audio, rate)
+
+
+def test_stereo_models_take_both_channels_or_one_for_both():
+    mel = replace(MEL, audio_channels=2, bands_per_row=2)
+    stereo = noise(3, 2, SAMPLES)
+    assert torch.equal(model_waveform(stereo, 8000, mel), stereo)
+    both = model_waveform(stereo[:, 0], 8000, mel)
+    assert both.shape == stereo.shape
+    assert torch.equal(both[:, 0], both[:, 1])
+    assert model_waveform(stereo, 16_000, mel).shape == (3, 2, SAMPLES // 2)
+    assert padded_image(stereo, mel, 4).shape == (3, 6, 32, 8)  # mid, side and balance of two bands each
+    with pytest.raises(ValueError, match="audio of 3 channels for a model of 2; give as many, or 1"):
+        model_waveform(noise(1, 3, 900), 8000, mel)
