@@ -69,12 +69,12 @@ def test_it_is_what_the_pipeline_makes(generate, tiny_folder):
     assert np.abs(waveform).max() > 20 * STEP  # or nothing was compared
 
 
-def test_seeds_of_several_prompts_and_the_batch_do_not_matter(generate, tmp_path, monkeypatch):
+def test_seeds_of_several_prompts_and_the_batch_do_not_matter(generate, tmp_path):
+    """In float32; bfloat16 may round a batch of three otherwise than one of one."""
     (tmp_path / "prompts.txt").write_text("\ufefffast drums\n\n  a flute \n", encoding="utf-8")
-    together = generate("calm piano", "--file", tmp_path / "prompts.txt", "--seed", 10)
+    together = generate("calm piano", "--file", tmp_path / "prompts.txt", "--seed", 10, "--no-fast")
     assert [(r["prompt"], r["seed"]) for r in together] == [("calm piano", 10), ("fast drums", 11), ("a flute", 12)]
-    monkeypatch.setattr("musicldm.generate.session.WAVEFORMS_AT_ONCE", {"cpu": 1})
-    alone = generate("calm piano", "fast drums", "a flute", "--seed", 10)
+    alone = [generate(record["prompt"], "--seed", record["seed"], "--no-fast")[0] for record in together]
     for one, other in zip(together, alone, strict=True):
         assert one["seed"] == other["seed"]
         difference = read_audio(one["file"])[0] - read_audio(other["file"])[0]
