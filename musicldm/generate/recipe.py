@@ -56,11 +56,10 @@ class Settings:
             _check_number("seconds", self.seconds, above=0)
         _check_whole("steps", self.steps, 1)
         _check_number("guidance", self.guidance)
-        low, high = self.guidance_interval if len(self.guidance_interval) == 2 else (1, 0)
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"guidance_interval must be two shares of the noise from 0 to 1, got {self.guidance_interval}"
-            )
+        shares = self.guidance_interval
+        pair = isinstance(shares, tuple) and len(shares) == 2 and all(isinstance(share, Real) for share in shares)
+        if not pair or not 0 <= shares[0] <= shares[1] <= 1:
+            raise ValueError(f"guidance_interval must be two shares of the noise from 0 to 1, got {shares}")
         _check_text("negative", self.negative)
         _check_whole("candidates", self.candidates, 1, MOST_CANDIDATES)
         if self.scheduler not in SCHEDULERS:
@@ -80,8 +79,10 @@ class Settings:
 
         if self.novelty not in MODES:
             raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {self.novelty!r}")
-        if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
-            raise ValueError(f"max_similarity is a cosine from -1 to 1, got {self.max_similarity}")
+        if self.max_similarity is not None:
+            _check_number("max_similarity", self.max_similarity)
+            if not -1 <= self.max_similarity <= 1:
+                raise ValueError(f"max_similarity is a cosine from -1 to 1, got {self.max_similarity}")
 
     @property
     def settings(self) -> Settings:

@@ -66,6 +66,7 @@ def test_a_foreign_recipe_is_refused_by_its_file(tmp_path):
         ({"guidance": float("inf")}, "guidance must be a finite number, got inf"),
         ({"guidance_interval": (0.7, 0.2)}, "guidance_interval must be two shares"),
         ({"guidance_interval": (0.5,)}, "guidance_interval must be two shares"),
+        ({"guidance_interval": None}, "guidance_interval must be two shares"),
         ({"negative": None}, "negative must be a text"),
         ({"seed": -1}, "seed must be a whole number from 0"),
         ({"seed": True}, "seed must be a whole number from 0"),
