@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from musicldm.generate.environment import DTYPES, choose_device, choose_dtype
-
-__all__ = ["DTYPES", "choose_device", "choose_dtype"]  # for the commands, beside what is defined here
 ADAPTER = "FOLDER[:WEIGHT]"
 
 

@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from musicldm.cli.common import DTYPES, load_quietly, output_folder, report
+from musicldm.cli.common import load_quietly, output_folder, report
+from musicldm.generate.environment import DTYPES, choose_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,6 @@ def run(args: argparse.Namespace) -> None:
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
     with output_folder(args.out.absolute().parent):
-        from musicldm.generate.environment import choose_dtype
         from musicldm.models.original import OriginalCheckpoint
         from musicldm.pipelines.convert import convert
 

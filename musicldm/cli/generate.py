@@ -10,7 +10,6 @@ from pathlib import Path
 from musicldm.audio import FORMATS
 from musicldm.audio.files import free_name, slug
 from musicldm.cli.common import (
-    DTYPES,
     add_adapter_arguments,
     load_quietly,
     no_garbage_collection,
@@ -19,6 +18,7 @@ from musicldm.cli.common import (
     report,
     share,
 )
+from musicldm.generate.environment import DTYPES
 from musicldm.generate.recipe import (
     DEFAULTS,
     HIGHEST_SEED,

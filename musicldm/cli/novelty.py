@@ -7,7 +7,8 @@ from pathlib import Path
 
 from musicldm.audio import read_audio
 from musicldm.audio.files import free_name
-from musicldm.cli.common import choose_device, load_quietly, output_folder, positive, report
+from musicldm.cli.common import load_quietly, output_folder, positive, report
+from musicldm.generate.environment import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
