@@ -36,7 +36,8 @@ def test_a_run_of_before_goes_on(collection, tmp_path, stage):
     """Its third step has the losses that the earlier version recorded, and so has the validation after it.
 
     The first follow from the weights of the checkpoint, the second from the optimiser's moments too. What was in the
-    metrics stays. One step of Adam makes little of float32's rounding.
+    metrics stays. One step of Adam makes little of float32's rounding; a gradient of absolute errors makes more of it,
+    as it jumps where rounding changes their sign.
     """
     out = tmp_path / "run"
     shutil.copytree(RUNS / stage, out)
@@ -49,4 +50,5 @@ def test_a_run_of_before_goes_on(collection, tmp_path, stage):
     assert [(row["step"], row["group"]) for row in rows] == [(3, "train"), (3, "validation")]
     for row in rows:
         for name, value in json.loads((RUNS / "third_step.json").read_text())[stage][row["group"]].items():
-            assert row[name] == pytest.approx(value, rel=1e-4 if row["group"] == "train" else 1e-3), name
+            tolerance = 1e-2 if name == "grad_norm" else 1e-4 if row["group"] == "train" else 1e-3
+            assert row[name] == pytest.approx(value, rel=tolerance), name
