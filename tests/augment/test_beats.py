@@ -68,6 +68,7 @@ def test_librosa_finds_the_beats_of_a_drum_track(bpm, beats_per_bar):
     assert 0.1 < found.confidence <= 0.5
 
 
+@pytest.mark.slow
 @needs_madmom
 def test_a_recording_gives_what_madmoms_own_processors_give():
     shared = os.environ.get("MUSICLDM_SHARED")

@@ -59,6 +59,7 @@ def test_beats_are_written_and_printed(drums, tmp_path, capsys):
     assert (tmp_path / "out" / f"{path.stem}_2.beats").exists()
 
 
+@pytest.mark.slow
 @needs_madmom
 def test_a_mixture_its_recipe_and_its_picture(drums, tmp_path, capsys):
     a, beats, downbeats = drums(120)

@@ -61,7 +61,8 @@ def test_a_smaller_share_is_part_of_a_larger_one():
 def test_a_share_does_not_depend_on_the_order_of_a_set():
     """Recordings of one name in several folders, in processes that hash strings differently."""
     script = (
-        "from pathlib import Path\nfrom musicldm.data.clips import Clip\nfrom musicldm.data.collection import split_clips\n"
+        "from pathlib import Path\nfrom musicldm.data.clips import Clip\n"
+        "from musicldm.data.collection import split_clips\n"
         "clips = [Clip(Path(f'{i}/take.wav'), 0.0, 1.0, (), 'train' if i else 'validation') for i in range(40)]\n"
         "print([str(clip.path) for clip in split_clips(clips, 0.5)[0]])\n"
     )

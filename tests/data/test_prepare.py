@@ -239,6 +239,7 @@ def test_a_finished_folder_is_left_alone_unless_it_would_differ(folder, prepared
     (folder / "e.txt").unlink()
 
 
+@pytest.mark.slow
 @needs_madmom
 def test_long_recordings_become_parts_that_stay_together(tmp_path):
     (tmp_path / "in").mkdir()
@@ -281,6 +282,7 @@ def speak(row):
     return "not a list" if row["file_name"] == "spoken.flac" else [f"{row['file_name']} of {row['tempo_bpm']:.0f} BPM"]
 
 
+@pytest.mark.slow
 def test_odd_names_and_places(tmp_path):
     """The result inside the folder, a name that is no text, metadata of what is not there or no text."""
     soundfile.write(tmp_path / "a.flac", music(0, 3.0), RATE)

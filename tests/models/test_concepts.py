@@ -77,6 +77,7 @@ def test_the_word_comes_near_the_music(concepts, data, pipeline):
     )  # the adapter's steps left it alone
 
 
+@pytest.mark.slow
 def test_the_adapter_learns_and_prior_preservation_keeps_other_captions(concepts, tiny_folder, data, tmp_path):
     assert main(learn(tiny_folder, data, "<mine>", tmp_path / "free", "prior_weight=0", "seed=4")) == 0
     before, free = metrics(tmp_path / "free", "validation")
@@ -86,6 +87,7 @@ def test_the_adapter_learns_and_prior_preservation_keeps_other_captions(concepts
     assert metrics(concepts[0], "validation")[-1]["prior"] < 0.7 * free["prior"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_concept(concepts, tiny_folder, data, tmp_path):
     shutil.copytree(concepts[0], tmp_path / "again", ignore=shutil.ignore_patterns("final", "checkpoint-40"))
     assert main([*learn(tiny_folder, data, "<mine>", tmp_path / "again", "seed=4"), "--resume"]) == 0

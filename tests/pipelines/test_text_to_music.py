@@ -466,6 +466,7 @@ def test_offload_on_a_gpu_gives_the_same(tiny_folder, method):
         np.testing.assert_allclose(output.audios, expected.audios, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_unet_gives_the_same_and_saves(tiny_folder, tmp_path):
     pipeline = MusicLDMPipeline.from_pretrained(tiny_folder)
     expected = pipeline("drums", seed=0, **FAST).audios

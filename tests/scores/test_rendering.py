@@ -183,6 +183,7 @@ def test_original_takes_turns_with_the_families(tmp_path, config):
     assert {"guitar", "organ"} < set(turns)
 
 
+@pytest.mark.slow
 def test_the_folder_does_not_depend_on_the_number_of_workers(tmp_path, config):
     for name in ("a", "b/c", "b/d"):
         band(tmp_path / "scores" / f"{name}.mid")
@@ -214,6 +215,7 @@ render_scores([folder / "scores"], folder / "killed", config)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_folder(tmp_path, config):
     for name in "abcdef":
         band(tmp_path / "scores" / f"{name}.mid")

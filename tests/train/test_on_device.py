@@ -353,6 +353,7 @@ def test_a_run_with_mixtures(tiny_folder, collection, tmp_path):
     assert not any(torch.equal(mixed[name], plain[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_equals_a_straight_one(tiny_folder, collection, tmp_path, monkeypatch):
     def stop_after_6(self, step, original=Log.step):
         original(self, step)

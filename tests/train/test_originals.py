@@ -65,6 +65,7 @@ def collection(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vae", "vocoder", "clap", "diffusion"])
 def test_every_stage_trains_on_from_the_authors_checkpoint(model, collection, tmp_path, stage):
     before = MusicLDMPipeline.from_pretrained(model)
@@ -91,6 +92,7 @@ def test_every_stage_trains_on_from_the_authors_checkpoint(model, collection, tm
     assert 0 < max(change) < 0.1  # two steps further
 
 
+@pytest.mark.slow
 def test_a_clap_with_feature_fusion_trains_on_and_conditions(model, tiny_folder, collection, tmp_path):
     """LAION's layout -> `convert` -> the CLAP stage -> a diffusion model that hears it -> music."""
     torch.manual_seed(0)

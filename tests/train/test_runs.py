@@ -362,6 +362,7 @@ def test_a_loss_that_is_not_finite_names_its_recordings(collection, tmp_path):
         assert all(value.isfinite().all() for value in parts["vae"].values())
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_is_before_it_starts(collection, straight, tmp_path, capsys):
     run("vae", CONFIG, collection, tmp_path / "run", overrides=SHORT)
     said = capsys.readouterr().err
@@ -390,6 +391,7 @@ def test_an_autoencoder_shows_what_comes_back(straight):
     assert not np.array_equal(above[: len(below)], below)
 
 
+@pytest.mark.slow
 def test_a_rate_may_fall_with_every_epoch(collection, tmp_path):
     """Nine clips in batches of four: steps 0 to 2 begin in the first epoch, step 11 in the fifth."""
     run("vae", CONFIG, collection, tmp_path / "run", overrides=[*SHORT, "decay_per_epoch=0.5", "schedule=constant"])
