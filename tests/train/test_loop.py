@@ -74,8 +74,8 @@ def test_a_stage_is_trained_validated_saved_and_exported(collection, tmp_path):
     # each validation was the best so far, each 50th step is kept, and the last
     assert [path.name for path in checkpoints(tmp_path / "run")] == [f"checkpoint-{n}" for n in (30, 50, 60, 90, 100)]
     learned = torch.load(final / "line.pt", weights_only=True)
-    assert float(learned["weight"]) == pytest.approx(3, abs=0.1)
-    assert float(learned["bias"]) == pytest.approx(-1, abs=0.1)
+    assert float(learned["weight"]) == pytest.approx(3, abs=0.5)
+    assert float(learned["bias"]) == pytest.approx(-1, abs=0.5)
 
 
 def test_a_stage_goes_on_where_it_was(collection, tmp_path):
