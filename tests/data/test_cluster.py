@@ -78,11 +78,9 @@ def test_an_item_is_tried_again(tmp_path):
 
 @needs_madmom
 def test_a_file_that_kills_its_reader_costs_one_line(folder, tmp_path, monkeypatch, capsys):
-    from musicldm.data import prepare
-
     straight = tmp_path / "straight"
     succeeds(capsys, "prepare", folder, "--out", straight, "--tracker", "librosa", "--workers", 1)
-    monkeypatch.setattr(prepare, "Measure", FragileMeasure)
+    monkeypatch.setattr("musicldm.data.prepare.run.Measure", FragileMeasure)
     (tmp_path / "in").mkdir()
     for path in folder.iterdir():
         (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
@@ -122,9 +120,7 @@ def test_a_cluster_prepares_the_same_bytes(cluster, folder, tmp_path, capsys):
 
 @needs_ray
 def test_a_cluster_survives_a_file_that_kills_its_reader(cluster, folder, tmp_path, monkeypatch, capsys):
-    from musicldm.data import prepare
-
-    monkeypatch.setattr(prepare, "Measure", FragileMeasure)
+    monkeypatch.setattr("musicldm.data.prepare.run.Measure", FragileMeasure)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "100.flac").write_bytes((folder / "100.flac").read_bytes())
     soundfile.write(tmp_path / "in" / "fatal.wav", np.zeros(22_050), 22_050)
