@@ -54,7 +54,7 @@ def test_the_vocoders_first_level_keeps_the_phases(mini):
         return ((waveform.float() - exact).norm() / exact.norm()).item()
 
     assert error(vocoder(mel)) < 0.02
-    assert error(plain(mel.bfloat16())) > 3 * error(vocoder(mel))
+    assert error(plain(mel.bfloat16())) > 2 * error(vocoder(mel))  # 3.5 to 4.1 times, as a processor sums in bfloat16
 
 
 @torch.no_grad()
