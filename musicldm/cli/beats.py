@@ -7,7 +7,7 @@ from pathlib import Path
 
 from augment.beats import TRACKERS, beat_numbers, track_beats
 from musicldm.audio import read_audio, write_whole
-from musicldm.audio.files import free_name
+from musicldm.audio.output import free_name
 from musicldm.cli.common import output_folder, report
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from musicldm.audio import FORMATS
-from musicldm.audio.files import free_name, slug
+from musicldm.audio.output import free_name, slug
 from musicldm.cli.common import (
     add_adapter_arguments,
     load_quietly,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from musicldm.audio import read_audio
-from musicldm.audio.files import free_name
+from musicldm.audio.output import free_name
 from musicldm.cli.common import load_quietly, output_folder, positive, report
 from musicldm.generate.environment import choose_device
 

@@ -8,7 +8,7 @@ from statistics import mean
 
 from musicldm.audio import FORMATS, read_audio, write_audio
 from musicldm.audio.figures import save_comparison
-from musicldm.audio.files import free_name
+from musicldm.audio.output import free_name
 from musicldm.cli.common import load_quietly, output_folder, report
 from musicldm.generate.environment import DTYPES, choose_device, choose_dtype
 

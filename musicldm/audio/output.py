@@ -1,0 +1,216 @@
+"""Output: files that are written whole, names that are free, folders that belong to one run and have one writer.
+
+A command that goes on where it stopped owns its folder, by the file of settings that it writes there first (the mark).
+Without that mark whatever the command would write must not be there yet: see `check_mark`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import secrets
+import shutil
+import socket
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+LONGEST_TEXT = 60  # characters of a text that become part of a file's name
+LONGEST_NAME = 255  # bytes, where the file system does not tell
+LOCK_FILE = ".musicldm.lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How libraries that write files word it, beside the operating system: numpy, torch, safetensors, pyarrow.
+FULL_WORDS = re.compile(
+    r"No space left|File too large|Disk quota|\d+ requested and \d+ written|PytorchStreamWriter failed writing|"
+    r"enforce fail at inline_container|could not write"
+)
+_locks: set[int] = set()  # descriptors of the locks of this process
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that, whatever fails, ``path`` is either as before or complete.
+
+    Raises:
+        OSError: with the name of ``path``.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")  # the same folder, so the same disk
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # a disk that fills up may say so only now
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether ``error``, or one that it came from, says that a disk is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or FULL_WORDS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Errors of all libraries that a full disk causes become an OSError that names ``folder`` and the way out."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error) or (isinstance(error, OSError) and "ake room" in str(error)):
+            raise
+        name = getattr(error, "filename", None) or folder
+        raise OSError(
+            f"{name} cannot be written, the disk is full ({str(error).strip().splitlines()[0][:200]}): "
+            f"make room on the disk of {folder}, or give a folder on another one with --out"
+        ) from error
+
+
+def slug(text: str) -> str:
+    """``text`` as part of a file name: lower-case letters and digits of any script, joined by hyphens."""
+    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
+    joined = "-".join(words)
+    while len(joined) > LONGEST_TEXT or len(joined.encode()) > 3 * LONGEST_TEXT:
+        joined = joined[:-1]
+    return joined.strip("-") or "music"
+
+
+def free_name(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
+    """``folder/stem`` (without suffix), numbered if a file of that name with one of ``suffixes`` is there.
+
+    A stem that is longer than the file system takes is cut.
+    """
+    suffix_bytes = max(len(suffix.encode()) for suffix in suffixes)
+    for number in itertools.count(1):
+        ending = "" if number == 1 else f"_{number}"
+        name = fitting(folder, stem, suffix_bytes + len(ending)) + ending
+        if not any(os.path.lexists(folder / f"{name}{suffix}") for suffix in suffixes):
+            break
+    return folder / name
+
+
+def fitting(folder: Path, name: str, more: int = 0) -> str:
+    """``name``, cut so that it and ``more`` bytes are a file's name in ``folder`` or, if need be, above it."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        longest = LONGEST_NAME
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= longest - more else encoded[: longest - more].decode(errors="ignore")
+
+
+def check_mark(folder: Path, mark: str, writes: Sequence[str], command: str) -> bool:
+    """Whether ``folder`` holds the file ``mark`` of an earlier run of ``command``; without it nothing is in the way.
+
+    Args:
+        writes: patterns of all names in ``folder`` that the command writes, beside the mark.
+
+    Raises:
+        FileExistsError: something is in the way; the message names it.
+        NotADirectoryError: ``folder`` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"the output folder {folder} is a file; give another one with --out")
+    if (folder / mark).is_file():
+        return True
+    if there := sorted({path.name for pattern in (mark, *writes) for path in folder.glob(pattern)}):
+        names = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
+        raise FileExistsError(
+            f"{folder} holds {names}, but no {mark} of `musicldm {command}`: nothing was "
+            "changed; give another folder with --out, or move them away"
+        )
+    return False
+
+
+def remove_own(folder: Path, *patterns: str) -> None:
+    """Remove ``folder`` with the files in it that match ``patterns``; nothing at all if there is anything else.
+
+    Raises:
+        FileExistsError: there is; the message names it.
+    """
+    if not folder.is_dir():
+        return
+    own = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    if other := sorted(path.name for path in folder.iterdir() if path not in own):
+        raise FileExistsError(f"{folder / other[0]} is not of this run, which would replace {folder}; move it away")
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def sole_writer(folder: Path, work: str) -> Iterator[None]:
+    """Let no second process, nor a second call in this one, work on ``folder``, which is made, as long as it lasts.
+
+    The operating system ends the lock with its process, however that ends.
+
+    Raises:
+        BlockingIOError: another one works there; the message says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder, work)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            (folder / LOCK_FILE).unlink(missing_ok=True)  # before it is open to others, who look whether theirs is it
+            _locks.discard(lock)
+            os.close(lock)
+
+
+def _lock(folder: Path, work: str) -> int | None:
+    """The descriptor of the lock file of ``folder``, locked; None, with a warning, where there are no locks."""
+    path = folder / LOCK_FILE
+    try:
+        import fcntl
+    except ImportError:
+        return _warn_unlocked(folder, "this system")
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(lock, 500).decode(errors="replace") or "another process"
+            os.close(lock)
+            raise BlockingIOError(
+                f"{folder} is being written by {holder}; wait until that ends, or give another folder with --out"
+            ) from error
+        except OSError as error:  # a network's file system, for one
+            os.close(lock)
+            path.unlink(missing_ok=True)
+            return _warn_unlocked(folder, f"its file system ({error.strerror})")
+        if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+            break
+        os.close(lock)  # whoever had it has removed it
+    os.ftruncate(lock, 0)
+    os.write(lock, f"process {os.getpid()} on {socket.gethostname()} (musicldm {work})".encode())
+    _locks.add(lock)
+    return lock
+
+
+def _warn_unlocked(folder: Path, where: str) -> None:
+    warnings.warn(
+        f"{where} has no file locks: nothing keeps a second run from writing to {folder} at the same time", stacklevel=4
+    )
+
+
+def _forget_locks() -> None:
+    """In a forked process: its copies of the descriptors would keep the locks of a parent that was killed."""
+    for lock in _locks:
+        os.close(lock)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
