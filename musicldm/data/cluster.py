@@ -20,7 +20,7 @@ CONNECT_S = 5.0
 def map_on_cluster(
     function: Callable[[Any], Any], items: Sequence, address: str = "auto", most: int | None = None, gpus: float = 0
 ) -> Iterator[tuple[int, Any]]:
-    """``(i, function(items[i]))`` in the order in which they are done, as `musicldm.data.workers.Workers.map`.
+    """``(i, function(items[i]))`` in the order in which they are done, as `musicldm.audio.workers.Workers.map`.
 
     Every actor gets one copy of ``function``, which may keep what is expensive to make, such as a model, as attributes.
     It, the items and the values must be picklable. What it raises on any machine is raised here.

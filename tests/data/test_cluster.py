@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from musicldm.audio import write_audio
+from musicldm.audio.workers import Crash, Workers
 from musicldm.data.cluster import map_on_cluster
-from musicldm.data.workers import Crash, Workers
 from musicldm.models.clap import clap_feature_extractor
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.build import build_index

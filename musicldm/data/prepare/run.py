@@ -47,13 +47,13 @@ from tqdm import tqdm
 
 from augment.beats import TRACKERS, load_tracker
 from musicldm.audio import write_whole
+from musicldm.audio.workers import Apart, Crash, Workers
 from musicldm.data.cluster import map_on_cluster
 from musicldm.data.metadata import split_of
 from musicldm.data.prepare.captions import CAPTIONS, caption_function, find_metadata, metadata_of, texts_of
 from musicldm.data.prepare.duplicates import find_duplicates, group_of_each
 from musicldm.data.prepare.index import IndexWriter
 from musicldm.data.shards import INDEX_FILE, SHARD_BYTES, ShardWriter
-from musicldm.data.workers import Apart, Crash, Workers
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff")
 DONE_FILE, ERRORS_FILE = "prepared.json", "errors.jsonl"
