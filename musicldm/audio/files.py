@@ -12,57 +12,39 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import re
-import unicodedata
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from musicldm.audio.output import write_whole
+from musicldm.audio.reading import open_audio
 from musicldm.audio.tags import with_wav_comment
 
 FORMATS = ("wav", "flac")
-LONGEST_NAME = 60  # characters of a text that become part of a file's name; 255 bytes is what file systems take
-BLOCK = 2**18  # frames decoded at a time, so that channels of a long recording that are averaged never fill memory
 MOST_CHANNELS = 8  # of a file: more are taken for a waveform with channels first
 
 
-def read_audio(path: str | Path, sample_rate: int | None = None, channels: int = 1) -> tuple[np.ndarray, int]:
+def read_audio(
+    path: str | Path, sample_rate: int | None = None, channels: int = 1, file: BinaryIO | None = None
+) -> tuple[np.ndarray, int]:
     """Decode ``path`` (WAV, FLAC, Ogg, MP3, ...): waveform ``(L,)`` or ``(2, L)`` float32 and its rate in Hz.
 
     With 1 of ``channels`` the file's are averaged, with 2 they are those of a stereo file, or twice that of a mono one.
-    With ``sample_rate`` the result is resampled to it (soxr, high quality).
+    With ``sample_rate`` the result is resampled to it (soxr, high quality). ``file`` is read in place of that at
+    ``path``. What is wrong with a file that can be read all the same (it ends early, ...) is a warning.
 
     Raises:
         OSError: if the file is missing, a folder, or may not be read.
-        ValueError: if it is no audio, has no samples, holds NaN or infinite values, or more channels than the 2 asked
-            for.
+        ValueError: if it is no audio, has no samples, a rate below 1 kHz or above 768 kHz, holds NaN or infinite
+            values, or more channels than the 2 asked for.
     """
-    import soundfile
     import soxr
 
     path = Path(path)
-    with path.open("rb") as file:  # the operating system's own errors, which libsndfile words poorly
-        if not file.read(1):
-            raise ValueError(f"{path} is an empty file; give a recording (WAV, FLAC, Ogg or MP3)")
-    if path.suffix.lower() == ".raw":
-        raise ValueError(f"{path} is raw audio without rate and format; convert it to WAV or FLAC first")
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            blocks = []
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                blocks.append(with_channels(block, channels, path))
-    except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"{path} cannot be read as audio ({error.error_string.rstrip('. ')}); give WAV, FLAC, Ogg or MP3"
-        ) from error
-    if not blocks:
-        raise ValueError(f"{path} holds no samples; give a recording of at least one frame")
-    waveform = np.concatenate(blocks)  # (L,) or (L, 2)
-    if not np.isfinite(waveform).all():
-        at = tuple(np.argwhere(~np.isfinite(waveform))[0])
-        raise ValueError(f"{path} holds {waveform[at]} at {at[0] / rate:.3f} s; repair the file or leave it out")
+    with open_audio(path, file) as sound:
+        rate = sound.rate
+        waveform = np.concatenate([with_channels(block, channels, path) for block in sound.blocks()])  # (L,) or (L, 2)
     if sample_rate is not None and sample_rate != rate:
         waveform = soxr.resample(waveform, rate, sample_rate, quality="HQ")
         rate = sample_rate
@@ -126,36 +108,3 @@ def write_audio(path: str | Path, waveform: np.ndarray, sample_rate: int, recipe
     if comment is not None and kind == "wav":
         content = with_wav_comment(content, comment)
     write_whole(path, content)
-
-
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that, whatever fails, ``path`` is either as before or complete."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")  # the same folder, so the same disk
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a disk that fills up may say so only now
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def slug(text: str) -> str:
-    """``text`` as part of a file name: lower-case letters and digits of any script, joined by hyphens."""
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
-    joined = "-".join(words)
-    while len(joined) > LONGEST_NAME or len(joined.encode()) > 3 * LONGEST_NAME:
-        joined = joined[:-1]
-    return joined.strip("-") or "music"
-
-
-def free_name(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
-    """``folder/stem`` (without suffix), numbered if a file of that name with one of ``suffixes`` is there."""
-    name, number = stem, 1
-    while any((folder / f"{name}{suffix}").exists() for suffix in suffixes):
-        number += 1
-        name = f"{stem}_{number}"
-    return folder / name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_recipe(path: str | Path) -> dict:
         comment = wav_comment(file) if riff[:4] == b"RIFF" and riff[8:] == b"WAVE" else None
     if comment is None:
         try:
-            with soundfile.SoundFile(path) as file:
+            with soundfile.SoundFile(os.fsencode(path)) as file:
                 comment = file.comment
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless .raw file
             raise ValueError(f"{path} cannot be read as audio; give a file that `musicldm generate` wrote") from error
