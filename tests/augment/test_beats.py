@@ -274,6 +274,7 @@ def test_runs_without_pkg_resources():
     assert python(code=code) == f"{importlib.metadata.version('madmom')} False\n"
 
 
+@pytest.mark.slow
 @needs_madmom
 def test_mended_madmom_passes_through(tmp_path):
     def mend(source, target):

@@ -33,6 +33,8 @@ from tests.helpers.commands import fails
 from tests.helpers.disk import full_disk
 from tests.helpers.rhythm import needs_madmom
 
+pytestmark = pytest.mark.slow
+
 RATE = 44_100
 
 
@@ -163,7 +165,6 @@ def test_captions_are_kept_and_missing_ones_written(prepared):
     assert len(rows["e.m4a"]["texts"]) == 1
 
 
-@pytest.mark.slow
 @needs_madmom
 def test_workers_and_kills_change_nothing(folder, prepared, tmp_path):
     """Killed twice while two processes work, then continued by one: every file is equal, byte for byte."""
@@ -239,7 +240,6 @@ def test_a_finished_folder_is_left_alone_unless_it_would_differ(folder, prepared
     (folder / "e.txt").unlink()
 
 
-@pytest.mark.slow
 @needs_madmom
 def test_long_recordings_become_parts_that_stay_together(tmp_path):
     (tmp_path / "in").mkdir()
@@ -282,7 +282,6 @@ def speak(row):
     return "not a list" if row["file_name"] == "spoken.flac" else [f"{row['file_name']} of {row['tempo_bpm']:.0f} BPM"]
 
 
-@pytest.mark.slow
 def test_odd_names_and_places(tmp_path):
     """The result inside the folder, a name that is no text, metadata of what is not there or no text."""
     soundfile.write(tmp_path / "a.flac", music(0, 3.0), RATE)
@@ -304,7 +303,6 @@ def test_odd_names_and_places(tmp_path):
     assert index_of(out)["a.flac"]["texts"][0].startswith("a.flac of ")
 
 
-@pytest.mark.slow
 def test_licences_and_splits_come_with_the_recordings(tmp_path):
     """To the card of a run; an index from before there were licences is read too."""
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -339,7 +337,6 @@ def test_a_machine_that_does_not_see_the_files_says_so(tmp_path):
     assert not (tmp_path / "a.json").exists()
 
 
-@pytest.mark.slow
 def test_a_full_disk_is_no_fault_of_the_file(tmp_path):
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "spoken.flac", music(0, 3.0), RATE)

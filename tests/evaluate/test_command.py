@@ -20,6 +20,8 @@ from musicldm.evaluate.run import EvaluationConfig, Judges
 from musicldm.evaluate.summary import Evidence, summarize
 from musicldm.generate import Session, Settings
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden_data"
 PROMPTS = ["fast drums, 140 BPM, in C minor", "a waltz without drums", "drums and bass in Eb major", "a calm flute"]
 

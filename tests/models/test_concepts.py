@@ -20,6 +20,8 @@ from musicldm.models.adapters import EMBEDDING_FILE, add_word, load_concept
 from musicldm.models.clap import embed_audio
 from recipes.adapting.measure import CONCEPTS, UNRELATED
 
+pytestmark = pytest.mark.slow
+
 OVERRIDES = [
     *("device=cpu", "steps=40", "batch_size=4", "learning_rate=0.01", "trackers=[]", "validate_every=40"),
     "save_every=20",

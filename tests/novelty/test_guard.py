@@ -142,6 +142,7 @@ def test_what_cannot_be_guarded_is_refused(tiny_parts, guard, pipeline, index_fo
         CopyGuard(other, index_folder)
 
 
+@pytest.mark.slow
 def test_command_keeps_what_is_new_and_exits_with_3(pipeline, index_folder, tmp_path, capsys):
     pipeline.save_pretrained(tmp_path / "model")
     capsys.readouterr()
@@ -177,6 +178,7 @@ def test_only_what_is_drawn_again_is_steered(guard, pipeline):
     assert np.allclose(steered.audios[1], plain.audios[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eight_requests_on_four_threads(guard):
     """Of one guard: half of them are drawn again."""
 

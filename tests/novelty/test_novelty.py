@@ -90,6 +90,7 @@ def test_other_music_is_no_copy(index, embedder, seed):
     assert check(melody(seed), RATE, index, embedder).verdict != "copy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("semitones", [-2, 0, 2])
 def test_transposed_slowed_and_noisy_copies_are_aligned(semitones):
     rng = np.random.default_rng(0)

@@ -97,6 +97,7 @@ def settings(scheduler) -> dict:
     return {"class": type(scheduler).__name__} | {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "names"),
     [(DDIMScheduler(**TRAINED_WITH), SCHEDULERS), (FlowMatchEulerDiscreteScheduler(), FLOW_SCHEDULERS)],

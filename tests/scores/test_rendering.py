@@ -145,6 +145,7 @@ def test_rescored_clips_say_and_play_that_family_only(tmp_path, config, target):
         assert row["drums"] is (target == "drums")
 
 
+@pytest.mark.slow
 def test_a_band_without_its_drums_keeps_the_rest_and_its_style(tmp_path, config):
     score = band(tmp_path / "a.mid")
     index = tmp_path / "index.csv"
@@ -233,6 +234,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_folder(tmp_path, config):
     assert render_scores([tmp_path / "scores"], tmp_path / "killed", made)[:2] == (0, 6)
 
 
+@pytest.mark.slow
 def test_a_bad_score_is_reported_and_the_rest_is_rendered(tmp_path, config):
     good = band(tmp_path / "scores" / "good.mid")
     bad = tmp_path / "scores" / "bad.mid"

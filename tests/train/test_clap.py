@@ -74,6 +74,7 @@ def test_a_fused_model_to_start_from_goes_on_hearing_random_places(fused, collec
     assert (True, 4, False) in heard
 
 
+@pytest.mark.slow
 def test_smaller_towers_learn_the_embeddings_of_a_larger_model(fused, collection, tmp_path):
     overrides = [*SHORT, f"distill={fused}", "text_width=16", "audio_width=8", "steps=40", "caption_views=2"]
     with pytest.raises(ValueError, match="embedding_size=32"):

@@ -19,6 +19,8 @@ from musicldm.train import run
 from tests.helpers import originals
 from vocoder import mel_config
 
+pytestmark = pytest.mark.slow
+
 RATE, CLIP_S = 8000, 1.28
 CLAP = originals.CLAP_CONFIG | {
     "roberta": originals.CLAP_CONFIG["roberta"] | {"vocab_size": 300, "max_position_embeddings": 130}

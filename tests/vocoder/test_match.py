@@ -100,7 +100,7 @@ def test_matched_tiles_are_the_matched_whole(frames, tile, kernels):
     torch.manual_seed(frames)
     generator, mel = make_generator(MEL, 16, (5, 4, 4), kernels).eval(), torch.randn(2, frames, 16) - 3
     install_matching(generator).config.match_passes = 2
-    torch.testing.assert_close(vocode_in_tiles(generator, mel, tile), generator(mel), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(vocode_in_tiles(generator, mel[:, None], tile), generator(mel), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("passes", [0, 5])
