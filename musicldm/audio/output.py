@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
@@ -150,6 +151,41 @@ def remove_own(folder: Path, *patterns: str) -> None:
 
 
 @contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make ``path`` and see that files can be written there; folders made for nothing are removed again.
+
+    A disk that fills up meanwhile is named in the error, whatever library wrote.
+
+    Raises:
+        OSError: if it is a file, or may not be written.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"the output folder {path} is a file; give another one with --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        _remove_empty(missing)
+        raise OSError(
+            f"cannot write to the output folder {path} ({error.strerror}); give another one with --out"
+        ) from error
+    try:
+        with full_disk_named(path):
+            yield path
+    finally:
+        _remove_empty(missing)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of ``folders`` (inner first) that are empty."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
 def sole_writer(folder: Path, work: str) -> Iterator[None]:
     """Let no second process, nor a second call in this one, work on ``folder``, which is made, as long as it lasts.
 
@@ -158,15 +194,15 @@ def sole_writer(folder: Path, work: str) -> Iterator[None]:
     Raises:
         BlockingIOError: another one works there; the message says which.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder, work)
-    try:
-        yield
-    finally:
-        if lock is not None:
-            (folder / LOCK_FILE).unlink(missing_ok=True)  # before it is open to others, who look whether theirs is it
-            _locks.discard(lock)
-            os.close(lock)
+    with output_folder(folder):
+        lock = _lock(folder, work)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                (folder / LOCK_FILE).unlink(missing_ok=True)  # before others can have it, who look whether it is there
+                _locks.discard(lock)
+                os.close(lock)
 
 
 def _lock(folder: Path, work: str) -> int | None:

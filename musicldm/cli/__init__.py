@@ -1,8 +1,7 @@
 """The ``musicldm`` command: each command parses, calls the library, and writes.
 
-Results go to files and to stdout, progress and warnings to stderr. The exit code is 0, 2 for bad input, 3 where the
-guard against copies let nothing through, 130 after Ctrl-C, and 1 where good input could not be worked on. A fault of
-the program itself shows its traceback.
+Results go to files and to stdout, progress and warnings to stderr. Every help tells the exit codes. A fault of the
+program itself shows its traceback.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from musicldm._version import __version__
+from musicldm.cli.streams import Stream, lasting_streams
 from musicldm.novelty import CopyError
 
 # A module of this package for each: add_arguments(parser) and run(args). They are imported when asked for, and
@@ -33,6 +33,11 @@ COMMANDS = {
     "novelty": "index a training set, and check music against it",
     "info": "show the recipe of a generated file, or what is installed",
 }
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 good input could not be worked on, or more than half of a collection could not, or results "
+    "could not be printed; 2 wrong input, or wrong ones among the files named while the others were done; 3 the guard "
+    "against copies let no music through; 130 stopped by Ctrl-C."
+)
 QUIET = {  # what other packages would print; a user who sets one of these keeps it
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "critical",  # it logs what it then raises
@@ -58,7 +63,8 @@ class Parser(argparse.ArgumentParser):
     """Errors on one line, no abbreviated options."""
 
     def __init__(self, **options):
-        super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter} | options)
+        usual = {"allow_abbrev": False, "formatter_class": HelpFormatter, "epilog": EXIT_CODES}
+        super().__init__(**usual | options)
 
     def error(self, message: str):
         self.exit(2, f"musicldm: error: {message} (see `{self.prog} --help`)\n")
@@ -98,19 +104,30 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    with lasting_streams() as printed:
+        code = call(sys.argv[1:] if argv is None else list(argv))
+        printed.flush()
+        return code or unprinted(printed)
+
+
+def unprinted(printed: Stream) -> int:
+    """1 if results could not be printed, said on stderr unless whoever read them has seen enough; else 0."""
+    if printed.failed is not None and not isinstance(printed.failed, BrokenPipeError):
+        fail(OSError(f"not all results could be printed ({printed.failed.strerror}); the files are complete"), 1)
+    return int(printed.failed is not None)
+
+
+def call(argv: list[str]) -> int:
+    """The exit code of the command ``argv``, with its error on stderr."""
     try:
-        args = parse(sys.argv[1:] if argv is None else list(argv))
+        args = parse(argv)
         with quiet_libraries():
-            args.run(args)
-            sys.stdout.flush()
+            return args.run(args) or 0
     except SystemExit as stop:  # argparse: help, version and errors
         return stop.code or 0
     except KeyboardInterrupt:
         print("musicldm: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (ValueError, OSError, ImportError) as error:
         return fail(error, 3 if isinstance(error, CopyError) else 2)
     except (MemoryError, FloatingPointError) as error:
@@ -119,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, known only once torch is imported
             raise
         return fail(error, 1)
-    return 0
 
 
 def fail(error: BaseException, code: int) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from augment.beats import TRACKERS, beat_numbers, track_beats
 from musicldm.audio import read_audio, write_whole
-from musicldm.audio.output import free_name
-from musicldm.cli.common import output_folder, report
+from musicldm.audio.output import free_name, output_folder
+from musicldm.cli.common import each, refuse, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,8 @@ def add_tracker(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Track every recording, write its beats, and print its tempo and metre."""
     with output_folder(args.out):
-        for path in args.recordings:
-            track_file(path, args)
+        _, bad = each(args.recordings, lambda path: track_file(path, args))
+    refuse(bad, len(args.recordings))
 
 
 def track_file(path: Path, args: argparse.Namespace) -> None:

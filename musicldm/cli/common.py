@@ -1,4 +1,4 @@
-"""What several commands need: checked argument types, shared options, the folder to write to, and results on stdout."""
+"""What several commands need: checked argument types, shared options, lists of files, and results on stdout."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import gc
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from musicldm.audio.output import is_full
+from musicldm.generate.recipe import HIGHEST_SEED
 
 ADAPTER = "FOLDER[:WEIGHT]"
 
@@ -29,6 +31,13 @@ def positive(kind: type, most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def seed_type(text: str) -> int:
+    """An argparse type: a whole number that torch takes as a seed."""
+    if not (text.isascii() and text.isdecimal()) or int(text) > HIGHEST_SEED:
+        raise argparse.ArgumentTypeError(f"a whole number from 0 to {HIGHEST_SEED} is needed, got {text!r}")
+    return int(text)
 
 
 def share(text: str) -> float:
@@ -78,36 +87,33 @@ def load_quietly() -> None:
     logging.disable_progress_bar()
 
 
-@contextmanager
-def output_folder(path: Path) -> Iterator[Path]:
-    """Make ``path`` and see that files can be written there; folders made for nothing are removed again.
+def each(items: Sequence[Path], work: Callable[[Path], object]) -> tuple[list, list[str]]:
+    """``work(item)`` of all that are good, and of the others what is wrong with them, for `refuse`.
 
     Raises:
-        OSError: if it is a file, or may not be written.
+        ValueError, OSError: those of ``work`` if there is only one item; a full disk, which no other item mends.
     """
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"the output folder {path} is a file; give another one with --out")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        _remove_empty(missing)
-        raise OSError(
-            f"cannot write to the output folder {path} ({error.strerror}); give another one with --out"
-        ) from error
-    try:
-        yield path
-    finally:
-        _remove_empty(missing)
+    done, bad = [], []
+    for item in items:
+        try:
+            done.append(work(item))
+        except (ValueError, OSError) as error:
+            if len(items) == 1 or is_full(error):
+                raise
+            message = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+            bad.append(message if str(item) in message else f"{item}: {message}")
+    return done, bad
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove those of ``folders`` (inner first) that are empty."""
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+def mostly_failed(failed: int, total: int) -> int:
+    """The exit code of a command that makes a collection: 1 if more than half of ``total`` items ``failed``, else 0."""
+    return int(2 * failed > total)
+
+
+def refuse(bad: list[str], total: int) -> None:
+    """ValueError that names what was wrong with items of a list, if anything was."""
+    if bad:
+        raise ValueError(f"{len(bad)} of {total} could not be used: {'; '.join(bad)}")
 
 
 def report(as_json: bool, record: dict, text: str) -> None:

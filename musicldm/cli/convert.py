@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from musicldm.cli.common import load_quietly, output_folder, report
+from musicldm.audio.output import output_folder
+from musicldm.cli.common import load_quietly, report
 from musicldm.generate.environment import DTYPES, choose_dtype
 
 

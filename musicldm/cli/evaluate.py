@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from musicldm.cli.common import add_adapter_arguments, load_quietly, output_folder, positive, report, share
+from musicldm.audio.output import output_folder
+from musicldm.cli.common import add_adapter_arguments, load_quietly, positive, report, seed_type, share
 from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS
 
 GENERATING = ("seed", "seconds", "steps", "guidance", "guidance_interval", "batch")
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="what differs in two metrics.json")
     parser.add_argument("--card", type=Path, metavar="JSON", help="put this metrics.json into the card of --model")
     parser.add_argument("--most", type=positive(int), metavar="N", help="use only the first N prompts and recordings")
-    parser.add_argument("--seed", type=int, help="of the first clip, 0 by default; clip i has seed + i")
+    parser.add_argument("--seed", type=seed_type, help="of the first clip, 0 by default; clip i has seed + i")
     parser.add_argument("--seconds", type=positive(float), help="of each clip (default: as the model was trained)")
     parser.add_argument("--steps", type=positive(int), help=f"of the sampler {SAMPLER} (default: {STEPS})")
     parser.add_argument("--guidance", type=float, help=f"how strongly to follow the prompt (default: {GUIDANCE})")

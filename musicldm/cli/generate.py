@@ -8,20 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from musicldm.audio import FORMATS
-from musicldm.audio.output import free_name, slug
+from musicldm.audio.output import free_name, output_folder, slug
 from musicldm.cli.common import (
     add_adapter_arguments,
     load_quietly,
     no_garbage_collection,
-    output_folder,
     positive,
     report,
+    seed_type,
     share,
 )
 from musicldm.generate.environment import DTYPES
 from musicldm.generate.recipe import (
     DEFAULTS,
-    HIGHEST_SEED,
     MOST_CANDIDATES,
     OPENING,
     Request,
@@ -71,7 +70,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--model", help=f"a bundled model, a folder, or owner/name on the hub (default: {DEFAULTS['model']})", **SETTING
     )
     parser.add_argument(
-        "--seconds", type=positive(float), help="length (default: what the model was trained on)", **SETTING
+        "--seconds",
+        type=positive(float),
+        help="length (default: what the model was trained on, about 10; a model keeps one texture throughout, so that "
+        "beyond about 30 it repeats itself rather than develops)",
+        **SETTING,
     )
     parser.add_argument(
         "--steps", type=positive(int), help=f"steps of the sampler (default: {DEFAULTS['steps']})", **SETTING
@@ -128,13 +131,6 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
         help="what is too near (default: what 1 %% of other music exceeds)",
         **SETTING,
     )
-
-
-def seed_type(text: str) -> int:
-    """An argparse type: a whole number that torch takes as a seed."""
-    if not text.isdecimal() or int(text) > HIGHEST_SEED:
-        raise argparse.ArgumentTypeError(f"a whole number from 0 to {HIGHEST_SEED} is needed, got {text!r}")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:

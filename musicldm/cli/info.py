@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from musicldm.audio import read_recipe
+from musicldm.cli.common import each, refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print recipes, or the environment."""
     if args.files:
-        for path in args.files:
-            recipe = read_recipe(path)
-            show({"file": str(path), **recipe}, args.json)
+        _, bad = each(args.files, lambda path: show({"file": str(path), **read_recipe(path)}, args.json))
+        refuse(bad, len(args.files))
     else:
         from musicldm.generate.environment import environment
 

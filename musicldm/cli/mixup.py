@@ -7,8 +7,9 @@ from pathlib import Path
 
 from augment.pairing import MODES
 from musicldm.audio import FORMATS, write_audio
+from musicldm.audio.output import free_name, output_folder
 from musicldm.cli.beats import add_tracker
-from musicldm.cli.common import output_folder, positive, report
+from musicldm.cli.common import positive, report, seed_type
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("a", type=Path, metavar="A", help="a recording: WAV, FLAC, Ogg, MP3, ...")
     parser.add_argument("b", type=Path, metavar="B", help="another")
-    parser.add_argument("--out", type=Path, default=Path("mix.wav"), metavar="FILE", help="a WAV or FLAC file")
+    parser.add_argument(
+        "--out", type=Path, default=Path("mix.wav"), metavar="FILE", help="a WAV or FLAC file; numbered if it is there"
+    )
     parser.add_argument("--mode", choices=MODES, default="synchronous", help="or as MusicLDM's authors do it")
     parser.add_argument("--lam", type=float, metavar="SHARE", help="of A, 0 to 1 (default: drawn from Beta(5, 5))")
     parser.add_argument("--seconds", type=positive(float), default=10.24, help="length of the mixture")
-    parser.add_argument("--seed", type=int, default=0, help="of lambda and of the downbeats")
+    parser.add_argument("--seed", type=seed_type, default=0, help="of lambda and of the downbeats")
     add_tracker(parser)
     parser.add_argument("--no-figure", action="store_true", help="no picture beside the audio")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -50,14 +53,16 @@ def run(args: argparse.Namespace) -> None:
             "seed": args.seed,
             "tracker": args.tracker,
         }
-        write_audio(args.out, mixture.waveform, pair.sample_rate, {"generated_by": "musicldm mixup", **record})
-        figure = None if args.no_figure else args.out.with_suffix(".png")
+        stem = free_name(args.out.parent, args.out.stem, (args.out.suffix, ".png"))
+        audio, figure = (stem.with_name(stem.name + suffix) for suffix in (args.out.suffix, ".png"))
+        write_audio(audio, mixture.waveform, pair.sample_rate, {"generated_by": "musicldm mixup", **record})
+        figure = None if args.no_figure else figure
         if figure:
             save_mixup_figure(figure, pair, (args.a.name, args.b.name))
     speed = "" if fit.speed == 1 else f" played {fit.speed:.3f} times as fast"
     report(
         args.json,
-        {"audio": str(args.out), "figure": figure and str(figure), **record},
-        f"{args.out}: {mixture.lam:.2f} of {args.a.name} from {record['a_start_s']:.2f} s and {1 - mixture.lam:.2f} of "
+        {"audio": str(audio), "figure": figure and str(figure), **record},
+        f"{audio}: {mixture.lam:.2f} of {args.a.name} from {record['a_start_s']:.2f} s and {1 - mixture.lam:.2f} of "
         f"{args.b.name} from {record['b_start_s']:.2f} s{speed}",
     )

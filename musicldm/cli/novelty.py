@@ -6,13 +6,16 @@ import argparse
 from pathlib import Path
 
 from musicldm.audio import read_audio
-from musicldm.audio.output import free_name
-from musicldm.cli.common import load_quietly, output_folder, positive, report
+from musicldm.audio.output import free_name, output_folder
+from musicldm.cli.common import each, load_quietly, positive, refuse, report
 from musicldm.generate.environment import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Both actions take --json; see `musicldm novelty index --help` and `musicldm novelty check --help`."
+    parser.epilog = (
+        "Both actions take --json; see `musicldm novelty index --help` and `musicldm novelty check --help`. "
+        + parser.epilog
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     index = actions.add_parser("index", help="embed a collection into an index")
     index.add_argument("data", type=Path, metavar="FOLDER", help="recordings, or what `musicldm prepare` made of them")
@@ -84,23 +87,19 @@ def check_recordings(args: argparse.Namespace, device) -> None:
     index = NoveltyIndex(args.index)
     embedder = load_embedder(args.model, device)
     index.check_embedder(embedder.name)
-    refused = []
-    for path in args.recordings:
-        try:
-            waveform, rate = read_audio(path, embedder.feature_extractor.sampling_rate)
-            found = check(waveform, rate, index, embedder, args.nearest)
-        except (ValueError, OSError) as error:
-            refused.append(f"{path}: {error}" if str(path) not in str(error) else str(error))
-            continue
-        figure = None
+
+    def check_file(path: Path) -> None:
+        waveform, rate = read_audio(path, embedder.feature_extractor.sampling_rate)
+        found, figure = check(waveform, rate, index, embedder, args.nearest), None
         if args.figures:
             with output_folder(args.figures) as folder:
                 figure = folder / f"{free_name(folder, f'{path.stem}_match', ('.png',)).name}.png"
                 save_match_figure(figure, waveform, rate, found, index)
         told = record(path, found, index) | {"figure": None if figure is None else str(figure)}
         report(args.json, told, verdict_text(told))
-    if refused:
-        raise ValueError("; ".join(refused))
+
+    _, bad = each(args.recordings, check_file)
+    refuse(bad, len(args.recordings))
 
 
 def verdict_text(told: dict) -> str:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from musicldm.cli.beats import add_tracker
-from musicldm.cli.common import positive, report
+from musicldm.cli.common import mostly_failed, positive, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Prepare, and say what was made."""
     from musicldm.data.prepare import ERRORS_FILE, PrepareConfig, prepare
 
@@ -60,3 +60,4 @@ def run(args: argparse.Namespace) -> None:
         f"{args.out}: {made.recordings} recordings, {made.audio_s / 60:.1f} min, {made.duplicates} copies left out"
         f"{failed}",
     )
+    return mostly_failed(made.failed, made.recordings + made.duplicates + made.failed)

@@ -8,8 +8,8 @@ from statistics import mean
 
 from musicldm.audio import FORMATS, read_audio, write_audio
 from musicldm.audio.figures import save_comparison
-from musicldm.audio.output import free_name
-from musicldm.cli.common import load_quietly, output_folder, report
+from musicldm.audio.output import free_name, output_folder
+from musicldm.cli.common import each, load_quietly, refuse, report
 from musicldm.generate.environment import DTYPES, choose_device, choose_dtype
 
 
@@ -38,9 +38,10 @@ def run(args: argparse.Namespace) -> None:
     """Write ``NAME_reconstructed.wav`` and its picture for each recording, and print the errors."""
     with output_folder(args.out):
         vae, vocoder = load(args)
-        errors = [reconstruct_file(path, vae, vocoder, args) for path in args.recordings]
+        errors, bad = each(args.recordings, lambda path: reconstruct_file(path, vae, vocoder, args))
     if len(errors) > 1 and not args.json:
         print(f"mean of {len(errors)} recordings: log-mel error {mean(errors):.4f}")
+    refuse(bad, len(args.recordings))
 
 
 def load(args: argparse.Namespace):

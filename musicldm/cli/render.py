@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import get_args, get_origin, get_type_hints
 
-from musicldm.cli.common import report
+from musicldm.cli.common import each, mostly_failed, refuse, report
 
 # What the options of RenderConfig mean; their names, types and defaults are its own.
 HELP = {
@@ -89,14 +89,16 @@ def none_or(kind: type):
     return convert
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Render, and say what was made."""
     from musicldm.scores.rendering import RenderConfig, render_scores
 
     given = {name: getattr(args, name) for name in HELP}
     ranges = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     config = RenderConfig(**given | ranges, soundfonts=tuple(args.soundfonts or ()))
-    made = render_scores(args.scores, args.out, config, index=args.index, workers=args.workers)
+    scores, bad = each(args.scores, found)
+    refuse(bad if not scores else [], len(args.scores))
+    made = render_scores(scores, args.out, config, index=args.index, workers=args.workers)
     failures = f"; {made.failed} could not be rendered, see {args.out / 'errors.jsonl'}" if made.failed else ""
     report(
         args.json,
@@ -104,3 +106,12 @@ def run(args: argparse.Namespace) -> None:
         f"{args.out}: {made.written} clips, {made.audio_s / 60:.1f} min of music, from {made.scores} scores "
         f"in {made.seconds:.0f} s ({made.skipped} clips were there already{failures})",
     )
+    refuse(bad, len(args.scores))
+    return mostly_failed(made.failed, made.scores)
+
+
+def found(path: Path) -> Path:
+    """``path`` if there is something; FileNotFoundError else."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no score or folder {path}")
+    return path

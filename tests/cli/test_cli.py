@@ -15,9 +15,8 @@ import soundfile
 
 from musicldm import __version__
 from musicldm.audio import write_audio
-from musicldm.audio.output import free_name, slug
+from musicldm.audio.output import free_name, output_folder, slug
 from musicldm.cli import COMMANDS, build_parser, main, parse
-from musicldm.cli.common import output_folder
 
 HEAVY = {"torch", "diffusers", "transformers", "librosa", "matplotlib", "numpy", "soundfile"}
 
