@@ -1,6 +1,7 @@
 """The CUDA kernel where there is no GPU: its source run on the CPU, and what the compiler makes of it."""
 
 import ctypes
+import itertools
 import re
 import shutil
 import subprocess
@@ -14,23 +15,29 @@ from musicldm.kernels import build as build_kernel
 from musicldm.kernels.dot_product import attention_reference
 
 EMULATION = Path(__file__).parent / "emulation" / "attention.cpp"
-QUERY_TILES_AND_STAGES = [(1, 3), (1, 5), (2, 3)]
+KERNEL = build_kernel.SOURCES / "attention_kernel.h"
+SCHEDULES = list(itertools.product((False, True), repeat=2))  # copies arrive early, the last warp goes first
 UNIT_ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
-@pytest.fixture(scope="module")
-def emulation(tmp_path_factory):
-    """The kernel's source compiled for the CPU."""
-    library = tmp_path_factory.mktemp("emulation") / "attention.so"
+def compile_emulation(kernel: Path, library: Path):
+    """The source in ``kernel`` compiled for the CPU, as a function."""
     compiler = shutil.which("g++") or shutil.which("c++")
     assert compiler, "these tests need a C++ compiler, as building madmom does"
-    subprocess.run([compiler, "-std=c++17", "-O2", "-shared", "-fPIC", str(EMULATION), "-o", str(library)], check=True)
+    options = "-std=c++17", "-O2", "-shared", "-fPIC", f'-DKERNEL="{kernel}"', str(EMULATION), "-o", str(library)
+    subprocess.run([compiler, *options], check=True)
     function = ctypes.CDLL(str(library)).attend_on_cpu
     function.restype = ctypes.c_char_p
     return function
 
 
-def emulate(function, q, k, v, window=-1, mel=1, query_tiles=1, stages=3, aligned=True, early=False):
+@pytest.fixture(scope="module")
+def emulation(tmp_path_factory):
+    """The kernel's source compiled for the CPU."""
+    return compile_emulation(KERNEL, tmp_path_factory.mktemp("emulation") / "attention.so")
+
+
+def emulate(function, q, k, v, window=-1, mel=1, query_tiles=1, aligned=True, schedule=(False, False)):
     """The kernel's result for CPU tensors; AssertionError for whatever would be an error on a GPU."""
     o = torch.full(q.shape, torch.nan, dtype=q.dtype)
     tensors = q, k, v, o
@@ -42,7 +49,7 @@ def emulate(function, q, k, v, window=-1, mel=1, query_tiles=1, stages=3, aligne
         ends,
         strides,
         *(len(q), q.shape[2], q.shape[1], k.shape[1], window, mel),
-        *(int(q.dtype == torch.bfloat16), query_tiles, stages, int(aligned), int(early)),
+        *(int(q.dtype == torch.bfloat16), query_tiles, int(aligned), *map(int, schedule)),
     )
     assert error is None, error.decode()
     return o
@@ -66,26 +73,38 @@ def assert_accurate(result, q, k, v, window=-1, mel=1):
 
 
 @pytest.mark.parametrize("dtype", UNIT_ROUNDOFF)
-@pytest.mark.parametrize(("query_tiles", "stages"), QUERY_TILES_AND_STAGES)
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 130, 257])
-def test_odd_lengths(emulation, length, query_tiles, stages, dtype):
+@pytest.mark.parametrize("query_tiles", [1, 2])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 130, 321])
+def test_odd_lengths(emulation, length, query_tiles, dtype):
     torch.manual_seed(length)
     q, k, v = random_qkv(1, length, length, 2, dtype)
-    for early in (False, True):
-        result = emulate(emulation, q, k, v, query_tiles=query_tiles, stages=stages, early=early)
-        assert_accurate(result, q, k, v)
+    for schedule in SCHEDULES:
+        assert_accurate(emulate(emulation, q, k, v, query_tiles=query_tiles, schedule=schedule), q, k, v)
 
 
-@pytest.mark.parametrize(("query_tiles", "stages"), QUERY_TILES_AND_STAGES)
+@pytest.mark.parametrize("query_tiles", [1, 2])
 @pytest.mark.parametrize(
     ("times", "mel", "window"),
     [(70, 4, 0), (70, 4, 3), (300, 1, 40), (45, 8, 7), (129, 2, 128), (129, 2, 500), (9, 30, 1)],
 )
-def test_windows(emulation, times, mel, window, query_tiles, stages):
+def test_windows(emulation, times, mel, window, query_tiles):
     torch.manual_seed(times)
     q, k, v = random_qkv(1, times * mel, times * mel, 1, torch.bfloat16)
-    result = emulate(emulation, q, k, v, window, mel, query_tiles, stages)
-    assert_accurate(result, q, k, v, window, mel)
+    for schedule in ((False, False), (True, True)):
+        result = emulate(emulation, q, k, v, window, mel, query_tiles, schedule=schedule)
+        assert_accurate(result, q, k, v, window, mel)
+
+
+@pytest.mark.parametrize("query_tiles", [1, 2])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", UNIT_ROUNDOFF)
+def test_a_first_tile_that_is_wholly_masked(emulation, dtype, sign, query_tiles):
+    """Of the block's keys those of the first tiles are outside of most rows' windows; scores are all far from 0."""
+    torch.manual_seed(0)
+    q, k, v = random_qkv(1, 200, 200, 1, dtype)
+    q, k = q.abs() * 8, sign * k.abs() * 8
+    for window in (0, 2, 30):
+        assert_accurate(emulate(emulation, q, k, v, window, 1, query_tiles), q, k, v, window)
 
 
 def test_a_window_that_holds_everything_changes_nothing(emulation):
@@ -113,6 +132,22 @@ def test_scores_far_apart_neither_overflow_nor_vanish(emulation):
     assert_accurate(emulate(emulation, q, k, v), q, k, v)
 
 
+@pytest.mark.parametrize("query_tiles", [1, 2])
+@pytest.mark.parametrize("dtype", UNIT_ROUNDOFF)
+def test_scores_that_exceed_the_reference_late_in_a_row(emulation, dtype, query_tiles):
+    """By more than 2^8, again and again, in some rows only; and by less, which moves nothing."""
+    torch.manual_seed(0)
+    q, k, v = random_qkv(1, 130, 400, 1, dtype, spread=0.5)
+    q[:, ::7] = q[:, ::7].abs() * 4
+    k = k * torch.linspace(0, 6, 400).square()[:, None, None].to(dtype)
+    k[:, 300::31] = k[:, 300::31].abs()
+    assert_accurate(emulate(emulation, q, k, v, query_tiles=query_tiles), q, k, v)
+    scores = torch.einsum("bnhd,bmhd->bnm", q.double(), k.double()) * 32**-0.5 * 1.4427
+    steps = scores.cummax(dim=2).values[..., 31::32].diff(dim=2)
+    assert (steps > 8).any(dim=1).sum() >= 4  # of twelve steps
+    assert ((steps > 0) & (steps < 8)).any()
+
+
 def test_a_missing_number_in_one_query_stays_there(emulation):
     q, k, v = random_qkv(1, 80, 80, 1, torch.float16)
     q[0, 5, 0, 7] = torch.nan
@@ -120,17 +155,67 @@ def test_a_missing_number_in_one_query_stays_there(emulation):
     assert missing.nonzero().flatten().tolist() == [5]
 
 
+# --- that the emulator finds faults ----------------------------------------------------------------------------------
+
+FAULTS = {
+    "a load into a slot that other warps still read": [
+        ("    load(tile + STAGES - 1);        // into that one's place\n", ""),
+        ("    wait_for_copies<STAGES - 3>();", "    load(tile + STAGES - 1);\n    wait_for_copies<STAGES - 2>();"),
+    ],
+    "a missing barrier": [("    block_barrier();                // everyone's is", "    // everyone's is")],
+    "a window off by one": [("(time + a.window + 1) * a.mel", "(time + a.window) * a.mel")],
+    "a wrong stride": [("values_loader(v, a.v_strides.token", "values_loader(v, a.k_strides.token")],
+    "shared memory that was never written": [
+        ("copy_async(piece, from + i * stride, inside);", "if (inside) copy_async(piece, from + i * stride, inside);")
+    ],
+}
+
+
+def all_ways(function) -> None:
+    """AssertionError if the kernel ``function`` is wrong or breaks a rule anywhere."""
+    torch.manual_seed(0)
+    q, k, v = random_qkv(1, 321, 321, 1, torch.float16)
+    v = torch.cat([v, v], dim=2)[:, :, :1]  # other strides than k's
+    for schedule in SCHEDULES:
+        for query_tiles, (window, mel) in itertools.product((1, 2), ((-1, 1), (20, 3))):
+            result = emulate(function, q, k, v, window, mel, query_tiles, schedule=schedule)
+            assert_accurate(result, q, k, v, window, mel)
+
+
+def test_the_adversarial_emulator_passes_the_kernel(emulation):
+    all_ways(emulation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_adversarial_emulator_catches_a_planted_fault(fault, tmp_path):
+    source = KERNEL.read_text()
+    for right, wrong in FAULTS[fault]:
+        assert source.count(right) == 1
+        source = source.replace(right, wrong)
+    (tmp_path / KERNEL.name).write_text(source)
+    function = compile_emulation(tmp_path / KERNEL.name, tmp_path / "attention.so")
+    with pytest.raises(AssertionError, match=r"times the error|isnan|goes outside"):
+        all_ways(function)
+
+
 # --- what the compiler makes of it -----------------------------------------------------------------------------------
 
 needs_nvcc = pytest.mark.skipif(build_kernel.find_nvcc() is None, reason="needs nvcc")
+KERNELS = 12  # two formats, with a window and without; 32 or 16 rows a warp, and 16 where rows are not aligned
+MOST_IN_LOOP = {72: 420, 36: 260}  # instructions, by products of tensor cores: at 32 and at 16 rows a warp
 
 
-@pytest.fixture(scope="module", params=["80", "90"])
+@pytest.fixture(scope="module", params=["80", "90", "100"])
 def compiled(request, tmp_path_factory):
     """Machine code for one architecture, and the assembler's report on it."""
+    nvcc = build_kernel.find_nvcc()
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    if f"sm_{request.param}" not in known:
+        pytest.skip(f"this nvcc does not know sm_{request.param}")
     cubin = tmp_path_factory.mktemp("kernel") / "attention.cubin"
     options = f"-arch=sm_{request.param}", "-cubin", "-Xptxas=-v", "-Werror=all-warnings", "-o", str(cubin)
-    command = build_kernel.compiler_command(build_kernel.find_nvcc(), Path(torch.__file__).parent, *options)
+    command = build_kernel.compiler_command(nvcc, Path(torch.__file__).parent, *options)
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     return cubin, made.stderr
@@ -141,23 +226,61 @@ def compiled(request, tmp_path_factory):
 def test_nothing_is_spilled(compiled):
     report = compiled[1]
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    assert len(frames) == 8  # two formats, four kernels each
+    assert len(frames) == KERNELS
     assert set(frames) == {("0", "0", "0")}
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
+    assert max(registers) * 128 * 3 <= 65536  # so that three blocks of 128 threads are on a multiprocessor at once
+
+
+def instructions_of(kernel: str) -> dict[int, str]:
+    """Instructions by address."""
+    found = re.findall(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+ )?(.*?);", kernel, flags=re.MULTILINE)
+    return {int(address, 16): text for address, text in found}
+
+
+def target_of(instruction: str) -> int | None:
+    """Where it branches to."""
+    found = re.match(r"BRA(?:\.\w+)* .*?0x([0-9a-f]+)", instruction)
+    return int(found[1], 16) if found else None
+
+
+def loop_of(instructions: dict[int, str]) -> list[str]:
+    """The loop over tiles, without what it branches around: masks, and references that move, of few tiles each."""
+    ((start, end),) = [(to, at) for at, text in instructions.items() if (to := target_of(text)) is not None and to < at]
+    loop, skip_to = [], start
+    for at, text in instructions.items():
+        if not skip_to <= at <= end:
+            continue
+        loop.append(text)
+        to = target_of(text)
+        if to is not None and at < to <= end:
+            around = [other for place, other in instructions.items() if at < place < to]
+            if not any(other.startswith(("HMMA", "LDSM", "LDG", "STS")) for other in around):
+                skip_to = to
+    return loop
 
 
 @pytest.mark.slow
 @needs_nvcc
-def test_tensor_cores_do_the_work_and_local_memory_is_not_touched(compiled):
+def test_the_loop_is_short_in_tensor_cores_and_without_local_memory(compiled):
     triton = pytest.importorskip("triton", reason="its package carries cuobjdump")
     tool = shutil.which("cuobjdump") or Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     code = subprocess.run([str(tool), "-sass", str(compiled[0])], capture_output=True, text=True, check=True).stdout
     kernels = code.split("Function :")[1:]
-    assert len(kernels) == 8
+    assert len(kernels) == KERNELS
+    lengths = []
     for kernel in kernels:
-        instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?(\w+)", kernel, flags=re.MULTILINE)
-        assert instructions.count("HMMA") in (32, 64)  # (8 * 2 for q kᵀ, 4 * 4 for p v) for each 16 queries
-        assert instructions.count("LDSM") == 16
-        assert not {"LDL", "STL"} & set(instructions)
+        instructions = instructions_of(kernel)
+        names = {re.match(r"\w+", text)[0] for text in instructions.values()}
+        assert not {"LDL", "STL"} & names
+        loop = loop_of(instructions)
+        products = sum(text.startswith("HMMA") for text in loop)  # (8 * 2 for q kᵀ, 4 * 5 for p v) for each 16 queries
+        assert products in MOST_IN_LOOP
+        assert sum(text.startswith("LDSM") for text in loop) == 16
+        if "LDGSTS" in names:  # else element by element, for rows that are not aligned
+            lengths.append((products, len(loop)))
+    assert len(lengths) == 8
+    assert all(length <= MOST_IN_LOOP[products] for products, length in lengths), lengths
 
 
 @pytest.mark.slow

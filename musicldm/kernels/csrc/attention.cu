@@ -1,6 +1,6 @@
 // musicldm::attention on CUDA: checks of its arguments, the choice of a kernel, its launch and its registration.
 //
-// The operator itself, what it does on other devices and its gradient are defined in musicldm/attention.py. This file
+// The operator itself, what it does on other devices and its gradient are defined in musicldm/kernels/dot_product.py. This file
 // uses torch's stable ABI alone, so that one binary serves many versions of torch.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -23,32 +23,34 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int FEW_STAGES = 3, MANY_STAGES = 5;  // MANY_STAGES - 1 tiles, 256 keys, are loaded at once
-constexpr int64_t BLOCKS_THAT_FILL = 2;         // on each multiprocessor: from then on, more queries for each warp
+constexpr int64_t BLOCKS_THAT_FILL = 2;  // on each multiprocessor: from then on, more queries for each warp
+constexpr int64_t MOST = 65535;          // items, and heads, in a grid
 
-template <class Format, int QUERY_TILES, int STAGES, bool ALIGNED>
-__global__ void __launch_bounds__(32 * WARPS, QUERY_TILES == 1 ? 3 : 2) attention_kernel(const Arguments arguments) {
+template <class Format, int QUERY_TILES, bool ALIGNED, bool WINDOWED>
+__global__ void __launch_bounds__(32 * WARPS, QUERY_TILES == 1 ? 4 : 3) attention_kernel(const Arguments arguments) {
   __shared__ __align__(128) char shared[STAGES * 2 * TILE_BYTES];
-  attend<Format, QUERY_TILES, STAGES, ALIGNED>(arguments, blockIdx.x, threadIdx.x, shared);
+  attend<Format, QUERY_TILES, ALIGNED, WINDOWED>(arguments, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, shared);
 }
 
-template <class Format, int QUERY_TILES, int STAGES, bool ALIGNED>
+template <class Format, int QUERY_TILES, bool ALIGNED, bool WINDOWED>
 void launch(const Arguments& a, int64_t batch, cudaStream_t stream) {
   constexpr int rows = 16 * QUERY_TILES * WARPS;
-  const int64_t blocks = batch * a.heads * ((a.n_queries + rows - 1) / rows);
-  STD_TORCH_CHECK(blocks < (1LL << 31), "attention of ", batch, " x ", a.heads, " heads and ", a.n_queries,
-                  " tokens takes too many blocks; use a smaller batch");
-  attention_kernel<Format, QUERY_TILES, STAGES, ALIGNED>
-      <<<static_cast<unsigned>(blocks), 32 * WARPS, 0, stream>>>(a);
+  const dim3 blocks((a.n_queries + rows - 1) / rows, a.heads, static_cast<unsigned>(batch));
+  attention_kernel<Format, QUERY_TILES, ALIGNED, WINDOWED><<<blocks, 32 * WARPS, 0, stream>>>(a);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class Format, bool WINDOWED>
+void launch_for(const Arguments& a, int64_t batch, bool aligned, int64_t rows, cudaStream_t stream) {
+  if (!aligned) return launch<Format, 1, false, WINDOWED>(a, batch, stream);
+  if (rows == 128) return launch<Format, 2, true, WINDOWED>(a, batch, stream);
+  return launch<Format, 1, true, WINDOWED>(a, batch, stream);
 }
 
 template <class Format>
 void launch_for(const Arguments& a, int64_t batch, bool aligned, int64_t rows, cudaStream_t stream) {
-  if (!aligned) return launch<Format, 1, FEW_STAGES, false>(a, batch, stream);
-  if (rows == 128) return launch<Format, 2, FEW_STAGES, true>(a, batch, stream);
-  if (a.n_keys <= (MANY_STAGES - 1) * TILE) return launch<Format, 1, MANY_STAGES, true>(a, batch, stream);
-  return launch<Format, 1, FEW_STAGES, true>(a, batch, stream);
+  if (a.window < 0) return launch_for<Format, false>(a, batch, aligned, rows, stream);
+  return launch_for<Format, true>(a, batch, aligned, rows, stream);
 }
 
 int64_t multiprocessors(int device) {
@@ -85,6 +87,8 @@ Tensor attention(Tensor q, Tensor k, Tensor v, int64_t window, int64_t mel, int6
   const ScalarType dtype = q.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16, "q must be float16 or bfloat16");
   STD_TORCH_CHECK(k.size(1) == v.size(1), "k and v must have equally many tokens");
+  STD_TORCH_CHECK(q.size(0) <= MOST && q.size(2) <= MOST, "attention is for at most ", MOST, " items and heads, got ",
+                  q.size(0), " and ", q.size(2), "; use a smaller batch");
   STD_TORCH_CHECK(window < 0 || (mel > 0 && q.size(1) == k.size(1) && q.size(1) % mel == 0),
                   "a window needs q and k of equally many tokens, mel to each time position");
   STD_TORCH_CHECK(rows == 0 || rows == 64 || rows == 128, "rows must be 0, 64 or 128, got ", rows);

@@ -1,8 +1,10 @@
 // Runs the CUDA kernel's own source on the CPU: its index arithmetic, masks, tiles and synchronisation.
 //
-// Every thread of a block is a fiber. Instructions that a warp executes together (ldmatrix, mma, shuffles) wait for all
-// 32 lanes and fail where lanes do different things. Asynchronous copies arrive as late as they may or as early as they
-// can; shared memory starts as NaN; reads and writes outside of the tensors fail.
+// Every thread of a block is a fiber. Instructions that a warp executes together (ldmatrix, mma, shuffles, votes) wait
+// for all 32 lanes and fail where lanes do different things. Each warp runs on until all of its lanes wait for the block,
+// the first warp first or the last warp first, so that one is as far ahead of the others as barriers let it be.
+// Asynchronous copies arrive as late as they may or as early as they can; shared memory starts as NaN; reads and writes
+// outside of the tensors fail. KERNEL names the file with the kernel's source.
 #include <ucontext.h>
 
 #include <cmath>
@@ -38,7 +40,7 @@ struct Deposit {
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[256 * 1024]};
-  bool finished = false;
+  bool finished = false, waits = false;  // for the whole block
   int64_t collectives = 0, barriers = 0;
   Deposit deposits[2];
   std::vector<Copy> open;                // not committed
@@ -153,7 +155,7 @@ static void perform(const Copy& copy) {
 }
 
 FUNCTION void copy_async(void* to, const void* from, bool inside) {
-  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) return fail("a copy is not aligned");
+  if (reinterpret_cast<uintptr_t>(to) % 16 || (inside && reinterpret_cast<uintptr_t>(from) % 16)) return fail("a copy is not aligned");
   if (!in_shared(to, 16) || (inside && !readable(from, 16))) return fail("a copy goes outside");
   if (block->early)
     perform({to, from, inside});
@@ -180,13 +182,15 @@ FUNCTION void block_barrier() {
   for (int rounds = 0; !block->error; ++rounds) {
     bool all = true;
     for (const Fiber& fiber : block->fibers) {
-      if (fiber.finished) fail("a thread ended before a barrier that others wait at");
+      if (fiber.finished && fiber.barriers < number) fail("a thread ended before a barrier that others wait at");
       all = all && fiber.barriers >= number;
     }
     if (all) break;
     if (rounds > 1000 * THREADS) fail("a barrier that not all threads come to");
+    self().waits = true;
     yield();
   }
+  self().waits = false;
 }
 
 FUNCTION void matrices(uint32_t (&to)[4], const void* row, bool transposed) {
@@ -243,6 +247,15 @@ FUNCTION uint32_t pack(float first, float second) {
 FUNCTION float power_of_two(float exponent) { return std::exp2(exponent); }
 FUNCTION float larger(float a, float b) { return std::fmax(a, b); }
 
+FUNCTION bool any_lane(bool of_this) {
+  Deposit mine;
+  mine.value = of_this;
+  const int slot = meet(9, mine);
+  bool any = false;
+  for (int lane = 0; lane < LANES; ++lane) any = any || lane_of_warp(lane, slot).value != 0;
+  return any;
+}
+
 FUNCTION float from_lane_xor(float value, int mask) {
   Deposit mine;
   mine.value = value;
@@ -252,27 +265,34 @@ FUNCTION float from_lane_xor(float value, int mask) {
 
 }  // namespace musicldm
 
-#include "../../../musicldm/kernels/csrc/attention_kernel.h"
+#include KERNEL
 
 namespace musicldm {
 
 static Arguments arguments;
-static int64_t block_index;
+static int64_t block_index, row_blocks;
 static char* shared_memory;
-static void (*kernel)(const Arguments&, int64_t, int, char*);
+static void (*kernel)(const Arguments&, int, int, int64_t, int, char*);
 
 static void enter() {
-  kernel(arguments, block_index, block->current, shared_memory);
+  const int64_t pair = block_index / row_blocks;
+  kernel(arguments, block_index % row_blocks, pair % arguments.heads, pair / arguments.heads, block->current,
+         shared_memory);
   self().finished = true;
   yield();
 }
 
-template <class Format>
-static void choose(int query_tiles, int stages, bool aligned) {
-  if (!aligned) kernel = [](auto& a, auto b, auto t, auto s) { attend<Format, 1, 3, false>(a, b, t, s); };
-  else if (query_tiles == 2) kernel = [](auto& a, auto b, auto t, auto s) { attend<Format, 2, 3, true>(a, b, t, s); };
-  else if (stages == 5) kernel = [](auto& a, auto b, auto t, auto s) { attend<Format, 1, 5, true>(a, b, t, s); };
-  else kernel = [](auto& a, auto b, auto t, auto s) { attend<Format, 1, 3, true>(a, b, t, s); };
+template <class Format, int QUERY_TILES, bool ALIGNED, bool WINDOWED>
+static void choose() {
+  kernel = [](const Arguments& a, int x, int y, int64_t z, int thread, char* shared) {
+    attend<Format, QUERY_TILES, ALIGNED, WINDOWED>(a, x, y, z, thread, shared);
+  };
+}
+
+template <class Format, bool WINDOWED>
+static void choose(int query_tiles, bool aligned) {
+  if (!aligned) return choose<Format, 1, false, WINDOWED>();
+  return query_tiles == 2 ? choose<Format, 2, true, WINDOWED>() : choose<Format, 1, true, WINDOWED>();
 }
 
 }  // namespace musicldm
@@ -281,17 +301,18 @@ static void choose(int query_tiles, int stages, bool aligned) {
 extern "C" const char* attend_on_cpu(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* o,
                                      const uint16_t* const* ends, const int64_t* strides, int batch, int heads,
                                      int n_queries, int n_keys, int window, int mel, int bfloat, int query_tiles,
-                                     int stages, int aligned, int early) {
+                                     int aligned, int early, int last_warp_first) {
   using namespace musicldm;
   auto stride = [&](int i) { return Strides{strides[3 * i], strides[3 * i + 1], strides[3 * i + 2]}; };
   const float scale = 1.4426950408889634 / std::sqrt(static_cast<double>(HEAD));
   arguments = {q, k, v, o, stride(0), stride(1), stride(2), stride(3), heads, n_queries, n_keys, window, mel, scale};
-  if (bfloat)
-    choose<BFloat16>(query_tiles, stages, aligned);
+  if (window < 0)
+    bfloat ? choose<BFloat16, false>(query_tiles, aligned) : choose<Float16, false>(query_tiles, aligned);
   else
-    choose<Float16>(query_tiles, stages, aligned);
-  const int rows = 16 * query_tiles * WARPS, bytes = stages * 2 * TILE_BYTES;
-  const int64_t blocks = static_cast<int64_t>(batch) * heads * ((n_queries + rows - 1) / rows);
+    bfloat ? choose<BFloat16, true>(query_tiles, aligned) : choose<Float16, true>(query_tiles, aligned);
+  const int rows = 16 * query_tiles * WARPS, bytes = STAGES * 2 * TILE_BYTES;
+  row_blocks = (n_queries + rows - 1) / rows;
+  const int64_t blocks = static_cast<int64_t>(batch) * heads * row_blocks;
   std::vector<char> memory(bytes + 128);
   shared_memory = memory.data() + (128 - reinterpret_cast<uintptr_t>(memory.data()) % 128);
   Block state;
@@ -318,10 +339,17 @@ extern "C" const char* attend_on_cpu(const uint16_t* q, const uint16_t* k, const
     }
     for (bool running = true; running && !state.error;) {
       running = false;
-      for (state.current = 0; state.current < THREADS; ++state.current) {
-        if (self().finished) continue;
-        running = true;
-        swapcontext(&state.scheduler, &self().context);
+      for (int turn = 0; turn < THREADS / LANES; ++turn) {
+        const int first = LANES * (last_warp_first ? THREADS / LANES - 1 - turn : turn);
+        for (bool moving = true; moving && !state.error;) {
+          moving = false;
+          for (state.current = first; state.current < first + LANES; ++state.current) {
+            if (self().finished) continue;
+            running = true;
+            swapcontext(&state.scheduler, &self().context);
+            moving = moving || !(self().finished || self().waits);
+          }
+        }
       }
     }
     if (state.error) return state.error;
