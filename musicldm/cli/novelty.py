@@ -35,10 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--index", type=Path, required=True, help="that `musicldm novelty index` wrote")
     check.add_argument("--nearest", type=positive(int, most=100), default=5, help="how many neighbours to name")
     check.add_argument("--figures", type=Path, metavar="DIR", help="folder for a picture of each match")
-    for each in (index, check):
-        each.add_argument("--model", default="mini", help="whose CLAP to use: a bundled model, a folder or a hub name")
-        each.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-        each.add_argument("--json", action="store_true", help="JSON on stdout")
+    for action in (index, check):
+        action.add_argument(
+            "--model", default="mini", help="whose CLAP to use: a bundled model, a folder or a hub name"
+        )
+        action.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+        action.add_argument("--json", action="store_true", help="JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -48,8 +48,7 @@ def lasting_streams() -> Iterator[Stream]:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
-    nowhere = [open(number, "w", closefd=False) if stream is None else stream for number, stream in zip((1, 2), before)]
-    sys.stdout, sys.stderr = map(Stream, nowhere)
+    sys.stdout, sys.stderr = (Stream(stream or os.fdopen(i, "w", closefd=False)) for i, stream in enumerate(before, 1))
     try:
         yield sys.stdout
     finally:
