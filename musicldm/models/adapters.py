@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import ClapModel, PreTrainedTokenizerBase
 
 from musicldm.config import LoraConfig
-from musicldm.kernels.dot_product import separate_projections
+from musicldm.kernels.unet_attention import separate_projections
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 RESIDUAL = ("time_emb_proj", "conv1", "conv2")  # the first is where time and condition enter

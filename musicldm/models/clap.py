@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, RobertaTokenizer
 
 from musicldm.audio.resampling import resample
+from musicldm.config.values import check_text, shown
 
 POWER_FLOOR = 1e-10  # -100 dB
 TEMPO_CENTRE = 112.0  # BPM of a first component of 0
@@ -71,13 +72,15 @@ def embed_text(clap: ClapModel, tokenizer: PreTrainedTokenizerBase | None, texts
     Raises:
         ValueError: if there is no text, or no tokenizer for one.
     """
-    if isinstance(texts, str) or not texts:
-        raise ValueError(f"texts must be a list of at least one string, got {texts!r}")
+    if not isinstance(texts, list | tuple) or not texts:
+        raise ValueError(f"texts must be a list of at least one string, got {shown(texts)}")
+    for text in texts:
+        check_text("text", text)
     config = clap.config.text_config
     if tokenizer is None:
         if texts != [""]:
             raise ValueError(
-                f"there is no tokenizer for {texts}; pass prompt_embeds (unit vectors of CLAP), or set "
+                f"there is no tokenizer for {shown(texts)}; pass prompt_embeds (unit vectors of CLAP), or set "
                 "pipeline.tokenizer to the one that its CLAP was trained with"
             )
         ids = torch.tensor([[config.bos_token_id, config.eos_token_id]], device=clap.device)  # all there is to no text
@@ -88,7 +91,7 @@ def embed_text(clap: ClapModel, tokenizer: PreTrainedTokenizerBase | None, texts
         tokens = tokenizer(texts, padding="longest", truncation=True, max_length=n_positions, return_tensors="pt")
     for text, length in zip(texts, lengths, strict=True):
         if length > n_positions:
-            warnings.warn(f"only the first {n_positions} of {length} tokens are used of {text!r}", stacklevel=2)
+            warnings.warn(f"only the first {n_positions} of {length} tokens are used of {shown(text)}", stacklevel=2)
     input_ids, mask = tokens["input_ids"].to(clap.device), tokens["attention_mask"].to(clap.device)
     return _pooled(clap.get_text_features(input_ids=input_ids, attention_mask=mask))
 
@@ -118,8 +121,13 @@ def log_mel_for(
     feature_extractor: ClapFeatureExtractor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """What `embed_log_mel` wants of ``waveforms (B, L)``: `fused_log_mel` with feature fusion, else `clap_log_mel`."""
-    make = fused_log_mel if clap.config.audio_config.enable_fusion else clap_log_mel
+    """What `embed_log_mel` wants of ``waveforms (B, L)``: `fused_log_mel` for towers of several views of a recording.
+
+    These are towers with feature fusion, and those whose first layer takes its four views as channels. Others hear
+    `clap_log_mel`.
+    """
+    config = clap.config.audio_config
+    make = fused_log_mel if config.enable_fusion or config.patch_embed_input_channels == 4 else clap_log_mel
     return make(waveforms, feature_extractor, generator)
 
 
@@ -135,7 +143,9 @@ def embed_log_mel(clap: ClapModel, log_mel: Tensor) -> Tensor:
         )
     log_mel = log_mel.to(clap.device, clap.dtype)
     if not config.enable_fusion:
-        return _pooled(clap.get_audio_features(input_features=log_mel))
+        if log_mel.shape[1] not in (1, channels := config.patch_embed_input_channels):
+            raise ValueError(f"this CLAP takes log-mels of {channels} channels, or 1 for all, got {log_mel.shape[1]}")
+        return _pooled(clap.get_audio_features(input_features=log_mel.expand(-1, channels, -1, -1)))
     is_longer = torch.full((len(log_mel), 1), log_mel.shape[1] == 4, device=log_mel.device)
     features = log_mel.expand(-1, 4, -1, -1)
     return _pooled(clap.get_audio_features(input_features=features, is_longer=is_longer))

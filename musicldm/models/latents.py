@@ -19,6 +19,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.nn import functional
 
+from musicldm.audio.reading import HIGHEST_RATE, LOWEST_RATE
+from musicldm.config.values import shown
 from musicldm.kernels.tiled_decoding import one_by_one
 from vocoder import MelConfig, pack_rows, spectrogram_planes
 
@@ -56,6 +58,26 @@ def padded_image(waveform: Tensor, mel: MelConfig, factor: int) -> Tensor:
     return spectrogram_image(waveform, mel)[:, :, :n_frames]
 
 
+def _float_samples(audio: np.ndarray | Tensor) -> np.ndarray:
+    """``audio`` in float32; ValueError unless it is made of floating-point numbers."""
+    if isinstance(audio, Tensor):
+        is_float, samples = audio.is_floating_point(), audio.detach().cpu()
+        samples = samples.float().numpy() if is_float else samples
+    else:
+        try:
+            samples = np.asarray(audio)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"audio must be an array of one shape, got {shown(audio)}") from error
+        is_float = samples.dtype.kind == "f"
+        samples = samples.astype(np.float32, copy=False) if is_float else samples
+    if not is_float:
+        raise ValueError(
+            f"audio must be of floating-point samples from -1 to 1, got {type(audio).__name__} of {samples.dtype}; "
+            "divide whole numbers by their full scale, such as 32768"
+        )
+    return samples
+
+
 def model_waveform(audio: np.ndarray | Tensor, sampling_rate: int, mel: MelConfig) -> Tensor:
     """``audio`` (L,), (B, L) or (B, A, L) as a mono model has it, (B, L), or another, (B, A, L): float32, on the CPU.
 
@@ -65,13 +87,15 @@ def model_waveform(audio: np.ndarray | Tensor, sampling_rate: int, mel: MelConfi
     Raises:
         ValueError: for other shapes, no samples, NaN or infinity, or a rate that is none.
     """
-    samples = audio.detach().cpu().float().numpy() if isinstance(audio, Tensor) else np.asarray(audio, np.float32)
+    samples = _float_samples(audio)
     if samples.ndim not in (1, 2, 3) or not samples.size:
         raise ValueError(f"audio must be (L,), (B, L) or (B, A, L) with at least one sample, got shape {samples.shape}")
     if not np.isfinite(samples).all():
         raise ValueError("audio holds NaN or infinity; replace these samples first")
-    if not isinstance(sampling_rate, Real) or not sampling_rate >= 1 or sampling_rate != int(sampling_rate):
-        raise ValueError(f"sampling_rate must be a positive whole number of Hz, got {sampling_rate!r}")
+    whole = isinstance(sampling_rate, Real) and not isinstance(sampling_rate, bool) and sampling_rate % 1 == 0
+    if not whole or not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
+        limits = f"a whole number of Hz from {LOWEST_RATE} to {HIGHEST_RATE}"
+        raise ValueError(f"sampling_rate must be {limits}, got {shown(sampling_rate)}")
     samples = samples if samples.ndim == 3 else np.atleast_2d(samples)[:, None]  # (B, A, L)
     if mel.audio_channels == 1:
         samples = samples.mean(axis=1, keepdims=True)

@@ -37,6 +37,10 @@ PARTS = {
 }
 OPTIONAL_PARTS = ("text_encoder", "tokenizer", "feature_extractor")
 INDEX = "model_index.json"
+# A file of weights, whole or the first of several, of a variant or of none: NAME[.VARIANT][-00001-of-00002].safetensors
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[^.]+?))?(-0+1-of-\d+)?\.(safetensors|bin)"
+)
 REPAIR = "save or download the model again, or take a complete one such as 'mini'"
 
 # The hub's client changes its HTTP library from version to version; the base of its own error is that library's.
@@ -151,14 +155,14 @@ def load_part(folder: Path, name: str, cls: type, dtype: torch.dtype, variant: s
         raise FileNotFoundError(f"{folder} lacks its part {name!r} (no folder {path}): {REPAIR}")
     for file in path.glob("*.json"):
         read_json(file)
+    if issubclass(cls, torch.nn.Module) and (variant := chosen_variant(path, variant)) is not None:
+        changes["variant"] = variant
     try:
         for file in path.glob("*.safetensors"):
             with safe_open(file, framework="pt"):  # reads the header and compares the file's size with it
                 pass
         if not issubclass(cls, torch.nn.Module):
             return _with_vocabulary(cls.from_pretrained(path))
-        if variant is not None and any(path.glob(f"*.{variant}.*")):
-            changes["variant"] = variant
         module, report = cls.from_pretrained(path, output_loading_info=True, **changes)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read as {cls.__name__} ({one_line(error)}): {REPAIR}") from error
@@ -169,6 +173,54 @@ def load_part(folder: Path, name: str, cls: type, dtype: torch.dtype, variant: s
     if cls is SpeechT5HifiGan:
         install_matching(module)
     return torch.nn.Module.to(module, dtype).eval()  # diffusers' own `to` warns of a list that is empty here
+
+
+def variants_of(path: Path) -> set[str]:
+    """Variants in which the weights of a part's folder are there; "" for those of none."""
+    found = (WEIGHTS.fullmatch(file.name) for file in path.iterdir())
+    return {match["variant"] or "" for match in found if match is not None}
+
+
+def chosen_variant(path: Path, variant: str | None) -> str | None:
+    """The variant to read a part's folder in: ``variant`` if it is there, else none.
+
+    Raises:
+        ValueError: if its weights are only there in others.
+    """
+    found = variants_of(path)
+    if found and not {variant or "", ""} & found:
+        asked = "no variant" if variant is None else f"variant {variant!r}"
+        names = " or ".join(f"variant={name!r}" for name in sorted(found))
+        raise ValueError(f"the weights in {path} are not there in {asked}; load the model with {names}")
+    return variant if variant in found else None
+
+
+def check_variant(folder: Path, variant: str | None, names: Iterable[str]) -> None:
+    """ValueError unless one of the parts ``names`` of a model folder has weights in ``variant``, with what there is."""
+    if variant is None:
+        return
+    if not isinstance(variant, str) or not variant:
+        raise ValueError(f"variant must be a name such as 'fp16', or None, got {variant!r}")
+    found = {name: variants_of(folder / name) for name in names if (folder / name).is_dir()}
+    if not any(variant in there for there in found.values()):
+        known = sorted(set().union(*found.values()) - {""})
+        there = f"there are {', '.join(known)}" if known else "its weights are of no variant"
+        raise ValueError(f"no part of {folder} has weights of variant={variant!r}; {there}, or leave variant out")
+
+
+def dtypes_of(torch_dtype: torch.dtype | dict[str, torch.dtype] | None) -> Callable[[str], torch.dtype]:
+    """The dtype of a part by its name; ``torch_dtype`` as of `MusicLDMPipeline.from_pretrained`.
+
+    Raises:
+        ValueError: for a dtype that networks cannot have, or a name that is no part.
+    """
+    by_part = torch_dtype if isinstance(torch_dtype, dict) else {"default": torch_dtype}
+    if unknown := [name for name in by_part if name not in (*PARTS, "default")]:
+        raise ValueError(f"torch_dtype names {unknown}; the parts are {', '.join(PARTS)}, and default for all others")
+    for dtype in by_part.values():
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"torch_dtype must be one floating point torch.dtype for all parts, got {dtype!r}")
+    return lambda name: by_part.get(name, by_part.get("default", torch.float32))
 
 
 def _with_vocabulary(part):
@@ -186,20 +238,22 @@ def one_line(error: Exception) -> str:
 def load_parts(
     folder: Path,
     given: dict,
-    dtype: torch.dtype,
+    torch_dtype: torch.dtype | dict[str, torch.dtype],
     legacy_heads: bool = False,
     variant: str | None = None,
     use_safetensors: bool | None = None,
 ) -> dict:
-    """All parts of a model folder, networks in ``dtype``; those ``given`` as they are, optional ones None if absent.
+    """All parts of a model folder, networks in ``torch_dtype``, one or by part; those ``given`` as they are.
+
+    Optional ones are None if absent.
 
     Raises:
-        ValueError: for a dtype that networks cannot have, or a folder that gives no whole model.
+        ValueError: for a dtype that networks cannot have, a variant that is not there, or a folder of no whole model.
     """
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"torch_dtype must be one floating point torch.dtype for all parts, got {dtype!r}")
-    parts = dict.fromkeys(OPTIONAL_PARTS) | given
-    for name, (library, class_name) in read_index(folder, given).items():
+    dtype_of, parts = dtypes_of(torch_dtype), dict.fromkeys(OPTIONAL_PARTS) | given
+    read = read_index(folder, given)
+    check_variant(folder, variant, read)
+    for name, (library, class_name) in read.items():
         cls = part_class(name, library, class_name)
         changes = {}
         if use_safetensors is not None:
@@ -213,7 +267,7 @@ def load_parts(
                 stacklevel=3,
             )
             changes["attention_head_dim"] = heads
-        parts[name] = load_part(folder, name, cls, dtype, variant, **changes)
+        parts[name] = load_part(folder, name, cls, dtype_of(name), variant, **changes)
     return parts
 
 

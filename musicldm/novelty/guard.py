@@ -21,7 +21,8 @@ from musicldm.novelty.carried import index_of
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex
 from musicldm.novelty.steering import Steering
-from musicldm.pipelines.base import MusicLDMPipelineOutput, taking_turns
+from musicldm.pipelines.base import MusicLDMPipelineOutput
+from musicldm.pipelines.calls import taking_turns
 from musicldm.pipelines.checks import check_texts
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.denoising import Correct, make_generators

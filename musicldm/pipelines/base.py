@@ -9,14 +9,11 @@ Mono models have waveforms (B, L) and log-mels (B, T, F); stereo models (B, 2, L
 Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546
 """
 
-import copy
-import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -29,21 +26,24 @@ from torch.nn import functional
 from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
 from musicldm import sampling
-from musicldm.kernels import dot_product
+from musicldm.config.values import check_kind, shown
 from musicldm.kernels import tiled_decoding as tiles
+from musicldm.kernels import unet_attention
 from musicldm.models.adapters import LoraMixin
 from musicldm.models.clap import embed_audio, embed_text
 from musicldm.models.latents import encode_image, latent_factor, model_waveform, padded_image
 from musicldm.models.loading import OPTIONAL_PARTS, PARTS, find_folder, load_parts, original_parts
 from musicldm.models.original.checkpoint import OriginalCheckpoint
+from musicldm.pipelines.calls import taking_turns
+from musicldm.pipelines.checks import as_embeds, check_texts
+from musicldm.pipelines.finite import Watched, check_finite
 from musicldm.pipelines.hub import PublishMixin
 from musicldm.pipelines.optimize import optimize
 from musicldm.sampling.condition import Condition, predict
-from musicldm.sampling.denoising import NO_GUIDANCE, Guidance, Noise, OnStep, options_of_step
+from musicldm.sampling.denoising import Guidance, Noise, options_of_step
 from vocoder import install_matching, mel_config, unpack_rows, vocode_planes
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
-OFFLOADED = threading.RLock()  # held by a call whose parts move between devices
 ADAPTED = threading.RLock()  # held while a UNet with adapters runs: peft scales them in place
 
 
@@ -66,46 +66,10 @@ class MusicLDMPipelineOutput(AudioPipelineOutput):
     novelty: list[dict] | None = None
 
 
-@dataclass(frozen=True)
-class Callbacks:
-    """Functions of a call that are told of its steps; see `MusicLDMPipeline.__call__`."""
-
-    on_step_end: Callable | None = None
-    tensor_inputs: tuple[str, ...] | list[str] = ("latents",)
-    callback: Callable[[int, int, Tensor], None] | None = None
-    every: int = 1  # steps between two calls of ``callback``
-
-
-@contextmanager
-def taking_turns(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """While inside, no other thread uses a pipeline whose parts are moved on and off the device as they are needed."""
-    parts = pipeline.components.values()
-    if any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in parts):
-        with OFFLOADED:
-            yield
-    else:
-        yield
-
-
-def independent(call: Callable) -> Callable:
-    """A pipeline's ``__call__`` that runs on a copy of the pipeline, which has the same parts and its own scheduler.
-
-    So any number of calls, on any threads or within callbacks, do not notice one another, and none changes the
-    pipeline. Callbacks are given the copy: ``pipe._interrupt = True`` ends that call alone.
-    """
-
-    @functools.wraps(call)
-    def run(self, *args, **options):
-        own = copy.copy(self)
-        own.scheduler, own._interrupt = copy.deepcopy(self.scheduler), False
-        with taking_turns(own):
-            return call(own, *args, **options)
-
-    return run
-
-
 class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipeline):
     """A pipeline without a call.
+
+    Any part may be None: what needs it then says so. A pipeline of text_encoder and tokenizer alone encodes prompts.
 
     Args:
         vae: log-mel spectrograms to latents and back.
@@ -117,26 +81,35 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         vocoder: log-mel spectrograms to waveforms.
 
     Raises:
-        ValueError: if the parts do not fit each other.
+        ValueError: if a part is of another kind, or the parts do not fit each other.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae->vocoder"
     _optional_components: ClassVar[list[str]] = list(OPTIONAL_PARTS)
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
     _interrupt = False
+    _guidance_scale = 1.0  # of the call in progress, on its copy of the pipeline
     step_graphs = None  # set by optimize on CUDA
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | None,
         text_encoder: ClapModel | None,
         tokenizer: PreTrainedTokenizerBase | None,
         feature_extractor: ClapFeatureExtractor | None,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
-        vocoder: SpeechT5HifiGan,
+        unet: UNet2DConditionModel | None,
+        scheduler: KarrasDiffusionSchedulers | None,
+        vocoder: SpeechT5HifiGan | None,
     ):
         super().__init__()
+        networks = {"vae": vae, "text_encoder": text_encoder, "unet": unet, "vocoder": vocoder}
+        for name, part in networks.items():
+            check_kind(name, part, (torch.nn.Module, type(None)), f"a {PARTS[name].__name__}, or None")
+        if scheduler is not None and not hasattr(scheduler, "set_timesteps"):
+            raise ValueError(f"scheduler must be one of diffusers' Karras family, or None, got {shown(scheduler)}")
+        for name, part in (("tokenizer", tokenizer), ("feature_extractor", feature_extractor)):
+            if part is not None and not callable(part):
+                raise ValueError(f"{name} must be a {PARTS[name].__name__}, or None, got {shown(part)}")
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -146,14 +119,16 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
             scheduler=scheduler,
             vocoder=vocoder,
         )
-        dot_product.install(unet)
-        install_matching(vocoder)
-        self.vae_scale_factor = latent_factor(vae)
+        if vocoder is not None:
+            install_matching(vocoder)
+        self.vae_scale_factor = None if vae is None else latent_factor(vae)
         self.companions, self.card_sections = {}, {}
-        mel = mel_config(vocoder)
-        if unet.config.in_channels != vae.config.latent_channels:
+        if unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels:
             channels = f"{unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
             raise ValueError(f"the UNet takes latents of {channels}; take both from one model")
+        if vocoder is None or vae is None:
+            return
+        mel = mel_config(vocoder)
         if (rows := mel.n_mels // mel.bands_per_row) % self.vae_scale_factor:
             raise ValueError(f"the vocoder's {rows} mel bands do not fit the VAE's factor {self.vae_scale_factor}")
         if vae.config.in_channels != (planes := mel.planes * mel.bands_per_row):
@@ -166,20 +141,22 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         pretrained_model_name_or_path: str | os.PathLike,
         *,
         legacy_heads: bool = False,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         variant: str | None = None,
         use_safetensors: bool | None = None,
         **kwargs,
     ) -> "MusicLDMBase":
         """A pipeline from a bundled model ("mini"), a model folder, or ``owner/name`` on the hub.
 
-        All parts come in one dtype, float32 unless ``torch_dtype`` says otherwise. Parts handed over by name
-        (``unet=...``, ``scheduler=...``, None to leave an optional one out) are used as they are.
+        All parts come in one dtype, float32 unless ``torch_dtype`` says otherwise; as a dictionary by part,
+        ``{"unet": torch.float16, "default": torch.float32}``. Parts handed over by name (``unet=...``,
+        ``scheduler=...``, None to leave one out) are used as they are.
 
         The published conversion of the released weights has a wrong number of attention heads; such a folder is read
         with the right ones, with a warning. ``legacy_heads=True`` keeps what it says, as diffusers does.
 
-        ``variant`` and ``use_safetensors`` choose among a folder's weight files; cache_dir, force_download,
+        ``variant`` and ``use_safetensors`` choose among a folder's weight files; parts that come in no variant at all
+        are read as they are beside those that do. cache_dir, force_download,
         local_files_only, proxies, revision and token go to the hub.
 
         Raises:
@@ -243,6 +220,31 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         """Of the run in progress; for callbacks."""
         return len(self.scheduler.timesteps)
 
+    @property
+    def guidance_scale(self) -> float:
+        """Of the run in progress; callbacks may set it, from the next step on: up to 1 ends the guidance."""
+        return self._guidance_scale
+
+    @guidance_scale.setter
+    def guidance_scale(self, value: float) -> None:
+        self._guidance_scale = value
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the run in progress is guided; for callbacks."""
+        return self._guidance_scale > 1.0
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run in progress is to end; for callbacks, which set ``_interrupt``."""
+        return self._interrupt
+
+    def require(self, *names: str) -> None:
+        """ValueError if the pipeline was made without one of the parts ``names``."""
+        if missing := [name for name in names if getattr(self, name) is None]:
+            way_out = f"set pipeline.{missing[0]}, or load the whole model"
+            raise ValueError(f"the pipeline has no {' and no '.join(missing)}, which this needs; {way_out}")
+
     def encode_prompt(
         self,
         prompt: str | list[str] | None = None,
@@ -253,11 +255,15 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
     ) -> tuple[Tensor, Tensor | None]:
         """Embeddings (P, D) of the prompts and, if guided, of what to steer away from; each distinct text once.
 
+        Embeddings may be what CLAP's get_text_features returns. The UNet's dtype, or without one CLAP's.
+
         Raises:
-            ValueError: if texts need a tokenizer or CLAP that the pipeline lacks.
+            ValueError: if texts need a tokenizer or CLAP that the pipeline lacks, or the arguments do not fit.
         """
+        prompt_embeds = as_embeds("prompt_embeds", prompt_embeds)
+        negative_prompt_embeds = as_embeds("negative_prompt_embeds", negative_prompt_embeds)
+        n_prompts = check_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = [prompt] if isinstance(prompt, str) else prompt or []
-        n_prompts = len(prompts) or len(prompt_embeds)
         negatives = []
         if guided and negative_prompt_embeds is None:
             shared = "" if negative_prompt is None else negative_prompt
@@ -268,17 +274,22 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
             prompt_embeds = torch.stack([embedded[text] for text in prompts])
         if negatives:
             negative_prompt_embeds = torch.stack([embedded[text] for text in negatives])
-        place = {"device": self._execution_device, "dtype": self.unet.dtype}
-        return prompt_embeds.to(**place), negative_prompt_embeds.to(**place) if guided else None
+        reader = self.text_encoder if self.unet is None else self.unet
+        dtype = torch.float32 if reader is None else reader.dtype
+        prompt_embeds = prompt_embeds.to(self._execution_device, dtype)
+        negative_prompt_embeds = negative_prompt_embeds.to(self._execution_device, dtype) if guided else None
+        return prompt_embeds, negative_prompt_embeds
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         """CLAP's unit-norm embeddings (N, D) of ``texts``. Without a tokenizer only the empty text has one."""
         if self.text_encoder is None:
             raise ValueError(
-                f"the pipeline has no text_encoder for {texts}; pass prompt_embeds and negative_prompt_embeds, "
+                f"the pipeline has no text_encoder for {shown(texts)}; pass prompt_embeds and negative_prompt_embeds, "
                 "or only prompt_embeds and guidance_scale=1"
             )
-        return embed_text(_on_its_device(self.text_encoder), self.tokenizer, texts)
+        embedded = embed_text(_on_its_device(self.text_encoder), self.tokenizer, texts)
+        check_finite(embedded, "text_encoder", self.text_encoder)
+        return embedded
 
     @torch.no_grad()
     def encode_audio(self, audio: np.ndarray | Tensor, sampling_rate: int) -> Tensor:
@@ -291,19 +302,22 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         Raises:
             ValueError: for audio of another shape, without samples or with NaN or infinity, or a rate that is none.
         """
+        self.require("vae", "vocoder")
         mel = mel_config(self.vocoder)
         waveform = model_waveform(audio, sampling_rate, mel)  # (B, L) or (B, A, L)
         image = padded_image(waveform, mel, self.vae_scale_factor)  # (B, 1, T, F), or its planes (B, P, T, F)
         with taking_turns(self):
             posterior = encode_image(self.vae, image.to(self._execution_device))
-            return self.vae.config.scaling_factor * posterior.mode()
+            latents = self.vae.config.scaling_factor * posterior.mode()
+            check_finite(latents, "vae", self.vae)
+            return latents
 
     def denoise(
         self,
         latents: Tensor,
         condition: Condition,
         timesteps: Tensor,
-        guidance: Guidance = NO_GUIDANCE,
+        guidance: Guidance | None = None,
         *,
         eta: float = 0.0,
         generator: Noise = None,
@@ -312,56 +326,45 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         """`musicldm.sampling.denoise` with the pipeline's UNet and scheduler: any window of latents, any steps.
 
         ``eta`` and ``generator`` are for the noise that some schedulers add; ``options`` are on_step and correct.
+
+        Raises:
+            ValueError: if NaN or infinity come out, with the part that made them first, or for a window that is none.
         """
         evaluate: Callable[..., Tensor] = predict if self.step_graphs is None else self.step_graphs.of(self.unet)
         if getattr(self.unet, "peft_config", None):
             evaluate = _predict_alone
         step_options = options_of_step(self.scheduler, latents, eta, generator)
-        options |= {"step_options": step_options, "evaluate": evaluate}
-        return sampling.denoise(self.unet, self.scheduler, latents, condition, timesteps, guidance, **options)
-
-    def step_reporter(self, callbacks: Callbacks, progress_bar, n_warm_up: int) -> OnStep:
-        """What tells ``callbacks`` and the progress bar of each step, and ends the run when a callback asks for it.
-
-        ``n_warm_up``: evaluations of the network before the first step is complete.
-        """
-        order, n_evaluations = self.scheduler.order, self.num_timesteps
-
-        def on_step(i: int, t: Tensor, latents: Tensor, condition: Condition) -> tuple[Tensor, Condition] | None:
-            if callbacks.on_step_end is not None:
-                tensors = {"latents": latents, "prompt_embeds": condition.embedding}
-                shown = {name: tensors[name] for name in callbacks.tensor_inputs}
-                tensors |= callbacks.on_step_end(self, i, t, shown) or {}
-                latents, condition = tensors["latents"], replace(condition, embedding=tensors["prompt_embeds"])
-            # a scheduler of order 2 visits most noise levels twice, one visit alone is no step
-            if i + 1 == n_evaluations or (i + 1 > n_warm_up and (i + 1) % order == 0):
-                progress_bar.update()
-                step = i // order
-                if callbacks.callback is not None and step % callbacks.every == 0:
-                    callbacks.callback(step, t, latents)
-            return None if self._interrupt else (latents, condition)
-
-        return on_step
+        options |= {"step_options": step_options, "evaluate": (watched := Watched(evaluate))}
+        with unet_attention.serving(self.unet, (condition.cross_attention_kwargs or {}).get("window")):
+            latents = sampling.denoise(self.unet, self.scheduler, latents, condition, timesteps, guidance, **options)
+        others = [name for name in ("correct", "on_step") if options.get(name)]
+        watched.check(latents, self.unet, type(self.scheduler).__name__, others)
+        return latents
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Log-mels (B, T, F), or planes (B, P, T, F), of ``latents (B, C, T/f, F/f)``; long ones in pieces."""
+        self.require("vae", "vocoder")
         latents = 1 / self.vae.config.scaling_factor * latents.to(self.vae.dtype)  # rounded as by diffusers
         is_long = latents.shape[2] * self.vae_scale_factor > tiles.LONGEST_WHOLE
         if is_long and self.vae.device.type != "meta":  # with sequential offload each layer's weights come when called
             image = tiles.one_by_one(partial(tiles.decode, _on_its_device(self.vae)), latents)
         else:
             image = tiles.one_by_one(lambda part: self.vae.decode(part, return_dict=False)[0], latents)
+        check_finite(image, "vae", self.vae)
         mel = mel_config(self.vocoder)
         planes = unpack_rows(image, mel.bands_per_row)  # (B, P, T, F)
         return planes.squeeze(1) if mel.planes == 1 else planes
 
     def vocode(self, mel: Tensor) -> Tensor:
         """Waveforms (B, L), or (B, A, L), of what `decode_latents` gives; long ones in tiles."""
-        planes = mel if mel.ndim == 4 else mel.unsqueeze(1)  # (B, P, T, F)
-        if planes.shape[2] > tiles.LONGEST_WHOLE:
-            return tiles.one_by_one(partial(tiles.vocode, self.vocoder), planes)
-        config = mel_config(self.vocoder)
-        return tiles.one_by_one(lambda part: vocode_planes(self.vocoder, part, config), planes)
+        self.require("vocoder")
+        planes = (mel if mel.ndim == 4 else mel.unsqueeze(1)).to(self.vocoder.conv_pre.weight.dtype)  # (B, P, T, F)
+        config, make = mel_config(self.vocoder), partial(tiles.vocode, self.vocoder)
+        if planes.shape[2] <= tiles.LONGEST_WHOLE:
+            make = partial(vocode_planes, self.vocoder, config=config)
+        waveform = tiles.one_by_one(make, planes)
+        check_finite(waveform, "vocoder", self.vocoder)
+        return waveform
 
     def rank(self, audios: Tensor, embedding: Tensor, return_best: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (P * n, L) or (P * n, A, L) sorted within each prompt, best first, and their scores (P, n).
@@ -374,6 +377,7 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
             return audios, None
         clap = _on_its_device(self.text_encoder)
         heard = embed_audio(clap, self.feature_extractor, audios, self.sampling_rate).cpu().float()
+        check_finite(heard, "text_encoder", self.text_encoder)
         wanted = functional.normalize(embedding.cpu().float(), dim=-1)
         similarity = torch.einsum("pnd,pd->pn", heard.unflatten(0, (len(wanted), -1)), wanted)
         scores, order = similarity.sort(dim=1, descending=True, stable=True)

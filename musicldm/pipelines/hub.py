@@ -21,8 +21,8 @@ from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 
-from musicldm.kernels.dot_product import projections_apart
-from musicldm.models.loading import HUB_ERRORS, PARTS, listed_heads, one_line, part_class
+from musicldm.kernels.unet_attention import projections_apart
+from musicldm.models.loading import HUB_ERRORS, PARTS, listed_heads, missing_parts, one_line, part_class
 from vocoder import mel_config
 
 CARD = "README.md"
@@ -90,9 +90,11 @@ class PublishMixin:
         card that came with the model is kept, as are its `companions`; without a card the parts are described.
 
         Raises:
-            ValueError: if a part is of a class that is not public in diffusers or transformers, or the UNet carries
-                adapters, which are files of their own.
+            ValueError: if a part is of a class that is not public in diffusers or transformers, or is missing, or the
+                UNet carries adapters, which are files of their own.
         """
+        if missing := missing_parts([name for name in PARTS if getattr(self, name) is not None]):
+            raise ValueError(f"a pipeline without {', '.join(missing)} is no model to be saved; give it these parts")
         if adapters := getattr(self.unet, "peft_config", None):
             raise ValueError(
                 f"the UNet carries adapters ({', '.join(adapters)}); make them part of it by fuse_lora() and then "

@@ -16,8 +16,9 @@ import torch
 from torch import Generator, Tensor
 
 from musicldm import sampling
-from musicldm.pipelines.base import Callbacks, MusicLDMBase, MusicLDMPipelineOutput, independent
-from musicldm.pipelines.checks import check_callback_inputs, check_options, check_texts, plan_lengths
+from musicldm.pipelines.base import MusicLDMBase, MusicLDMPipelineOutput
+from musicldm.pipelines.calls import Callbacks, independent
+from musicldm.pipelines.checks import as_embeds, check_options, check_texts, plan_lengths
 from musicldm.pipelines.memory import check_memory
 from musicldm.sampling.condition import Condition
 from musicldm.sampling.denoising import ALL_NOISE, Correct, Guidance
@@ -61,7 +62,7 @@ class MusicLDMPipeline(MusicLDMBase):
         """Music for each prompt.
 
         Args:
-            prompt: one or several texts; or give ``prompt_embeds`` (P, D) in their place.
+            prompt: one or several texts; or give ``prompt_embeds`` (P, D), or what CLAP's get_text_features returns.
             audio_length_in_s: seconds, from one mel frame upwards, exact to the sample; by default what the UNet was
                 trained on, or as much as ``latents`` give.
             num_inference_steps: of the scheduler.
@@ -81,7 +82,8 @@ class MusicLDMPipeline(MusicLDMBase):
                 may return a dictionary of tensors to go on with. ``pipe`` is this call's copy of the pipeline:
                 ``pipe._interrupt = True`` ends this call. ``tensors`` holds those named in
                 ``callback_on_step_end_tensor_inputs``: latents, and prompt_embeds (rows of the negative prompts first
-                when guided; returning only the others ends the guidance). A diffusers ``PipelineCallback`` will do.
+                when guided; returning only the others ends the guidance). It may set ``pipe.guidance_scale``, which
+                holds from the next step on. A diffusers ``PipelineCallback`` will do.
             seed: gives waveform i a generator of its own on the CPU, seeded ``seed + i``, for its first noise and
                 whatever a sampler adds: it then does not depend on the rest of the batch or on the device.
             return_best: how many candidates of each prompt to return, all by default.
@@ -91,12 +93,17 @@ class MusicLDMPipeline(MusicLDMBase):
                 prediction to go on with, guidance included; `musicldm.novelty.CopyGuard` steers by it.
 
         Raises:
-            ValueError: naming the argument that cannot be used, and what can.
+            ValueError: naming the argument that cannot be used, and what can; the part that is missing; or the part
+                that made NaN or infinity.
         """
         # 1. Check inputs
+        self.require("unet", "scheduler", "vae", "vocoder")
         if hasattr(callback_on_step_end, "tensor_inputs"):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         callbacks = Callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
+        callbacks.check(self._callback_tensor_inputs)
+        prompt_embeds = as_embeds("prompt_embeds", prompt_embeds)
+        negative_prompt_embeds = as_embeds("negative_prompt_embeds", negative_prompt_embeds)
         texts = prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
         n_prompts = check_texts(*texts, self.unet.config.projection_class_embeddings_input_dim)
         check_options(
@@ -104,12 +111,14 @@ class MusicLDMPipeline(MusicLDMBase):
             guidance_interval=guidance_interval,
             eta=eta,
             num_waveforms_per_prompt=num_waveforms_per_prompt,
-            callback_steps=callback_steps,
             output_type=output_type,
             return_best=return_best,
+            return_dict=return_dict,
+            latents=latents,
+            cross_attention_kwargs=cross_attention_kwargs,
+            correct=correct,
             can_rank=self.text_encoder is not None and self.feature_extractor is not None,
         )
-        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
         # 2. Plan sizes, randomness and time steps
         device = self._execution_device
@@ -133,16 +142,17 @@ class MusicLDMPipeline(MusicLDMBase):
         latents = sampling.first_noise(self.scheduler, latent_shape, dtype, device, generator, latents)
 
         # 5. Denoise
+        self._guidance_scale, guidance = guidance_scale, Guidance(guidance_scale, guidance_interval)
         n_warm_up = len(timesteps) - num_inference_steps * self.scheduler.order
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             latents = self.denoise(
                 latents,
                 condition,
                 timesteps,
-                Guidance(guidance_scale, guidance_interval),
+                guidance,
                 eta=eta,
                 generator=generator,
-                on_step=self.step_reporter(callbacks, progress_bar, n_warm_up),
+                on_step=callbacks.reporter(self, guidance, progress_bar, n_warm_up),
                 correct=correct,
             )
 

@@ -18,6 +18,7 @@ from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor, nn
 
+from musicldm.config.values import check_kind, check_whole, shown
 from musicldm.sampling.condition import Condition, predict
 
 ALL_NOISE = (0.0, 1.0)  # an interval of guidance: the shares of the training's time steps between which there is some
@@ -29,15 +30,12 @@ OnStep = Callable[[int, Tensor, Tensor, Condition], tuple[Tensor, Condition] | N
 Correct = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Guidance:
-    """How strongly the condition is followed, and where."""
+    """How strongly the condition is followed, and where; what changes while a run goes on holds from the next step."""
 
     scale: float = 1.0  # 1: as the network predicts
     interval: tuple[float, float] = ALL_NOISE  # shares of the training's time steps: of the noise
-
-
-NO_GUIDANCE = Guidance()
 
 
 def make_generators(seed: int | None, generator: Noise, n_items: int) -> Noise:
@@ -51,6 +49,10 @@ def make_generators(seed: int | None, generator: Noise, n_items: int) -> Noise:
         if generator is not None:
             raise ValueError(f"give either seed or generator, got both (seed {seed})")
         return [Generator("cpu").manual_seed(int(seed) + item) for item in range(n_items)]
+    kind = "a torch.Generator, a list of one for each waveform, or None; seed takes a number"
+    check_kind("generator", generator, (Generator, list, type(None)), kind)
+    for one in generator if isinstance(generator, list) else ():
+        check_kind("generator", one, Generator, kind)
     if isinstance(generator, list) and len(generator) != n_items:
         raise ValueError(f"{len(generator)} generators for {n_items} waveforms; give one, or one for each waveform")
     return generator
@@ -64,7 +66,7 @@ def prepare_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> Te
     Raises:
         ValueError: for a number of steps that it cannot make.
     """
-    check_count("num_inference_steps", num_inference_steps)
+    check_whole("num_inference_steps", num_inference_steps)
     trained = scheduler.config.num_train_timesteps
     if num_inference_steps > trained:
         raise ValueError(f"num_inference_steps={num_inference_steps} exceeds the {trained} steps of the training")
@@ -98,7 +100,7 @@ def denoise(
     latents: Tensor,
     condition: Condition,
     timesteps: Tensor,
-    guidance: Guidance = NO_GUIDANCE,
+    guidance: Guidance | None = None,
     *,
     step_options: dict[str, Any] | None = None,
     on_step: OnStep | None = None,
@@ -117,6 +119,7 @@ def denoise(
     The loop never waits for a GPU, unless the scheduler does: UniPC solves a system there, and noise of a CPU generator
     has to be brought.
     """
+    guidance = guidance or Guidance()
     condition = replace(condition, embedding=condition.embedding.to(unet.dtype))
     timesteps = timesteps.cpu()
     precision = torch.float32 if timesteps.is_floating_point() else timesteps.dtype  # not every device has float64
@@ -129,7 +132,7 @@ def denoise(
         rows = condition if low <= float(t) <= high else condition.rows(len(latents))
         prediction = evaluate(unet, scaled, there[i], rows, guidance.scale)
         if correct is not None:
-            prediction = correct(prediction, scaled, t)
+            prediction = _corrected(correct(prediction, scaled, t), prediction)
         latents = scheduler.step(prediction, t, latents, **(step_options or {})).prev_sample
         if on_step is not None:
             changed = on_step(i, t, latents, condition)
@@ -137,6 +140,13 @@ def denoise(
                 break
             latents, condition = changed
     return latents
+
+
+def _corrected(changed: Tensor, prediction: Tensor) -> Tensor:
+    if not isinstance(changed, Tensor) or changed.shape != prediction.shape:
+        got = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else shown(changed)
+        raise ValueError(f"correct must return a prediction of shape {tuple(prediction.shape)}, got {got}")
+    return changed
 
 
 def options_of_step(scheduler: SchedulerMixin, latents: Tensor, eta: float, generator: Noise) -> dict[str, Any]:
@@ -159,13 +169,7 @@ def brownian_noise(latents: Tensor, sigmas: Tensor, generators: list[Generator])
     return lambda sigma, sigma_next: sampler(sigma.cpu(), sigma_next.cpu()).to(latents)
 
 
-def check_count(name: str, value: int) -> None:
-    """ValueError unless ``value`` is a whole number of at least 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
 def check_seed(seed: int) -> None:
     """ValueError unless ``seed`` can seed a generator, and those of a batch after it."""
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {shown(seed)}")

@@ -19,11 +19,12 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import SpeechT5HifiGan
 
-from musicldm.audio.files import slug
+from musicldm.audio.output import slug
 from musicldm.config import DiffusionConfig, VAEConfig, load_config
 from musicldm.data.clips import Clip
 from musicldm.data.collection import Collection, split_clips
 from musicldm.data.items import Item, batch_items
+from musicldm.kernels.unet_attention import install
 from musicldm.models.adapters import add_adapter, save_adapter
 from musicldm.models.latents import latent_shape
 from musicldm.models.loading import head_numbers
@@ -268,7 +269,8 @@ def losses_of(unet: nn.Module, example: Example, empty: Tensor, objective: Objec
 
 
 def make_pipeline(parts: Parts, unet: nn.Module, scheduler: SchedulerMixin, device: torch.device) -> MusicLDMPipeline:
-    """The pipeline of ``unet`` and the parts around it."""
+    """The pipeline of ``unet``, which attends through `musicldm.kernels.attention` from then on, and the others."""
+    install(unet)
     return MusicLDMPipeline(
         vae=parts.vae,
         text_encoder=parts.conditioner.clap,
