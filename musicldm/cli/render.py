@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import get_args, get_origin, get_type_hints
 
-from musicldm.cli.common import each, mostly_failed, refuse, report
+from musicldm.cli.common import report
 
 # What the options of RenderConfig mean; their names, types and defaults are its own.
 HELP = {
@@ -55,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="scores rendered at once")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.epilog = (
+        "Scores and rows of the index that cannot be used are listed in DIR/errors.jsonl, and the others rendered. "
+        "The exit code is 1 if more than half of the scores failed."
+    )
     parser.set_defaults(several="scores")
     add_config_options(parser, RenderConfig, HELP, skip=("soundfonts",))
 
@@ -89,29 +93,21 @@ def none_or(kind: type):
     return convert
 
 
-def run(args: argparse.Namespace) -> int:
-    """Render, and say what was made."""
+def run(args: argparse.Namespace) -> None:
+    """Render, and say what was made; the exit code is 1 if more than half of the scores could not be rendered."""
     from musicldm.scores.rendering import RenderConfig, render_scores
 
     given = {name: getattr(args, name) for name in HELP}
     ranges = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     config = RenderConfig(**given | ranges, soundfonts=tuple(args.soundfonts or ()))
-    scores, bad = each(args.scores, found)
-    refuse(bad if not scores else [], len(args.scores))
-    made = render_scores(scores, args.out, config, index=args.index, workers=args.workers)
-    failures = f"; {made.failed} could not be rendered, see {args.out / 'errors.jsonl'}" if made.failed else ""
+    made = render_scores(args.scores, args.out, config, index=args.index, workers=args.workers, isolated=True)
+    notes = f"; scores that had changed, rendered anew: {made.changed}" if made.changed else ""
+    notes += f"; {made.failed} could not be rendered, see {args.out / 'errors.jsonl'}" if made.failed else ""
     report(
         args.json,
         {"folder": str(args.out), **made._asdict()},
         f"{args.out}: {made.written} clips, {made.audio_s / 60:.1f} min of music, from {made.scores} scores "
-        f"in {made.seconds:.0f} s ({made.skipped} clips were there already{failures})",
+        f"in {made.seconds:.0f} s ({made.skipped} clips were there already{notes})",
     )
-    refuse(bad, len(args.scores))
-    return mostly_failed(made.failed, made.scores)
-
-
-def found(path: Path) -> Path:
-    """``path`` if there is something; FileNotFoundError else."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no score or folder {path}")
-    return path
+    if 2 * made.failed > made.scores:
+        raise SystemExit(1)

@@ -6,9 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "captions": ["write_captions"],
-        "facts": ["describe", "read_index", "score_facts"],
+        "facts": ["describe", "score_facts"],
         "general_midi": ["ORCHESTRATIONS", "PROGRAMS"],
         "hard_negatives": ["contradict"],
+        "index": ["read_index"],
         "reading": ["Change", "Score", "change_score", "read_score"],
         "rendering": ["RenderConfig", "find_scores", "render_scores"],
         "splits": ["drawn_split"],

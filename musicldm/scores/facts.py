@@ -1,15 +1,13 @@
 """What is true of a score, and of a stretch of one as it was rendered.
 
-    index.csv row + Score -> score_facts -> Facts
+    row of an index + Score -> score_facts -> Facts
     Facts + changed Score + (start_s, end_s) -> describe -> attributes, a dict ready for JSON
 
 Only what can be trusted becomes a fact; the rest is None or absent, and captions stay silent about it.
 """
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +16,6 @@ from musicldm.scores.general_midi import DRUM_CHANNEL, DRUM_LIKE, KIT_PITCHES, P
 from musicldm.scores.reading import Score
 
 TRUSTED_TEMPO = ("stated", "file", "score marking")
-COLUMNS = ("path", "source", "licence", "piece_id", "title", "composer", "genre")
-INDEX_ONLY = ("tempo_bpm", "tempo_source", "time_signature", "key")
 PITCH_CLASSES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 MAJOR_NAMES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 MINOR_NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B")
@@ -32,6 +28,8 @@ INAUDIBLE_DB = 42.0  # below the loudest note of the clip
 SHORTEST_PART_S = 0.25  # an instrument heard for less is not mentioned
 SLOWEST_BEAT, FASTEST_TRIPLE, FASTEST_BEAT = 40, 250, 320  # BPM: beyond these one taps another unit
 STEADY = 0.04  # relative change of tempo that still counts as one tempo
+SLOWEST_TEMPO, FASTEST_TEMPO = 10, 1000  # quarter notes a minute that are believed
+UNHEARD_S = 0.25  # a tempo that holds for less does not count
 
 GENRE_WORDS = {
     "hiphop": "hip hop",
@@ -104,16 +102,6 @@ class Facts(NamedTuple):
         return {name: getattr(self, name) for name in ("piece_id", "source", "licence", "title", "composer")}
 
 
-def read_index(path: Path) -> dict[str, dict[str, str]]:
-    """Rows of an index of scores by their ``path``. Raises ValueError naming the columns that are missing."""
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in (*COLUMNS, *INDEX_ONLY) if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}; the first line must name them")
-        return {row["path"]: row for row in reader}
-
-
 def score_facts(name: str, score: Score, row: Mapping[str, str] | None = None) -> Facts:
     """Facts of the score called ``name``, from its row of the index or, without one, from itself."""
     stated = score.tempos[:, 1]
@@ -146,6 +134,16 @@ def score_facts(name: str, score: Score, row: Mapping[str, str] | None = None) -
         metre=row["time_signature"] != "",
         key=parse_key(row["key"]) if row["key"] else None,
     )
+
+
+def is_tempo(qpm: float) -> bool:
+    """Whether ``qpm`` quarter notes a minute can be music."""
+    return SLOWEST_TEMPO <= qpm <= FASTEST_TEMPO
+
+
+def is_metre(numerator: int, denominator: int) -> bool:
+    """Whether music has such time signatures."""
+    return 1 <= numerator <= 64 and denominator in (1, 2, 4, 8, 16, 32, 64)
 
 
 def parse_key(key: str) -> tuple[int, str]:
@@ -272,26 +270,35 @@ def _genres(genres: Sequence[str], programs: list[int], families: list[str], res
 
 
 def _metre(score: Score, start_s: float, end_s: float) -> str | None:
-    """The one time signature between two times, None when it changes."""
+    """The one time signature between two times; None when it changes, is not stated from the start, or absurd."""
     before = [m for m in score.metres if m[0] <= start_s + 0.05][-1:]
     within = [m for m in score.metres if start_s + 0.05 < m[0] < end_s - 0.5]
-    signatures = {f"{numerator}/{denominator}" for _, numerator, denominator in before + within}
-    return signatures.pop() if len(signatures) == 1 else None
+    signatures = {(numerator, denominator) for _, numerator, denominator in before + within}
+    if not before or len(signatures) != 1 or not is_metre(*(signature := signatures.pop())):
+        return None
+    return "{}/{}".format(*signature)
 
 
 def _tempo(facts: Facts, score: Score, start_s: float, end_s: float, factor: float) -> tuple[float | None, bool]:
-    """Mean quarter notes a minute between two times (None when not known), and whether the tempo is steady."""
+    """Mean quarter notes a minute between two times (None when not known), and whether the tempo is steady.
+
+    Before its first statement the tempo of a score is not known: the 120 of MIDI's default are nobody's intention.
+    """
     if not facts.tempo:
         return None, False
     if facts.tempo_qpm is not None:
         return facts.tempo_qpm * factor, True
     times, values = score.tempos.T
+    if not len(times) or times[0] > start_s + UNHEARD_S:
+        return None, False
     first = max(int(np.searchsorted(times, start_s + 1e-6, side="right")) - 1, 0)
     last = int(np.searchsorted(times, end_s))
     span = np.diff(np.concatenate([[start_s], times[first + 1 : last], [end_s]]))
     values = values[first:last] if last > first else values[first : first + 1]
     mean = float(np.average(values, weights=span))
-    heard = values[span > 0.25]
+    heard = values[span > UNHEARD_S]
+    if not all(is_tempo(value / factor) for value in [mean, *heard]):
+        return None, False
     return mean, bool(np.all(np.abs(heard / mean - 1) <= STEADY)) if len(heard) else True
 
 

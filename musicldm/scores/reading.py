@@ -6,6 +6,7 @@ A ``Score`` holds notes with their times in seconds; what the player needs besid
 stays in ``controls``. Programs are a property of each note, so that parts can be given other instruments.
 """
 
+import io
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ PARAMETER_NUMBERS = (6, 38, 96, 97, 98, 99, 100, 101)  # order matters among the
 SUSTAIN_PEDAL, ALL_SOUND_OFF, RESET_CONTROLLERS, ALL_NOTES_OFF = 64, 120, 121, 123
 KEPT_AFTER_RESET = (7, 10, 91, 93)
 TICKS_PER_S = 10_000
+MAX_BYTES = 8 * 2**20  # of a file, 20 times the longest symphony: 1 GB of memory while it is read
+MAX_TICK = 2**48
 MAX_NOTE_S = 30.0  # a note that is never ended, or for a very long time, ends here
 
 
@@ -69,7 +72,13 @@ def read_score(path: Path) -> Score:
     Raises FileNotFoundError when there is none, ValueError when it cannot be read or has no notes.
     """
     try:
-        midi = mido.MidiFile(path, clip=True)
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if not content:
+            raise ValueError("it is empty")
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes; split it")
+        midi = mido.MidiFile(file=io.BytesIO(content), clip=True)
     except FileNotFoundError:
         raise
     except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, struct.error, KeySignatureError) as error:
@@ -77,10 +86,16 @@ def read_score(path: Path) -> Score:
         raise ValueError(f"{path} is not a readable MIDI file: {reason}") from error
     if midi.type == 2:
         raise ValueError(f"{path} holds independent patterns (MIDI type 2); save it as type 0 or 1")
+    if midi.ticks_per_beat == 0:
+        raise ValueError(f"{path} states 0 ticks per quarter note, so that its notes have no time; save it anew")
     if not 0 < midi.ticks_per_beat < 0x8000:
         raise ValueError(f"{path} counts time in film frames; save it with ticks per quarter note")
     events = _merge(midi)
-    seconds = _seconds([(tick, m.tempo) for tick, m in events if m.type == "set_tempo"], midi.ticks_per_beat)
+    if events and events[-1][0] > MAX_TICK:
+        raise ValueError(f"{path} has an event at tick {events[-1][0]}, which no music reaches; save it anew")
+    # A tempo of 0 microseconds a quarter note is none: what held before it goes on.
+    tempos = [(tick, m.tempo) for tick, m in events if m.type == "set_tempo" and m.tempo > 0]
+    seconds = _seconds(tempos, midi.ticks_per_beat)
     score = _collect(events, seconds)
     if not len(score.notes):
         raise ValueError(f"{path} holds no notes")

@@ -2,39 +2,45 @@
 
     MIDI files -> Score -> a changed Score per variant -> windows -> FluidSynth -> FLAC clips + metadata.jsonl
 
-The output is an audio folder: ``OUT/metadata.jsonl`` has one JSON object a clip (``file_name``, ``text`` and what
-is true of the clip), ``OUT/audio/`` the clips. What is finished of each score is kept in ``OUT/.render/``, so a
-run that was stopped continues where it was.
+The output is an audio folder (see `render_folder`): ``OUT/metadata.jsonl`` has ``file_name``, ``text`` and what is true
+of each clip. A run that was stopped continues where it was. A score that cannot be rendered costs itself only.
 """
 
 import hashlib
-import json
-import os
-import re
 import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
+from musicldm.audio.output import check_mark, full_disk_named, sole_writer
+from musicldm.audio.workers import Crash, Workers
 from musicldm.scores.arranging import can_play, draw_rendering
 from musicldm.scores.captions import write_captions
-from musicldm.scores.facts import describe, read_index, score_facts
+from musicldm.scores.facts import describe, score_facts
 from musicldm.scores.general_midi import ORCHESTRATIONS
+from musicldm.scores.index import Index, plain_path, read_index
 from musicldm.scores.reading import Score, change_score, read_score
+from musicldm.scores.render_folder import MARK, WRITES, RenderFolder, fingerprint, font_identity, printable, slug
 from musicldm.scores.splits import drawn_split
 from musicldm.scores.synthesis import BACKENDS, check_backend, check_soundfont, find_soundfont, synthesize
 from musicldm.scores.windows import choose_windows, drop_silence, sounds
 
+SUFFIXES = (".mid", ".midi")
+LEAST_LIMIT_S = 30.0  # for what is done to a score beside synthesis
 PREROLL_S = 1.5  # heard by the reverb, not by the listener
+
+# What a damaged or absurd score can end in. Errors of files are not among them: they are of the disk.
+FAULTS = (ValueError, ArithmeticError, LookupError, TypeError, MemoryError)
 
 __all__ = ["RenderConfig", "RenderReport", "find_soundfont", "render_scores"]
 
@@ -105,10 +111,11 @@ class RenderReport(NamedTuple):
 
     written: int  # clips made by this run
     skipped: int  # clips that were already there
-    failed: int  # scores that could not be rendered, see errors.jsonl
+    failed: int  # scores of this run that could not be rendered, see errors.jsonl
     scores: int
     audio_s: float  # of the clips made by this run
     seconds: float  # wall time
+    changed: int = 0  # scores that had changed since an earlier run and were rendered anew
 
 
 def orchestrations(text: str) -> tuple[str, ...]:
@@ -126,154 +133,168 @@ def orchestrations(text: str) -> tuple[str, ...]:
 
 
 def render_scores(
-    scores: Sequence[Path], out: Path, config: RenderConfig, *, index: Path | None = None, workers: int = 1
+    scores: Sequence[Path],
+    out: Path,
+    config: RenderConfig,
+    *,
+    index: Path | None = None,
+    workers: int = 1,
+    isolated: bool = False,
 ) -> RenderReport:
     """Render ``scores`` (MIDI files, or folders of them) into the audio folder ``out``.
 
-    ``index`` is a CSV of facts by path. The same config and scores give the same folder, with any number of workers
-    and however often the run was stopped. Raises ValueError or FileNotFoundError before anything is written.
+    ``index`` is a table of facts by path. The same config and scores give the same folder, with any number of workers
+    and however often the run was stopped. One worker is this process, unless ``isolated``: a score that ends its
+    process then costs itself only, as with several workers.
+
+    Raises:
+        ValueError, OSError: before anything is written, for what is given; OSError later when the disk is full.
     """
     began = time.monotonic()
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    rows = read_index(index) if index else {}
-    found = find_scores([Path(p) for p in scores], rows)
+    table = read_index(index) if index else Index({}, [])
+    found = find_scores([Path(p) for p in scores], table.by_name())
+    if index and not {*found} & {*table.rows, *dict(table.faults)}:
+        warnings.warn(
+            f"no row of {index} is of one of the {len(found)} scores; its paths must end as theirs do", stacklevel=2
+        )
     fonts = [Path(p) for p in config.soundfonts] or [find_soundfont()]
     for font in fonts:
         check_soundfont(font)
     check_backend(config.backend)
-    state = _open_out(Path(out), config, fonts)
-    done = {name: _finished(state, name) for name in found}
-    waiting = {name: path for name, path in found.items() if done[name] is None}
-    skipped = sum(len(rows) for rows in done.values() if rows is not None)
-    written, audio_s = 0, 0.0
-    try:
-        for result in _run(waiting, rows, Path(out), config, fonts, workers):
-            written += len(result["rows"])
-            audio_s += sum(row["duration_s"] for row in result["rows"])
-    finally:
-        failed = _assemble(Path(out), state)
-    return RenderReport(written, skipped, failed, len(found), audio_s, time.monotonic() - began)
+    settings = asdict(config) | {"soundfonts": [font_identity(font) for font in fonts]}
+    del settings["timeout_s"]
+    folder = RenderFolder(Path(out))
+    check_mark(folder.path, MARK, WRITES, "render")
+    faults = dict(table.faults)
+    jobs = [_Job(name, path, table.rows.get(name), faults.get(name)) for name, path in found.items()]
+    written, audio_s, changed = 0, 0.0, 0
+    with full_disk_named(folder.path), sole_writer(folder.path, "render"):
+        folder.begin(settings)
+        done = [folder.finished(job.name, job.path, job.row) for job in jobs]
+        waiting = [job for job, rows in zip(jobs, done, strict=True) if rows is None]
+        try:
+            for result in _run(waiting, folder, config, fonts, workers if workers > 1 or isolated else 0):
+                changed += result["changed"]
+                written += len(result["rows"])
+                audio_s += sum(row["duration_s"] for row in result["rows"])
+        finally:
+            errors = folder.assemble([fault for fault in table.faults if not fault[0]])
+    skipped = sum(len(rows) for rows in done if rows is not None)
+    failed = len({*found} & {*errors})
+    return RenderReport(written, skipped, failed, len(found), audio_s, time.monotonic() - began, changed)
 
 
-def find_scores(paths: Sequence[Path], rows: Mapping[str, Mapping[str, str]] = {}) -> dict[str, Path]:
-    """Names of scores and where they are: paths as in the index, else relative to the folder that was given."""
+def find_scores(paths: Sequence[Path], names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Path]:
+    """Names of scores and where they are: as in ``names``, else relative to the folder that was given.
+
+    ``names`` are those of an index by their plain spelling (`Index.by_name`).
+    """
     found: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".mid", ".midi") and p.is_file())
-            if not files:
+            # Macs leave ._song.mid beside song.mid on other systems' disks, which holds no music.
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[:2] != "._")
+            if not (files := [p for p in files if p.is_file()]):
                 raise FileNotFoundError(f"the folder {path} holds no *.mid or *.midi files")
         elif path.is_file():
             files = [path]
+        elif path.exists():
+            raise FileNotFoundError(f"{path} is neither a file nor a folder (a pipe?); save the score as a file")
         else:
             raise FileNotFoundError(f"there is no score or folder {path}")
         for file in files:
-            tails = ("/".join(file.resolve().parts[i:]) for i in range(1, len(file.resolve().parts)))
+            parts = file.resolve().parts
+            tails = (plain_path(printable("/".join(parts[i:]))) for i in range(1, len(parts)))
             local = file.relative_to(path).as_posix() if file != path else file.name
-            name = next((tail for tail in tails if tail in rows), local)
+            name = next((names[tail] for tail in tails if tail in names), printable(local))
             if found.setdefault(name, file) != file:
                 raise ValueError(f"{found[name]} and {file} would both be called {name}; give their common folder")
     return dict(sorted(found.items()))
 
 
-def _open_out(out: Path, config: RenderConfig, fonts: list[Path]) -> Path:
-    state = out / ".render"
-    settings = asdict(config) | {"soundfonts": [[font.name, font.stat().st_size] for font in fonts]}
-    del settings["timeout_s"]
-    text = json.dumps(settings, indent=1, sort_keys=True)
-    path = state / "config.json"
-    if path.exists():
-        if path.read_text(encoding="utf-8") != text:
-            raise ValueError(f"{out} holds renderings with other settings ({path}); choose another folder or remove it")
-    else:
-        if (out / "metadata.jsonl").exists():
-            raise ValueError(f"{out} already holds an audio folder that was not rendered here; choose another folder")
-        state.mkdir(parents=True, exist_ok=True)
-        (out / "audio").mkdir(exist_ok=True)
-        _write_text(path, text)
-    for left in [*out.glob("audio/*.tmp"), *state.glob("*.tmp")]:
-        left.unlink()
-    return state
+class _Job(NamedTuple):
+    """A score to render."""
+
+    name: str
+    path: Path
+    row: dict[str, str] | None  # of the index
+    fault: str | None  # of that row
 
 
-def _write_text(path: Path, text: str) -> None:
-    """All or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _run(waiting: list[_Job], folder: RenderFolder, config: RenderConfig, fonts: list[Path], processes: int):
+    """Render every waiting score in ``processes``, or for 0 in this one; yields what became of each."""
+    render = partial(_render_score, folder, config, fonts)
+    with tqdm(total=len(waiting), unit="score", desc="render", disable=not waiting) as bar:
+        if not processes:
+            for job in waiting:
+                yield render(job)
+                bar.update()
+            return
+        # The longest scores first, so that no worker is left with one at the end.
+        waiting = sorted(waiting, key=lambda job: -job.path.stat().st_size if job.path.exists() else 0)
+        with Workers(render, min(processes, len(waiting))) as pool:
+            for place, result in pool.map(waiting):
+                if isinstance(result, Crash):
+                    result = _refuse(folder, waiting[place], result.reason.replace("read", "rendered"))
+                yield result
+                bar.update()
 
 
-def _slug(name: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9]+", "_", name.rsplit(".", 1)[0]).strip("_")
-    return f"{stem[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+def _refuse(folder: RenderFolder, job: _Job, error: str) -> dict:
+    """What is kept of a score that ended its process."""
+    changed = folder.clear(job.name)
+    result = {"score": job.name, "rows": [], "error": f"{job.path}: it {error}"}
+    folder.keep(result)
+    return result | {"changed": changed}
 
 
-def _sidecar(state: Path, name: str) -> Path:
-    return state / f"{_slug(name)}.json"
-
-
-def _finished(state: Path, name: str) -> list[dict] | None:
-    """The clips of a score that an earlier run has finished; a score that failed is tried again."""
-    path = _sidecar(state, name)
-    result: dict = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"error": "not begun"}
-    return None if result["error"] else result["rows"]
-
-
-def _run(waiting, rows, out: Path, config: RenderConfig, fonts: list[Path], workers: int):
-    """Render every waiting score; yields what its sidecar holds."""
-    jobs = [(name, path, rows.get(name), out, config, fonts) for name, path in waiting.items()]
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(jobs), unit="score", desc="render", disable=not jobs))
-        if workers == 1:
-            results = (_render_score(*job) for job in jobs)
-        else:
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_parent)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            # The longest scores first, so that no worker is left with one at the end.
-            jobs.sort(key=lambda job: -job[1].stat().st_size)
-            results = (future.result() for future in as_completed([pool.submit(_render_score, *job) for job in jobs]))
-        for result in results:
-            bar.update()
-            yield result
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _assemble(out: Path, state: Path) -> int:
-    """Write metadata.jsonl and errors.jsonl from the sidecars; the number of scores that failed."""
-    rows, errors = [], []
-    for path in state.glob("*.json"):
-        if path.name != "config.json":
-            result = json.loads(path.read_text(encoding="utf-8"))
-            rows += result["rows"]
-            if result["error"]:
-                errors.append({"score": result["score"], "error": result["error"]})
-    rows.sort(key=lambda row: row["file_name"])
-    errors.sort(key=lambda row: row["score"])
-    for name, objects in (("metadata.jsonl", rows), ("errors.jsonl", errors)):
-        if objects or (out / name).exists():
-            _write_text(out / name, "".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects))
-    return len(errors)
-
-
-def _render_score(name: str, path: Path, row, out: Path, config: RenderConfig, fonts: list[Path]) -> dict:
-    """All clips of one score; leaves a sidecar when done. Faults of the score end in its ``error``."""
-    rows, error = [], None
+def _render_score(folder: RenderFolder, config: RenderConfig, fonts: list[Path], job: _Job) -> dict:
+    """All clips of one score, and what is kept of it. Faults of the score end in its ``error``."""
+    rows, error, source = [], None, None
+    changed = folder.clear(job.name)
     try:
-        score = read_score(path)
-        facts = score_facts(name, score, row)
+        if job.fault:
+            raise ValueError(job.fault)
+        source = fingerprint(job.path, job.row)
+        limit_s = max(config.timeout_s, LEAST_LIMIT_S)
+        with limited(limit_s, f"reading {job.path}"):
+            score = read_score(job.path)
+            facts = score_facts(job.name, score, job.row)
         for variant in range(config.variants):
-            rows += _render_variant(name, score, facts, variant, out, config, fonts)
+            with limited(limit_s, f"working on {job.path}, synthesis apart,"):
+                rows += _render_variant(job.name, score, facts, variant, folder, config, fonts)
         if not rows:
-            raise ValueError(f"{path} has no stretch of music of {config.min_clip_s} s without a long silence")
-    except ValueError as fault:
-        error = str(fault)
-    result = {"score": name, "rows": rows, "error": error}
-    _write_text(_sidecar(out / ".render", name), json.dumps(result, ensure_ascii=False))
-    return result
+            raise ValueError(f"{job.path} has no stretch of music of {config.min_clip_s} s without a long silence")
+    except FAULTS as fault:
+        error = printable(str(fault) if type(fault) is ValueError else f"{job.path}: {type(fault).__name__} {fault}")
+    result = {"score": job.name, "rows": rows, "error": error, "source": source}
+    folder.keep(result)
+    return result | {"changed": changed}
+
+
+@contextmanager
+def limited(seconds: float, what: str) -> Iterator[None]:
+    """Raise ValueError in what takes longer than ``seconds``; a limit around it waits meanwhile.
+
+    Signals do this, which reach the main thread only; elsewhere, and on systems without them, there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_):
+        raise ValueError(f"{what} took more than {seconds:g} s; give more with --timeout-s, or repair the score")
+
+    outer = signal.signal(signal.SIGALRM, stop)
+    left_s, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, outer)
+        signal.setitimer(signal.ITIMER_REAL, left_s)
 
 
 def _rng(config: RenderConfig, name: str, variant: int) -> np.random.Generator:
@@ -282,7 +303,7 @@ def _rng(config: RenderConfig, name: str, variant: int) -> np.random.Generator:
 
 
 def _render_variant(
-    name, score: Score, facts, variant: int, out: Path, config: RenderConfig, fonts: list[Path]
+    name, score: Score, facts, variant: int, folder: RenderFolder, config: RenderConfig, fonts: list[Path]
 ) -> list:
     choices = [target for target in orchestrations(config.orchestrate) if can_play(score, target)]
     if not choices:
@@ -302,9 +323,9 @@ def _render_variant(
                 audio = drop_silence(audio, config.sample_rate, config.max_silence_s)
             if not sounds(audio, config.sample_rate, config.min_sound, config.max_silence_s):
                 continue
-            file_name = f"audio/{_slug(name)}-v{variant:02d}-c{len(rows):02d}.flac"
+            file_name = f"audio/{slug(name)}-v{variant:02d}-c{len(rows):02d}.flac"
             level = 10 ** (rng.uniform(*config.peak_db_range) / 20)
-            _write_audio(out / file_name, audio * (level / np.abs(audio).max()), config.sample_rate)
+            folder.write_clip(file_name, audio * (level / np.abs(audio).max()), config.sample_rate)
             attributes = describe(
                 facts,
                 changed,
@@ -325,7 +346,7 @@ def _render_variant(
                     "start_s": round(window[0], 3),
                     "duration_s": len(audio) / config.sample_rate,
                     "sample_rate": config.sample_rate,
-                    "soundfont": font.name,
+                    "soundfont": printable(font.name),
                     "orchestration": target,
                     "tempo_factor": round(drawn.change.tempo_factor, 4),
                     "transpose_semitones": drawn.change.transpose,
@@ -348,23 +369,18 @@ def _turn(choices: Sequence[str], variant: int, rng: np.random.Generator) -> str
 def _play(score: Score, windows, font: Path, effects, config: RenderConfig) -> list[np.ndarray]:
     """Audio (L, channels) of each window, after music that only the reverb hears."""
     before = [min(PREROLL_S, start_s) for start_s, _ in windows]
-    audio = synthesize(
-        score,
-        [(start_s - lead, end_s) for lead, (start_s, end_s) in zip(before, windows, strict=True)],
-        font,
-        sample_rate=config.sample_rate,
-        effects=effects,
-        backend=config.backend,
-        timeout_s=config.timeout_s,
-    )
+    with limited(2 * max(config.timeout_s, LEAST_LIMIT_S), "synthesis"):
+        audio = synthesize(
+            score,
+            [(start_s - lead, end_s) for lead, (start_s, end_s) in zip(before, windows, strict=True)],
+            font,
+            sample_rate=config.sample_rate,
+            effects=effects,
+            backend=config.backend,
+            timeout_s=config.timeout_s,
+        )
     result = []
     for lead, (start_s, end_s), piece in zip(before, windows, audio, strict=True):
         piece = piece[round(lead * config.sample_rate) :][: round((end_s - start_s) * config.sample_rate)]
         result.append(piece.mean(axis=1, keepdims=True) if config.channels == 1 else piece)
     return result
-
-
-def _write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    soundfile.write(temporary, audio, sample_rate, format="FLAC", subtype="PCM_16")
-    os.replace(temporary, path)

@@ -4,13 +4,15 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soxr
 
+from musicldm.audio.output import is_full
 from musicldm.scores.general_midi import DRUM_CHANNEL
 from musicldm.scores.reading import Score, write_windows
 
@@ -25,6 +27,8 @@ NAMES = ("FluidR3_GM.sf2", "TimGM6mb.sf2", "default-GM.sf2")
 # FluidSynth does not filter what lies above half its rate, and samples reach up to 22 kHz. Played at 16 kHz, the band
 # from 4 to 8 kHz gains up to 0.5 dB of mirrored cymbals; played at 24 kHz and then resampled, 0.15 dB.
 MIN_SYNTH_RATE = 24_000
+LONGEST_S = 3 * 3600.0  # of music in one call, which is held in memory: 2 GB at 24 kHz
+MISSING_S = 0.1  # of its end that a synthesizer may leave out
 
 
 class Effects(NamedTuple):
@@ -55,6 +59,8 @@ def check_soundfont(path: Path) -> None:
         head = file.read(12)
     if head[:4] != b"RIFF" or head[8:] != b"sfbk":
         raise ValueError(f"{path} is not a SoundFont 2 file (*.sf2)")
+    if (declared := 8 + int.from_bytes(head[4:8], "little")) > (size := path.stat().st_size):
+        raise ValueError(f"{path} is cut off: it says that it has {declared:,} bytes, and has {size:,}")
 
 
 def check_backend(backend: str) -> None:
@@ -92,11 +98,21 @@ def synthesize(
     Raises ValueError when the synthesizer fails or needs more than ``timeout_s``.
     """
     rate = max(sample_rate, MIN_SYNTH_RATE)
-    with tempfile.TemporaryDirectory(prefix="render-") as folder:
-        midi = Path(folder) / "windows.mid"
+    length_s = sum(end_s - start_s for start_s, end_s in windows)
+    if length_s > LONGEST_S:
+        raise ValueError(
+            f"{length_s / 3600:.1f} h, silences included, are more than the {LONGEST_S / 3600:g} h that are played in "
+            "one go; give --clip-s, fewer clips, or a score without stray events"
+        )
+    with temporary_folder() as folder:
+        midi = folder / "windows.mid"
         write_windows(score, windows, midi)
         play = _fluidsynth if backend == "fluidsynth" else _play_tinysoundfont
         audio = play(midi, soundfont, rate, effects, timeout_s)
+    if len(audio) < (length_s - MISSING_S) * rate:
+        raise ValueError(
+            f"{backend} wrote {len(audio) / rate:.2f} s of {length_s:.2f} s; is {tempfile.gettempdir()} full?"
+        )
     results, begin_s = [], 0.0
     for start_s, end_s in windows:
         seconds = end_s - start_s
@@ -107,6 +123,21 @@ def synthesize(
         results.append(np.pad(piece, ((0, max(0, n - len(piece))), (0, 0)))[:n])
         begin_s += seconds
     return results
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for the synthesizer's files. Raises OSError that names it when its disk is full."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="render-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise OSError(
+            f"the disk of the folder for temporary files, {tempfile.gettempdir()}, is full: make room there, or name "
+            "another folder in the environment variable TMPDIR"
+        ) from error
 
 
 def _fluidsynth(midi: Path, soundfont: Path, rate: int, effects: Effects, timeout_s: float) -> np.ndarray:

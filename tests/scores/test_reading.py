@@ -14,10 +14,10 @@ from musicldm.scores.facts import (
     genre_words,
     key_name,
     parse_key,
-    read_index,
     score_facts,
 )
 from musicldm.scores.general_midi import GROUPS, ORCHESTRATIONS, PROGRAMS, group
+from musicldm.scores.index import read_index
 from musicldm.scores.reading import Change, change_score, parts, read_score, write_windows
 from musicldm.scores.rendering import RenderConfig
 from musicldm.scores.windows import choose_windows, drop_silence, music_spans, sounds

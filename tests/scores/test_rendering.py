@@ -31,7 +31,7 @@ EXACT = {"tempo_range": (1.0, 1.0), "transpose_range": (0, 0), "program_share": 
 
 
 def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -287,7 +287,7 @@ def test_a_folder_with_other_settings_is_left_alone(tmp_path, config):
     assert contents(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metadata.jsonl").write_text("")
-    with pytest.raises(ValueError, match="was not rendered here"):
+    with pytest.raises(FileExistsError, match=r"mine holds metadata\.jsonl, but no \.render/config\.json"):
         render_scores([score], tmp_path / "mine", config)
 
 
