@@ -5,7 +5,8 @@
 Each line is a JSON object:
 
     file_name       relative to the folder, as in metadata.jsonl
-    bytes           size of the file when it was analysed; another size makes the line stale
+    bytes           size of the file when it was analysed
+    identity        of that file: time, size and a hash of its ends; lines by earlier versions lack it
     digest          SHA-256 of the decoded samples, first 16 hexadecimal digits: equal for exact duplicates
     group           piece_id of the metadata, else the file's name; versions of one piece share it
     duration_s      seconds
@@ -17,6 +18,10 @@ Each line is a JSON object:
     confidence      of the beats, 0 to 1
     key             "C major" and the like, of the metadata; null if unknown
     loudness_lufs   of each gating block of BS.1770: 0.4 s long, one every 0.1 s
+
+A line counts while the file's identity is the same, or at least its size and its samples, as those of a copy are; a
+line by an earlier version while the file has that size and is older than the analysis. Groups are always those of the
+metadata.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ from augment.beats import track_beats
 from augment.mixup import block_loudness
 from augment.pairing import Recording
 from musicldm.audio import read_audio
+from musicldm.audio.reading import identity
+from musicldm.audio.text import read_lines
 from musicldm.data.collection import Collection, as_collection
 from musicldm.data.shards import index_rows
 
@@ -56,7 +63,7 @@ def analyse(waveform: np.ndarray, sample_rate: int, tracker: str = "madmom") -> 
     """The measured part of a line of analysis for ``waveform`` (L,)."""
     beats = track_beats(waveform, sample_rate, tracker)
     return {
-        "digest": hashlib.sha256(np.ascontiguousarray(waveform, dtype="<f4").tobytes()).hexdigest()[:16],
+        "digest": digest_of(waveform),
         "duration_s": round(len(waveform) / sample_rate, 4),
         "tracker": tracker,
         "beats_s": [round(float(time_s), 4) for time_s in beats.times_s],
@@ -89,24 +96,43 @@ def analyse_collection(folder: str | Path | Collection, tracker: str = "madmom")
         raise FileNotFoundError(f"no recordings in {folder}")
     file = folder / ANALYSIS_FILE
     known = _read(file)
-    missing = [row for row in rows if not _is_current(known.get(row["file_name"]), row["path"], tracker)]
+    now = {path: identity(path) for path in dict.fromkeys(row["path"] for row in rows)}
+    written_ns = file.stat().st_mtime_ns if known else 0
+    missing = [r for r in rows if not _is_current(known.get(r["file_name"]), r["path"], now, tracker, written_ns)]
     if missing:
         _end_last_line(file)
         with file.open("a", encoding="utf-8") as out:
             for row in tqdm(missing, unit="recording", desc="analysis", file=sys.stderr, mininterval=1.0):
                 name, path = row["file_name"], row["path"]
-                about = {"file_name": name, "bytes": path.stat().st_size, "group": collection.group(row)}
-                known[name] = about | {"key": row.get("key")} | analyse(*read_audio(path), tracker)
+                before = known.get(name, {})
+                same_size = before.get("bytes") == path.stat().st_size and before["tracker"] in (tracker, FROM_SCORE)
+                waveform, rate = read_audio(path)
+                if same_size and before["digest"] == digest_of(waveform):
+                    known[name] = before | {"identity": now[path]}
+                else:
+                    about = {"file_name": name, "bytes": path.stat().st_size, "identity": now[path]}
+                    about |= {"group": collection.group(row), "key": row.get("key")}
+                    known[name] = about | analyse(waveform, rate, tracker)
                 out.write(json.dumps(known[name]) + "\n")
                 out.flush()
-    return [as_analysed(row["path"], known[row["file_name"]]) for row in rows]
+    return [as_analysed(row["path"], known[row["file_name"]] | _told(collection, row)) for row in rows]
+
+
+def digest_of(waveform: np.ndarray) -> str:
+    """A digest of samples (L,): equal for exact duplicates."""
+    return hashlib.sha256(np.ascontiguousarray(waveform, dtype="<f4").tobytes()).hexdigest()[:16]
+
+
+def _told(collection: Collection, row: dict) -> dict:
+    """What the metadata says now, whatever it said when the recording was analysed."""
+    return {"group": collection.group(row)} | ({"key": row["key"]} if row.get("key") else {})
 
 
 def _read(file: Path) -> dict[str, dict]:
     """The lines of an analysis by file name, later ones over earlier ones; a last line cut short is left out."""
     if not file.exists():
         return {}
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = read_lines(file)
     rows = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -128,8 +154,14 @@ def _end_last_line(file: Path) -> None:
             out.truncate(content.rfind(b"\n") + 1)
 
 
-def _is_current(row: dict | None, path: Path, tracker: str) -> bool:
-    return row is not None and row["tracker"] in (tracker, FROM_SCORE) and row["bytes"] == path.stat().st_size
+def _is_current(line: dict | None, path: Path, now: dict[Path, str], tracker: str, written_ns: int) -> bool:
+    """Whether ``line`` is of the recording at ``path`` as it is ``now``."""
+    if line is None or line["tracker"] not in (tracker, FROM_SCORE):
+        return False
+    if "identity" in line:
+        return line["identity"] == now[path]
+    about = path.stat()
+    return line["bytes"] == about.st_size and about.st_mtime_ns <= written_ns
 
 
 def as_analysed(path: Path, row: dict) -> Analysed:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
 from musicldm.audio.files import with_channels
 from musicldm.data.items import Item, item_rng
-from musicldm.data.shards import open_recording
+from musicldm.data.shards import opened_recording
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,10 +38,9 @@ def cut_clips(path: Path, duration_s: float, clip_s: float, texts: tuple[str, ..
 
 def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.0, channels: int = 1) -> np.ndarray:
     """Waveform ``(n_samples,)``, or with 2 ``channels`` (2, n_samples), from ``offset_s`` into ``clip``, then zeros."""
-    with open_recording(clip.path) as file, soundfile.SoundFile(file) as sound:
-        rate = sound.samplerate
-        sound.seek(min(round((clip.start_s + offset_s) * rate), sound.frames))
-        frames = sound.read(math.ceil(n_samples * rate / sample_rate) + 1, dtype="float32", always_2d=True)
+    with opened_recording(clip.path) as audio:
+        rate = audio.rate
+        frames = audio.read(round((clip.start_s + offset_s) * rate), math.ceil(n_samples * rate / sample_rate) + 1)
     waveform = with_channels(frames, channels, clip.path)
     if rate != sample_rate:
         waveform = soxr.resample(waveform, rate, sample_rate)

@@ -8,15 +8,29 @@ Without metadata every audio file below the folder is used. Shards and an index 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import soundfile
-
+from musicldm.audio.reading import open_audio
 from musicldm.data.clips import Clip, cut_clips
-from musicldm.data.metadata import SUFFIXES, licence_of, metadata_rows, named_split, row_texts, split_of
+from musicldm.data.metadata import (
+    OTHER_SUFFIXES,
+    SUFFIXES,
+    TOLD,
+    USED,
+    audio_files,
+    differs_by_case,
+    licence_of,
+    metadata_rows,
+    named_split,
+    row_texts,
+    split_of,
+    table_of,
+)
 from musicldm.data.shards import INDEX_FILE, index_rows
 
 if TYPE_CHECKING:
@@ -30,10 +44,11 @@ class Collection:
 
     Attributes:
         in_shards: whether `musicldm prepare` made the folder.
-        rows: the metadata of each recording; ``path`` is where it is.
+        rows: the metadata of each recording that can be read; ``path`` is where it is.
+        left_out: why others are not in ``rows``, by ``file_name``.
 
     Raises:
-        FileNotFoundError: no folder.
+        FileNotFoundError: no folder; or, of what reads ``rows``, the metadata names a recording that is not there.
         ValueError: a row of metadata that cannot be read, or without ``file_name``.
     """
 
@@ -42,11 +57,29 @@ class Collection:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no data folder at {folder}")
         self.in_shards = (self.folder / INDEX_FILE).is_file()
-        if self.in_shards:
-            self.rows = list(index_rows(self.folder, INDEX_COLUMNS))
-        else:
-            self.rows = [row | {"path": self.folder / row["file_name"]} for row in metadata_rows(self.folder)]
+        self.left_out: dict[str, str] = {}
         self._durations: dict[Path, float] = {}
+        self._named = [] if self.in_shards else metadata_rows(self.folder)
+
+    @functools.cached_property
+    def rows(self) -> list[dict]:
+        if self.in_shards:
+            return list(index_rows(self.folder, INDEX_COLUMNS))
+        rows = [row | {"path": self.folder / row["file_name"]} for row in self._named]
+        for path in dict.fromkeys(row["path"] for row in rows):
+            name = str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else str(path)
+            if not path.exists():
+                like = differs_by_case(self.folder, name)
+                hint = f"; {like} differs by the case of its letters" if like else ""
+                raise FileNotFoundError(f"the metadata in {self.folder} names {name!r}, which is not there{hint}")
+            try:
+                with open_audio(path) as audio:
+                    audio.check_end()
+                    audio.warn()
+                    self._durations[path] = audio.duration_s
+            except (ValueError, PermissionError, IsADirectoryError) as error:
+                self.left_out[name] = _reason(error, path)
+        return [row for row in rows if row["path"] in self._durations]
 
     def clips(self, clip_s: float) -> list[Clip]:
         """Every clip: recordings cut into consecutive clips of ``clip_s``, a last piece kept from half.
@@ -56,16 +89,79 @@ class Collection:
 
         Raises:
             FileNotFoundError: no recordings, or one that the metadata names is not there.
-            ValueError: a split of another name.
+            ValueError: a split of another name, a file in two splits, or a caption that is no text.
         """
         if not self.rows:
-            raise FileNotFoundError(f"no recordings in {self.folder} ({', '.join(SUFFIXES)})")
+            why = "".join(f"; {name} {reason}" for name, reason in list(self.left_out.items())[:5])
+            raise FileNotFoundError(f"no recordings in {self.folder} ({', '.join(SUFFIXES)}){why}")
+        splits = self._splits()
         clips = []
         for row in self.rows:
-            texts = tuple(row["texts"] if self.in_shards else dict.fromkeys(row_texts(row)))
-            split = row["split"] if self.in_shards else named_split(row) or split_of(self.group(row))
-            clips += cut_clips(row["path"], self._duration_s(row), clip_s, texts, split)
+            split = row["split"] if self.in_shards else splits[_file(row)]
+            clips += cut_clips(row["path"], self.duration_s(row), clip_s, self.texts(row), split)
         return clips
+
+    def _splits(self) -> dict[str, str]:
+        """The split of each file, whose rows may be several, under several names (links)."""
+        said: dict[str, tuple[str, dict]] = {}
+        for row in () if self.in_shards else self.rows:
+            if split := named_split(row):
+                before, other = said.setdefault(_file(row), (split, row))
+                if split != before:
+                    raise ValueError(
+                        f"the metadata in {self.folder} has {other['file_name']} in the split {before} and "
+                        f"{row['file_name']}, which is the same file, in {split}: remove one of these rows"
+                    )
+        splits = {file: split for file, (split, _) in said.items()}
+        for row in () if self.in_shards else self.rows:
+            splits.setdefault(_file(row), split_of(self.group(row)))
+        return splits
+
+    def texts(self, row: dict) -> tuple[str, ...]:
+        """The captions of a row's recording; ValueError for one that is no text."""
+        try:
+            return tuple(row["texts"] if self.in_shards else dict.fromkeys(row_texts(row)))
+        except ValueError as error:
+            raise ValueError(f"the metadata of {self.folder / row['file_name']}: {error}") from error
+
+    def duration_s(self, row: dict) -> float:
+        """The length of a row's recording."""
+        return row["duration_s"] if self.in_shards else self._durations[row["path"]]
+
+    def account(self) -> str:
+        """One line: how many recordings the folder holds, how many of them are used, and why the others are not."""
+        used = len({row["path"] for row in self.rows})
+        if self.in_shards:
+            return f"{self.folder}: {used} recordings in shards"
+        named = {row["file_name"] for row in self._named}
+        there = audio_files(self.folder, SUFFIXES + OTHER_SUFFIXES)
+        rest = [name for name in there if name not in named]
+        unnamed, other = (
+            [name for name in rest if (Path(name).suffix.lower() in SUFFIXES) == own] for own in (True, False)
+        )
+        words = [f"{self.folder}: {used} of {len(named | set(there))} recordings are used"]
+        words += [_some(unnamed, "that its metadata does not name")] if unnamed else []
+        words += [_some(other, "of formats that `musicldm prepare` reads")] if other else []
+        words += [f"{name} {reason}" for name, reason in list(self.left_out.items())[:5]]
+        words += [f"{len(self.left_out) - 5} more that cannot be read"] if len(self.left_out) > 5 else []
+        if table_of(self.folder):
+            bare = [row["file_name"] for row in self.rows if not self.texts(row)]
+            words += [_some(bare, "without a caption")] if bare else []
+            of_others = (row for row in self._named if "soundfont" not in row)  # which `musicldm render` writes
+            unknown = dict.fromkeys(name for row in of_others for name in row if name not in USED + TOLD)
+            words += [f"columns that nothing reads: {', '.join(list(unknown)[:9])}"] if unknown else []
+        return "; ".join(words)
+
+    def check_captions(self, wanted: bool = False) -> None:
+        """Refuse a collection without a caption that has metadata, or of which captions are ``wanted``."""
+        table = None if self.in_shards else table_of(self.folder)
+        if (table or wanted) and not any(self.texts(row) for row in self.rows):
+            columns = dict.fromkeys(name for row in self._named for name in row)
+            seen = f" ({table.name} has the columns {', '.join(columns)})" if table else ""
+            raise ValueError(
+                f"no recording of {self.folder} has a caption{seen}: name the column of captions text, or train "
+                "without any by captions=none"
+            )
 
     def group(self, row: dict) -> str:
         """What a row's recording has in common with other versions of its piece."""
@@ -84,14 +180,19 @@ class Collection:
 
         return unmeasured(self) if tracker is None else analyse_collection(self, tracker)
 
-    def _duration_s(self, row: dict) -> float:
-        if self.in_shards:
-            return row["duration_s"]
-        if (path := row["path"]) not in self._durations:
-            if not path.is_file():
-                raise FileNotFoundError(f"the metadata in {self.folder} names {row['file_name']!r}, which is not there")
-            self._durations[path] = soundfile.info(path).duration
-        return self._durations[path]
+
+def _file(row: dict) -> str:
+    return os.path.realpath(row["path"])
+
+
+def _reason(error: Exception, path: Path) -> str:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said.removeprefix(str(path)).strip()
+
+
+def _some(names: list[str], what: str) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {what} ({shown})"
 
 
 def as_collection(data: str | Path | Collection) -> Collection:
@@ -131,7 +232,7 @@ def of_share(clips: list[Clip], share: float) -> list[Clip]:
     """
 
     def place(path: Path) -> tuple[bytes, str]:
-        return hashlib.sha256(path.name.encode()).digest(), str(path)  # names may come twice, in several folders
+        return hashlib.sha256(os.fsencode(path.name)).digest(), str(path)  # names may come twice, in several folders
 
     recordings = sorted({clip.path for clip in clips}, key=place)
     kept = set(recordings[: math.ceil(share * len(recordings))])

@@ -1,21 +1,32 @@
 """Tables of recordings: ``metadata.jsonl`` or ``metadata.csv`` of an audio folder, row by row.
 
 The folder follows the audio-folder convention: one JSON object a line, or one row of a table, with ``file_name`` and,
-if there is a caption, ``text`` (and ``texts``: further captions of the same recording).
+if there is a caption, ``text`` (and ``texts``: further captions of the same recording). Names of columns count whatever
+their case and the spaces around them.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import unicodedata
 from pathlib import Path
 
+from musicldm.audio.text import is_text, read_text, text_lines
 from musicldm.scores.splits import drawn_split
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+OTHER_SUFFIXES = (".oga", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff")  # which `musicldm prepare` reads too
 VALIDATION_SHARE = 0.05
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "eval")
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(VALIDATION_NAMES, "validation")
+TABLES = ("metadata.jsonl", "metadata.csv")
+USED = ("file_name", "text", "caption", "texts", "tags", "genre", "split", "licence", "license", "piece_id", "key")
+TOLD = ("title", "composer", "source", "score")  # of the index against copies
+SEPARATORS = ",;\t"
+SWALLOWED = re.compile(rf"\n[^\n]*({'|'.join(map(re.escape, SUFFIXES + OTHER_SUFFIXES))})\"?\s*[,;\t]", re.IGNORECASE)
 
 
 def metadata_rows(folder: Path) -> list[dict]:
@@ -25,61 +36,145 @@ def metadata_rows(folder: Path) -> list[dict]:
         ValueError: a row that cannot be read, or without ``file_name``.
     """
     rows = read_metadata(folder)
-    if rows is not None:
-        return rows
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return [{"file_name": str(path.relative_to(folder))} for path in paths]
+    return [{"file_name": name} for name in audio_files(folder)] if rows is None else rows
+
+
+def audio_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+    """Names of the audio files below ``folder``, in order; without the files that macOS leaves beside others (._)."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    return [str(path.relative_to(folder)) for path in paths if not path.name.startswith("._") and path.is_file()]
+
+
+def table_of(folder: Path) -> Path | None:
+    """The folder's ``metadata.jsonl``, else its ``metadata.csv``, whatever the case; None if it has neither."""
+    there = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.name.lower() in TABLES}
+    return next((there[name] for name in TABLES if name in there and there[name].is_file()), None)
 
 
 def read_metadata(folder: Path) -> list[dict] | None:
     """The rows of ``metadata.jsonl``, else of ``metadata.csv``; None if the folder has neither.
 
-    The CSV has a line with the names of its columns; empty cells are left out.
+    Names of files are written as the folder has them: the table may say ``./a.wav``, ``sub\\a.wav``, or another Unicode
+    normal form. The CSV has a line with the names of its columns; empty cells are left out.
 
     Raises:
         ValueError: a row that cannot be read, or without ``file_name``.
     """
-    if (file := folder / "metadata.jsonl").is_file():
-        rows = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                rows.append((number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
-    elif (file := folder / "metadata.csv").is_file():
-        rows = _csv_rows(file)
-    else:
+    if (file := table_of(folder)) is None:
         return None
+    rows = _json_rows(file) if file.suffix.lower() == ".jsonl" else _csv_rows(file)
+    spelling, found = _Spelling(folder), []
     for number, row in rows:
-        if not isinstance(row, dict) or not row.get("file_name"):
-            raise ValueError(f"{file}, line {number}, has no file_name")
-    return [row for _, row in rows]
+        name = row.get("file_name") if isinstance(row, dict) else None
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            columns = f", only {', '.join(map(str, row))[:200]}" if isinstance(row, dict) and row else ""
+            raise ValueError(f"{file}, line {number}, has no file_name{columns}")
+        found.append(row | {"file_name": spelling(name)})
+    return found
 
 
-def _csv_rows(file: Path) -> list[tuple[int, dict]]:
-    """Line number and filled cells of each row of a table as spreadsheets write it, by comma or semicolon."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not in UTF-8 ({error.reason} at byte {error.start})") from error
-    header = text.partition("\n")[0]
-    lines = csv.DictReader(
-        text.splitlines(keepends=True), delimiter=";" if header.count(";") > header.count(",") else ","
-    )
+def _named(file: Path, number: int, row: dict) -> dict:
+    """``row`` by the names of its columns that are known: lower case, no spaces around them."""
+    names = [name.strip().lower() if name.strip().lower() in USED + TOLD else name.strip() for name in row]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{file}, line {number}, has two columns that are called {twice[0]}: remove one")
+    return dict(zip(names, row.values(), strict=True))
+
+
+def _json_rows(file: Path) -> list[tuple[int, dict]]:
     rows = []
-    for row in lines:
-        if None in row:
-            raise ValueError(
-                f"{file}, line {lines.line_num}, has more cells than the first line has names: captions with commas "
-                "belong in double quotes"
-            )
-        rows.append((lines.line_num, {name: cell.strip() for name, cell in row.items() if cell and cell.strip()}))
+    for number, line in enumerate(text_lines(read_text(file)), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
+        rows.append((number, _named(file, number, row) if isinstance(row, dict) else row))
     return rows
 
 
+def _csv_rows(file: Path) -> list[tuple[int, dict]]:
+    """Line number and filled cells of each row of a table as spreadsheets write it, by comma, semicolon or tab."""
+    text = read_text(file)
+    header = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=header.count)
+    lines = (line + "\n" for line in text_lines(text))
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t", strict=True)
+    rows, columns, first = [], None, 1
+    try:
+        for cells in reader:
+            if columns is None:
+                columns = _columns(file, cells)
+            elif cells:
+                rows.append((first, _csv_row(file, first, columns, cells)))
+            first = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{file}, line {first}: {error}; a quotation mark there is not closed, or is one inside a quoted caption, "
+            "where it must be doubled"
+        ) from error
+    return rows
+
+
+def _columns(file: Path, cells: list[str]) -> list[str]:
+    names = [name.strip() or f"column {i}" for i, name in enumerate(cells, start=1)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{file}, line 1, names two columns {twice[0]}: remove one")
+    return list(_named(file, 1, dict.fromkeys(names)))
+
+
+def _csv_row(file: Path, number: int, columns: list[str], cells: list[str]) -> dict:
+    if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
+        raise ValueError(
+            f"{file}, line {number}, has more cells than the first line has names ({', '.join(columns)}): captions "
+            "with commas belong in double quotes"
+        )
+    if swallowed := [cell for cell in cells if SWALLOWED.search(cell)]:
+        raise ValueError(
+            f"{file}, line {number}: a quotation mark there is not closed, and {swallowed[0][:60]!r} goes on over "
+            "other rows"
+        )
+    return {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if cell.strip()}
+
+
+class _Spelling:
+    """``spelling(name)`` is the name in a table as the folder has it: relative, with slashes, in its normal form."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.files = folder, None
+
+    def __call__(self, name: str) -> str:
+        plain = os.path.normpath(name)
+        if os.path.exists(self.folder / plain):
+            return plain
+        slashes = os.path.normpath(name.replace("\\", "/"))
+        if os.path.exists(self.folder / slashes):
+            return slashes
+        if self.files is None:
+            there = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*"))
+            self.files = {unicodedata.normalize("NFC", file): file for file in there}
+        return self.files.get(unicodedata.normalize("NFC", slashes), slashes)
+
+
+def differs_by_case(folder: Path, name: str) -> str | None:
+    """The file of ``folder`` that has ``name`` but for the case of its letters, if there is one."""
+    there = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return next((file for file in sorted(there) if file.casefold() == name.casefold()), None)
+
+
 def row_texts(row: dict) -> list[str]:
-    """The captions in a row of metadata: ``text``, ``caption`` and ``texts``."""
+    """The captions in a row of metadata: ``text``, ``caption`` and ``texts``.
+
+    Raises:
+        ValueError: one is no string, or holds half a character.
+    """
     texts = [row.get("text"), row.get("caption"), *listed(row.get("texts"))]
+    for text in texts:
+        if not isinstance(text, str | None):
+            raise ValueError(f"its captions and tags must be strings, got {text!r}")
+        if text and not is_text(text):
+            raise ValueError(f"its caption {text!r} holds half a character: mend it where it was written")
     return [text for text in texts if text]
 
 

@@ -13,9 +13,13 @@ import functools
 import io
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+from musicldm.audio.files import read_audio
+from musicldm.audio.reading import Audio, Stretch, identity, open_audio
 
 INDEX_FILE = "index.parquet"
 SHARD_BYTES = 256 * 2**20
@@ -57,45 +61,15 @@ class ShardWriter:
 
 
 @functools.lru_cache(maxsize=4096)
-def _members(shard: str) -> dict[str, tuple[int, int]]:
+def _members(shard: str, modified: int) -> dict[str, tuple[int, int]]:
     """Offset and size of each member of ``shard``."""
     with tarfile.open(shard) as tar:
         return {member.name: (member.offset_data, member.size) for member in tar}
 
 
-class _Window(io.RawIOBase):
-    """A stretch of a file, as a file."""
-
-    def __init__(self, path: Path, offset: int, size: int):
-        self.file, self.offset, self.size, self.at = open(path, "rb"), offset, size, 0  # noqa: SIM115
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence])
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def readinto(self, buffer) -> int:
-        self.file.seek(self.offset + self.at)
-        n = self.file.readinto(memoryview(buffer)[: max(0, min(len(buffer), self.size - self.at))])
-        self.at += n
-        return n
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
 def _place(path: Path) -> tuple[int, int]:
     try:
-        return _members(str(path.parent))[path.name]
+        return _members(str(path.parent), path.parent.stat().st_mtime_ns)[path.name]
     except (OSError, KeyError) as error:
         raise FileNotFoundError(f"no recording at {path}") from error
 
@@ -108,27 +82,34 @@ def open_recording(path: Path) -> io.IOBase:
     """
     if path.parent.suffix != ".tar":
         return path.open("rb")
-    return _Window(path.parent, *_place(path))
+    return Stretch(path.parent.open("rb"), *_place(path))
 
 
-def recording_bytes(path: Path) -> int:
-    """Size of the recording at ``path``."""
-    return path.stat().st_size if path.parent.suffix != ".tar" else _place(path)[1]
+@contextmanager
+def opened_recording(path: Path) -> Iterator[Audio]:
+    """The recording at ``path`` as `musicldm.audio.reading.open_audio` has it."""
+    if path.parent.suffix != ".tar":
+        with open_audio(path) as audio:
+            yield audio
+    else:
+        with open_recording(path) as file, open_audio(path, file) as audio:
+            yield audio
+
+
+def recording_identity(path: Path) -> str:
+    """What changes when the recording at ``path`` does (`musicldm.audio.reading.identity`)."""
+    if path.parent.suffix != ".tar":
+        return identity(path)
+    with open_recording(path) as file:
+        return identity(path.parent, file)
 
 
 def read_recording(path: Path, sample_rate: int, channels: int = 1) -> np.ndarray:
     """Waveform (L,) or, with 2 ``channels``, (2, L) float32 of the recording at ``path``, at ``sample_rate``."""
-    from musicldm.audio.files import read_audio, with_channels
-
     if path.parent.suffix != ".tar":
         return read_audio(path, sample_rate, channels)[0]
-    import soundfile
-    import soxr
-
     with open_recording(path) as file:
-        frames, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    waveform = with_channels(frames, channels, path)
-    return (waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate, quality="HQ")).T
+        return read_audio(path, sample_rate, channels, file)[0]
 
 
 def index_rows(folder: Path, columns: list[str] | None = None) -> Iterator[dict]:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +21,19 @@ from musicldm.analysis.embedders import Embedder
 from musicldm.analysis.key import estimate_key
 from musicldm.analysis.onsets import percussive_share
 from musicldm.analysis.waveforms import SILENCE
-from musicldm.audio import read_audio, write_whole
-from musicldm.data.metadata import SUFFIXES, metadata_rows, row_texts
+from musicldm.audio import read_audio, read_recipe
+from musicldm.audio.output import check_mark, write_whole
+from musicldm.audio.reading import identity
+from musicldm.audio.text import read_lines, read_text
+from musicldm.data.collection import Collection
+from musicldm.data.metadata import SUFFIXES
 from musicldm.evaluate.families import REFUSED
 from musicldm.generate.recipe import Request
 from musicldm.generate.session import Session
+from musicldm.models.loading import read_json
 
-PLAN = "settings.json"
+PLAN, AUDIO = "settings.json", "audio"
+WRITES = ("metrics.json", "report.md", "report.html", "measured.jsonl")
 TEMPO = re.compile(r"(?<![\d.])([1-9]\d{1,2}(?:\.\d+)?)\s*(?:BPM|beats per minute)", re.IGNORECASE)
 KEY = re.compile(r"\b([A-G](?:[#b]|[ -](?:sharp|flat))?|(?<=in )[b-g](?:[#b]|[ -](?:sharp|flat))?)[ -](major|minor)\b")
 USUAL = {"Cb": "B", "Fb": "E", "E#": "F", "B#": "C"}  # names of keys that nobody writes
@@ -48,7 +55,7 @@ def read_prompts(source: Path, most: int | None = None) -> list[str]:
         OSError: if it cannot be read.
         ValueError: if it holds no prompts.
     """
-    prompts = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines()]
+    prompts = [line.strip() for line in read_lines(source)]
     prompts = [prompt for prompt in prompts if prompt][:most]
     if not prompts:
         raise ValueError(f"{source} holds no prompts; give a text file with one a line, or a folder with captions")
@@ -65,26 +72,44 @@ def captioned_clips(folder: Path, most: int | None = None) -> list[Clip]:
 
 def folder_clips(folder: Path, most: int | None = None) -> list[Clip]:
     """The recordings of a folder, with their captions if there are any."""
-    rows = metadata_rows(folder) if folder.is_dir() else []
-    if not rows:
-        raise FileNotFoundError(f"there are no recordings in {folder} ({', '.join(SUFFIXES)})")
-    return [Clip(folder / row["file_name"], next(iter(row_texts(row)), None)) for row in rows[:most]]
+    collection = Collection(folder)
+    if collection.in_shards or not collection.rows:
+        why = "".join(f"; {name} {reason}" for name, reason in list(collection.left_out.items())[:5])
+        raise FileNotFoundError(f"there are no recordings in {folder} ({', '.join(SUFFIXES)}){why}")
+    print(collection.account(), file=sys.stderr)
+    return [Clip(row["path"], next(iter(collection.texts(row)), None)) for row in collection.rows[:most]]
 
 
 def begin(out: Path, settings: dict) -> None:
-    """Note what is evaluated in ``out``; ValueError if something else was."""
+    """Note what is evaluated in ``out``.
+
+    Raises:
+        ValueError: something else was.
+        FileExistsError: it holds files of other origin under names that an evaluation writes.
+    """
     note = out / PLAN
-    if note.is_file() and json.loads(note.read_text()) != settings:
-        raise ValueError(f"{out} holds an evaluation with other settings ({note}); give another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
+    made = (AUDIO,) if settings["audio"] is None else ()
+    if check_mark(out, PLAN, (*WRITES, *made), "evaluate"):
+        before = read_json(note)
+        if not isinstance(before, dict) or "prompts" not in before:
+            raise FileExistsError(f"{note} was not written by `musicldm evaluate`; give another folder with --out")
+        if before != settings:
+            raise ValueError(f"{out} holds an evaluation with other settings ({note}); give another folder with --out")
     write_whole(note, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def generate_clips(session: Session, requests: list[Request], out: Path, batch_size: int) -> list[Clip]:
-    """`Clip` for each of ``requests``, ``batch_size`` at a time; those already in ``out / "audio"`` are kept."""
-    folder = out / "audio"
+    """`Clip` for each of ``requests``, ``batch_size`` at a time; those already in ``out / "audio"`` are kept.
+
+    Raises:
+        FileExistsError: one of those is not of this evaluation, by its recipe.
+    """
+    folder = out / AUDIO
     folder.mkdir(parents=True, exist_ok=True)
     clips = [Clip(folder / f"{i:05d}.wav", request.prompt, request.seed) for i, request in enumerate(requests)]
+    for clip in clips:
+        if clip.path.is_file() and not _made_here(clip):
+            raise FileExistsError(f"{clip.path} is not of this evaluation; move it away, or give another --out")
     starts = range(0, len(clips), batch_size)
     for first in tqdm(starts, desc="generate", unit="batch", disable=None):
         batch = slice(first, first + batch_size)
@@ -94,6 +119,15 @@ def generate_clips(session: Session, requests: list[Request], out: Path, batch_s
         for clip, piece in zip(clips[batch], pieces, strict=True):
             piece.save(clip.path)
     return clips
+
+
+def _made_here(clip: Clip) -> bool:
+    """Whether the file of ``clip`` carries its prompt and seed."""
+    try:
+        recipe = read_recipe(clip.path)
+    except ValueError:
+        return False
+    return (recipe.get("prompt"), recipe.get("seed")) == (clip.prompt, clip.seed)
 
 
 def embed_clips(
@@ -161,8 +195,8 @@ def measure_clips(clips: list[Clip], out: Path, tempo: bool) -> list[dict]:
     What is kept of a file that has changed since, or was measured otherwise, is not used.
     """
     kept = out / "measured.jsonl"
-    lines = [line for line in kept.read_text().splitlines(keepends=True) if line[-1] == "\n"] if kept.is_file() else []
-    write_whole(kept, "".join(lines).encode())
+    lines = read_text(kept).split("\n")[:-1] if kept.is_file() else []  # the last may be cut off
+    write_whole(kept, "".join(f"{line}\n" for line in lines).encode())
     done = {row.pop("of", None): row for row in map(json.loads, lines)}
     keys = [_key("measured", clip.prompt, tempo, _stamp(clip)) for clip in clips]
     with kept.open("a") as file:
@@ -176,8 +210,7 @@ def measure_clips(clips: list[Clip], out: Path, tempo: bool) -> list[dict]:
 
 def _stamp(clip: Clip) -> list:
     """What changes when the file of ``clip`` does."""
-    about = clip.path.stat()
-    return [str(clip.path), about.st_size, about.st_mtime_ns]
+    return [str(clip.path), identity(clip.path)]
 
 
 def _key(*parts) -> str:

@@ -10,14 +10,15 @@ import numpy as np
 from musicldm.evaluate.intervals import Estimate, holm, paired_difference, unpaired_difference
 
 INDEX = ("nearest_training_similarity", "sim_aa_90", "sim_aa_95", "above_base_rate", "copies")
+REFERENCE = ("reference", "reference_content")  # evaluations by earlier versions have only the first
 MANIFOLD = ("precision", "recall", "density", "coverage")
 # What a measure depends on besides the music: entries of ``sources`` in metrics.json.
-DEPENDS = dict.fromkeys(INDEX, ("CLAP", "index")) | dict.fromkeys(MANIFOLD, ("CLAP", "reference"))
+DEPENDS = dict.fromkeys(INDEX, ("CLAP", "index")) | dict.fromkeys(MANIFOLD, ("CLAP", *REFERENCE))
 DEPENDS |= dict.fromkeys(("text_audio_similarity", "vendi_score", "mean_pairwise_similarity"), ("CLAP",))
 DEPENDS |= {"inception_score": ("classifier",), "paired_kl_divergence": ("classifier",)}
 DEPENDS |= {"family_probe": ("probe",), "family_zero_shot": ("CLAP",)}
 for _kind in ("kernel_distance", "frechet_distance", "frechet_distance_infinity"):
-    DEPENDS |= {f"{_kind}_clap": ("CLAP", "reference"), f"{_kind}_log_mel": ("reference",)}
+    DEPENDS |= {f"{_kind}_clap": ("CLAP", *REFERENCE), f"{_kind}_log_mel": REFERENCE}
 
 
 def compare(a: dict, b: dict) -> dict[str, dict]:
@@ -62,7 +63,12 @@ def incomparable(a: dict, b: dict) -> dict[str, str]:
     found = {}
     for name in a["metrics"]:
         if name in b["metrics"] and ours and theirs:
-            differing = [source for source in DEPENDS.get(name, ()) if ours.get(source) != theirs.get(source)]
+            differing = [source for source in DEPENDS.get(name, ()) if _differ(source, ours, theirs)]
             if differing:
                 found[name] = f"another {' and another '.join(differing)}"
     return found
+
+
+def _differ(source: str, a: dict, b: dict) -> bool:
+    """Whether ``a`` and ``b`` both say something of ``source``, and not the same."""
+    return source in a and source in b and a[source] != b[source]

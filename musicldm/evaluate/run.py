@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
 from musicldm.analysis.embedders import LogMelEmbedder
-from musicldm.audio import read_audio, write_whole
+from musicldm.audio import read_audio
+from musicldm.audio.output import sole_writer, write_whole
+from musicldm.audio.reading import content_mark, open_audio
 from musicldm.evaluate.collect import Clip, begin, embed_clips, folder_clips, generate_clips, measure_clips
 from musicldm.evaluate.families import ZeroShotFamilies
 from musicldm.evaluate.probe import FamilyProbe
@@ -125,10 +126,16 @@ def run_evaluation(session: Session, out: Path, config: EvaluationConfig) -> dic
 
     Raises:
         ValueError: for fewer than two clips that sound, an index of another CLAP, or another evaluation in ``out``.
-        OSError: if something cannot be read or written.
+        OSError: if something cannot be read or written, or is of other origin, or another process works in ``out``.
     """
     opened, settings = open_all(session, config), config.plan(session)
-    begin(out, settings)
+    with sole_writer(out, "evaluate"):
+        begin(out, settings)
+        return measure_and_report(session, opened, settings, out, config)
+
+
+def measure_and_report(session: Session, opened: Opened, settings: dict, out: Path, config: EvaluationConfig) -> dict:
+    """What `run_evaluation` does in a folder that is its own."""
     clips = opened.clips
     if clips is None:
         clips = generate_clips(session, config.requests(), out, config.batch_size)
@@ -265,6 +272,8 @@ def sources_of(opened: Opened, heard: Heard, judges: Judges) -> dict[str, str | 
         files = [[clip.path.name, clip.path.stat().st_size] for clip in opened.reference]
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
         sources["reference"] = f"{judges.reference.name}-{digest}"
+        marks = [content_mark(clip.path) for clip in opened.reference]
+        sources["reference_content"] = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:12]
     if opened.index is not None:
         sources["index"] = opened.index.fingerprint
     if heard.judged:
@@ -279,7 +288,9 @@ def check_lengths(clips: list[Clip] | None, seconds: float | None) -> None:
     if clips is None and seconds is not None and seconds < WINDOWS_S[0]:
         raise ValueError(f"{seconds:g} s are too short to compare with an index; ask for {WINDOWS_S[0]:g} s or more")
     for clip in clips or ():
-        if (duration_s := soundfile.info(clip.path).duration) < WINDOWS_S[0]:
+        with open_audio(clip.path) as audio:
+            duration_s = audio.duration_s
+        if duration_s < WINDOWS_S[0]:
             raise ValueError(
                 f"{clip.path}, of {duration_s:.2f} s, is too short to compare with an index; "
                 f"remove recordings of less than {WINDOWS_S[0]:g} s, or leave out --index"

@@ -18,17 +18,19 @@ import torch
 from tqdm import tqdm
 
 from musicldm.analysis.waveforms import SILENCE
-from musicldm.audio import write_whole
+from musicldm.audio.output import check_mark, sole_writer, write_whole
 from musicldm.data.clips import Clip, read_clip
 from musicldm.data.collection import Collection, as_collection
 from musicldm.data.metadata import licence_of
-from musicldm.data.shards import recording_bytes
+from musicldm.data.shards import recording_identity
 from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.models.loading import read_json
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, WINDOWS_S, pitch_frames
 from musicldm.novelty.index import SECOND_CHECK, NoveltyIndex, Windows, finish, partial, write_index
 from musicldm.novelty.windows import HOP_S, WINDOW_S, cut_windows, embed_windows, query_windows
 
 CLIPS_A_PART = 256  # kept on disk as they are made
+PLAN, READY = "plan.json", "index"  # below the folder where an index grows: what it is made of, and what is to move
 TOLD = ("title", "composer", "licence", "source", "score")  # of metadata.jsonl
 
 
@@ -66,6 +68,7 @@ def build_index(
     Raises:
         FileNotFoundError: if there are no recordings.
         FileExistsError: if ``out`` exists.
+        BlockingIOError: if another process builds it.
         ConnectionError: if there is no cluster at ``ray``.
         ValueError: if all recordings are silent, shorter than 2 s, or of one piece, so that there is no base rate.
     """
@@ -78,25 +81,28 @@ def build_index(
     if not clips:
         raise FileNotFoundError(f"no recording of {data} is of the split {split}; leave out --split")
     work = partial(out)
-    _begin(work, data, clips, embedder, windows)
-    parts = _make_parts(work, clips, EmbedPart(embedder, batch_size, windows), ray, progress)
-    kept, embeddings, frames, found = _gather(parts, windows)
-    if not kept:
-        raise ValueError(f"all {len(clips)} clips of {data} are silent; there is nothing to index")
-    table = _table(kept, tell_recordings(collection))
-    if len(set(table["piece"].tolist())) < 2:
-        raise ValueError(f"all recordings of {data} are of one piece; a base rate needs two pieces or more")
-    ready = work / "index"
-    shutil.rmtree(ready, ignore_errors=True)
-    ready.mkdir()
-    about = {"embedder": embedder.name, "clip_s": embedder.clip_s, "clips": len(kept)}
-    about |= {"windows": 0 if found is None else len(found.clip), "recordings": len(table["recordings"])}
-    about |= {"data": str(data.resolve())}
-    write_index(ready, embeddings, frames, table, about | {"base_rate": {}}, found)
-    base_rate = measure_base_rate(NoveltyIndex(ready), embeddings, kept, embedder, base_clips, progress)
-    finish(ready, about | {"base_rate": base_rate})
-    ready.rename(out)
-    shutil.rmtree(work)
+    with sole_writer(work, "novelty index"):
+        _begin(work, data, clips, embedder, windows)
+        parts = _make_parts(work, clips, EmbedPart(embedder, batch_size, windows), ray, progress)
+        kept, embeddings, frames, found = _gather(parts, windows)
+        if not kept:
+            raise ValueError(f"all {len(clips)} clips of {data} are silent; there is nothing to index")
+        table = _table(kept, tell_recordings(collection))
+        if len(set(table["piece"].tolist())) < 2:
+            raise ValueError(f"all recordings of {data} are of one piece; a base rate needs two pieces or more")
+        ready = work / READY
+        shutil.rmtree(ready, ignore_errors=True)
+        ready.mkdir()
+        about = {"embedder": embedder.name, "clip_s": embedder.clip_s, "clips": len(kept)}
+        about |= {"windows": 0 if found is None else len(found.clip), "recordings": len(table["recordings"])}
+        about |= {"data": str(data.resolve())}
+        write_index(ready, embeddings, frames, table, about | {"base_rate": {}}, found)
+        base_rate = measure_base_rate(NoveltyIndex(ready), embeddings, kept, embedder, base_clips, progress)
+        finish(ready, about | {"base_rate": base_rate})
+        ready.rename(out)
+        _clear(work)
+    if not any(work.iterdir()):
+        work.rmdir()
     return NoveltyIndex(out)
 
 
@@ -273,19 +279,25 @@ def _embed_parts(parts: dict[Path, list[Clip]], embed: EmbedPart, ray: str | Non
 
 def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder, windows: bool) -> None:
     """Make the working folder; parts that an earlier run left of another collection or embedding are removed."""
-    listing = [[str(clip.path), clip.start_s, recording_bytes(clip.path)] for clip in clips]
+    recordings = {path: recording_identity(path) for path in dict.fromkeys(clip.path for clip in clips)}
+    listing = [[str(clip.path), clip.start_s, recordings[clip.path]] for clip in clips]
     plan = [embedder.name, str(data), CLIPS_A_PART, [WINDOW_S, HOP_S] if windows else None, listing]
     plan = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
-    note = work / "plan.json"
-    if work.is_dir() and any(work.iterdir()):
-        if not note.is_file():
-            raise FileExistsError(
-                f"{work}, where the index is to grow, holds other files; give another name with --out"
-            )
-        if json.loads(note.read_text()) != plan:
-            shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
+    note = work / PLAN
+    if check_mark(work, PLAN, ("part-*.npz", READY), "novelty index"):
+        before = read_json(note)
+        if not isinstance(before, str):
+            raise FileExistsError(f"{note} is of another program; give another name with --out")
+        if before != plan:
+            _clear(work)
     write_whole(note, json.dumps(plan).encode())
+
+
+def _clear(work: Path) -> None:
+    """Remove what an index grew from."""
+    shutil.rmtree(work / READY, ignore_errors=True)
+    for file in (*work.glob("part-*.npz"), work / PLAN):
+        file.unlink(missing_ok=True)
 
 
 def _table(clips: list[Clip], told: dict[Path, Told]) -> dict:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musicldm.audio import write_whole
+from musicldm.audio.output import fitting, write_whole
+from musicldm.audio.text import read_lines
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, Match, best_match
 
 VERSION = 4  # version 2 knows no windows; thresholds of versions 1 and 3 belong to other scores
@@ -104,8 +105,7 @@ class NoveltyIndex:
         self.recording_of, self.start_s = table["recording"], table["start_s"]
         self.first_frame, self.n_frames, self.piece_of = table["first_frame"], table["n_frames"], table["piece"]
         self.frames = np.load(self.folder / "frames.npy", mmap_mode="r")  # (all frames, P)
-        lines = (self.folder / "recordings.jsonl").read_text(encoding="utf-8").splitlines()
-        self.recordings = [json.loads(line) for line in lines]
+        self.recordings = [json.loads(line) for line in read_lines(self.folder / "recordings.jsonl")]
         self.windows = None  # FAISS, of windows of 2 s
         if set(WINDOW_FILES) <= set(files):
             self.windows = faiss.read_index(str(self.folder / "windows.faiss"))
@@ -204,7 +204,7 @@ class NoveltyIndex:
 
 def partial(folder: Path) -> Path:
     """Where an index grows until it is whole."""
-    return folder.with_name(folder.name + ".partial")
+    return folder.with_name(fitting(folder.parent, folder.name, len(".partial")) + ".partial")
 
 
 def write_index(

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
+from musicldm.audio.output import check_mark, sole_writer, write_whole
 from musicldm.data.clips import Clip, read_clip
-from musicldm.data.shards import recording_bytes
+from musicldm.data.shards import recording_identity
 from musicldm.models.clap import embed_audio, embed_text
 from musicldm.models.latents import encode_image, latent_factor, latent_shape, spectrogram_image
 from vocoder import MelConfig
@@ -71,8 +73,10 @@ class Cache(NamedTuple):
 def fingerprint(clips: list[Clip], mel: MelConfig, *modules: nn.Module) -> str:
     """A digest of all that cached numbers depend on: the clips, the front end and the networks' weights."""
     digest = hashlib.sha256(repr(mel).encode())
+    recordings = {path: recording_identity(path) for path in dict.fromkeys(clip.path for clip in clips)}
     for clip in clips:
-        digest.update(f"{clip.path.name} {recording_bytes(clip.path)} {clip.start_s} {clip.texts}".encode())
+        about = f"{clip.path.name} {recordings[clip.path]} {clip.start_s} {clip.texts}"
+        digest.update(about.encode(errors="surrogatepass"))
     for module in modules:
         for name, parameter in module.named_parameters():
             digest.update(
@@ -100,16 +104,17 @@ class KeptArrays:
         self.n_rows, self.state = n_rows, PartialState()
         shapes = shapes | {"filled": ((math.ceil(n_rows / BLOCK),), np.bool_)}
         key_file = folder / "key.txt"
-        if self.state.is_main_process and not (key_file.exists() and key_file.read_text() == key):
-            folder.mkdir(parents=True, exist_ok=True)
-            key_file.unlink(missing_ok=True)
-            for name, (size, dtype) in shapes.items():
-                open_memmap(folder / f"{name}.npy", "w+", dtype=dtype, shape=size)
-            scratch = key_file.with_suffix(".tmp")
-            scratch.write_text(key)
-            scratch.replace(key_file)
-        self.state.wait_for_everyone()
-        self.arrays = {name: open_memmap(folder / f"{name}.npy", "r+") for name in shapes}
+        with sole_writer(folder, "train", wait_s=120) if self.state.is_main_process else nullcontext():
+            if self.state.is_main_process and not (key_file.exists() and key_file.read_text() == key):
+                check_mark(folder, key_file.name, [f"{name}.npy" for name in shapes], "train")
+                write_whole(key_file, b"")
+                for name, (size, dtype) in shapes.items():
+                    (folder / f"{name}.npy").unlink(missing_ok=True)  # another run may read it on
+                    open_memmap(folder / f"{name}.npy", "w+", dtype=dtype, shape=size)
+                write_whole(key_file, key.encode())
+            self.state.wait_for_everyone()
+            self.arrays = {name: open_memmap(folder / f"{name}.npy", "r+") for name in shapes}
+            self.state.wait_for_everyone()
         self.filled = self.arrays.pop("filled")
 
     def batches(self, what: str, unit: str) -> Iterator[tuple[int, int]]:
