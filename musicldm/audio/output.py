@@ -14,6 +14,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
@@ -186,16 +187,24 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 @contextmanager
-def sole_writer(folder: Path, work: str) -> Iterator[None]:
+def sole_writer(folder: Path, work: str, wait_s: float = 0.0) -> Iterator[None]:
     """Let no second process, nor a second call in this one, work on ``folder``, which is made, as long as it lasts.
 
-    The operating system ends the lock with its process, however that ends.
+    The operating system ends the lock with its process, however that ends. ``wait_s`` is how long to wait for it.
 
     Raises:
         BlockingIOError: another one works there; the message says which.
     """
     with output_folder(folder):
-        lock = _lock(folder, work)
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                lock = _lock(folder, work)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(0.2)
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ A file of some parts only, such as LAION's CLAP, becomes a folder of these, from
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +53,7 @@ def convert(
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             part.to(dtype)
-    scratch = out.absolute().parent / f".{out.name}.part"
+    scratch = out.absolute().parent / f".{secrets.token_hex(8)}.part"
     try:
         if whole is not None:
             whole.save_pretrained(scratch)

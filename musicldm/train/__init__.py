@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def run(
 
     Raises:
         ValueError: unknown stage, wrong configuration, or ``OUT`` holds another run.
+        BlockingIOError: another process trains in ``OUT``.
         FileNotFoundError: no configuration file or no recordings.
     """
     if stage not in STAGES:
@@ -36,6 +38,7 @@ def run_stage(config: TrainConfig, data: str | Path, out: str | Path, resume: bo
     """`run` the stage of ``config``."""
     from accelerate.utils import set_seed
 
+    from musicldm.audio.output import sole_writer
     from musicldm.data.collection import Collection
     from musicldm.train.common import make_accelerator
     from musicldm.train.run_folder import Run
@@ -44,4 +47,6 @@ def run_stage(config: TrainConfig, data: str | Path, out: str | Path, resume: bo
     collection = Collection(data)
     set_seed(config.seed)  # for the first weights; everything later is drawn by step or item
     module = import_module(f"musicldm.train.{stage}")
-    return module.train(Run(config, Path(out), make_accelerator(config, Path(out)), resume), collection)
+    accelerator = make_accelerator(config, Path(out))
+    with sole_writer(Path(out), f"train {stage}") if accelerator.is_main_process else nullcontext():
+        return module.train(Run(config, Path(out), accelerator, resume), collection)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 
 from torch import nn
@@ -16,6 +15,7 @@ from musicldm.config import LOCAL, TrainConfig, differences, marked
 from musicldm.data.clips import Clip
 from musicldm.data.collection import Collection, as_collection
 from musicldm.pipelines.hub import USE, front_matter, parts_table
+from musicldm.train.data import data_section
 from musicldm.train.log import METRICS_FILE
 
 USE_LORA = """```python
@@ -50,7 +50,7 @@ def training_card(
         title, use, tags = "A MusicLDM adapter", USE_LORA.format(base=base), ("lora",)
     elif stage == "Diffusion":
         title, use = "MusicLDM", USE
-    about_data = _data(clips, as_collection(data))
+    about_data = data_section(out, clips, as_collection(data))
     sections = [f"# {title}", use, parts_table(parts), f"## Data\n\n{about_data}", _recipe(config, base)]
     if numbers := _numbers(out / METRICS_FILE, config.export):
         sections.append(
@@ -63,18 +63,6 @@ def training_card(
         "above; whoever publishes the weights decides, and says so here."
     )
     return front_matter(*tags) + "\n" + "\n\n".join(section.strip() for section in sections if section) + "\n"
-
-
-def _data(clips: list[Clip], collection: Collection) -> str:
-    """How much music there is, and under which licences."""
-    hours = sum(clip.duration_s for clip in clips) / 3600
-    recordings = {clip.path for clip in clips}
-    text = f"{len(clips)} clips of {len(recordings)} recordings, {hours:.3g} hours"
-    licences = Counter(licence or "not stated" for path, licence in collection.licences().items() if path in recordings)
-    if not set(licences) - {"not stated"}:
-        return f"{text}. Their licences are not recorded."
-    table = "\n".join(f"| {name} | {count} |" for name, count in licences.most_common())
-    return f"{text}.\n\n| Licence | Recordings |\n| --- | --- |\n{table}"
 
 
 def _recipe(config: TrainConfig, base: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from musicldm.data.collection import Collection
 from musicldm.train.common import Batch
+from musicldm.train.data import note_data
 from musicldm.train.log import Examples, Log, announce
 from musicldm.train.run_folder import Run, State, final_folder, record_best, save_state
 
@@ -69,6 +70,8 @@ def fit(stage: Stage, run: Run, collection: Collection) -> Path:
         FloatingPointError: a loss or gradient is not finite.
     """
     config, accelerator, state = run.config, run.accelerator, stage.state
+    if accelerator.is_main_process:
+        note_data(run.out, state.step, state.clips, collection)
     announce(config, state.clips, stage.networks, stage.dry_run, accelerator)
     if config.compile:
         stage.compile()

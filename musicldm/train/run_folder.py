@@ -1,6 +1,6 @@
 """A run's folder: its configuration, atomic checkpoints that hold everything a resume needs, and what may change.
 
-OUT/training.yaml, OUT/checkpoint-N/state.pt, OUT/final/
+OUT/training.yaml, OUT/data.jsonl, OUT/checkpoint-N/state.pt, OUT/final/
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from musicldm.audio.output import check_mark
 from musicldm.config import CHANGEABLE, TrainConfig, differences, load_config, marked, save_config
 from musicldm.data.clips import Clip
 from musicldm.data.collection import Collection
 from musicldm.data.items import Item
 from musicldm.pipelines.hub import CARD
 from musicldm.train.card import training_card
+from musicldm.train.data import DATA_FILE
+from musicldm.train.log import METRICS_FILE
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "training.yaml"
+WRITTEN = ("checkpoint-*", "final", METRICS_FILE, DATA_FILE, "examples", "curves")  # into a run's folder, beside that
 
 
 class Average:
@@ -112,6 +116,7 @@ def start(run: Run) -> None:
 
     Raises:
         ValueError: the folder holds a run that is not to be resumed, or one of another configuration.
+        FileExistsError: it holds files that a run would write, and is none.
     """
     if run.accelerator.is_main_process:
         _start(run.config, run.out, run.resume)
@@ -120,7 +125,7 @@ def start(run: Run) -> None:
 
 def _start(config: TrainConfig, out: Path, resume: bool) -> None:
     recorded = out / CONFIG_FILE
-    if not recorded.exists():
+    if not check_mark(out, CONFIG_FILE, WRITTEN, "train"):
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, recorded)
     elif not resume:
@@ -141,8 +146,9 @@ def _start(config: TrainConfig, out: Path, resume: bool) -> None:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(out.glob("checkpoint-*"), key=checkpoint_step)
+    """The complete checkpoints of a run, oldest first; what else has such a name is left alone."""
+    found = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted((path for path in found if (path / STATE_FILE).is_file()), key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:
@@ -156,24 +162,24 @@ def save_state(state: State, out: Path, keep: int) -> None:
     Raises:
         OSError: it cannot be written, as on a full disk; the checkpoints before it are as they were.
     """
-    folder, scratch = out / f"checkpoint-{state.step}", out / ".writing"
-    shutil.rmtree(scratch, ignore_errors=True)
+    folder, scratch = out / f"checkpoint-{state.step}", out / f".{STATE_FILE}.part"
     try:
-        scratch.mkdir()
-        with open(scratch / STATE_FILE, "wb") as file:
+        with open(scratch, "wb") as file:
             parts = {name: _unwrapped(part).state_dict() for name, part in state.parts.items()}
             torch.save({"step": state.step, "numbers": state.numbers, "parts": parts}, file)
             file.flush()
             os.fsync(file.fileno())
+        folder.mkdir(exist_ok=True)  # there may be one that could not be read, so that the run went back before it
+        scratch.replace(folder / STATE_FILE)
     except (OSError, RuntimeError) as error:  # torch's writer hides the first in the second
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.unlink(missing_ok=True)
         kept = ", ".join(path.name for path in checkpoints(out)) or "there is none before it"
         raise OSError(f"{folder} cannot be written ({error}); kept: {kept}. Make room, then --resume") from error
-    shutil.rmtree(folder, ignore_errors=True)  # one that could not be read, so that the run went back before it
-    scratch.rename(folder)
     for old in checkpoints(out)[:-keep]:
         if checkpoint_step(old) != state.numbers.get("best_step"):
-            shutil.rmtree(old)
+            (old / STATE_FILE).unlink()
+            if not any(old.iterdir()):  # else somebody keeps files of their own there
+                old.rmdir()
 
 
 def load_state(state: State, out: Path, accelerator: Accelerator) -> None:

@@ -46,7 +46,7 @@ import numpy as np
 from tqdm import tqdm
 
 from augment.beats import TRACKERS, load_tracker
-from musicldm.audio import write_whole
+from musicldm.audio.output import check_mark, remove_own, sole_writer, write_whole
 from musicldm.audio.workers import Apart, Crash, Workers
 from musicldm.data.cluster import map_on_cluster
 from musicldm.data.metadata import split_of
@@ -57,6 +57,7 @@ from musicldm.data.shards import INDEX_FILE, SHARD_BYTES, ShardWriter
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff")
 DONE_FILE, ERRORS_FILE = "prepared.json", "errors.jsonl"
+WORK, SETTINGS = ".work", "settings.json"  # of a run that is under way; the second marks the folder as ours
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Prepared(NamedTuple):
     audio_s: float  # in the shards
 
 
-def find_files(folder: Path, leave_out: Path | None = None) -> list[str]:
-    """Names of all recordings below ``folder`` but not ``leave_out``, sorted; links to folders are not followed.
+def find_files(folder: Path, leave_out: Sequence[Path] = ()) -> list[str]:
+    """Names of all recordings below ``folder`` but not below ``leave_out``, sorted; links to folders are not followed.
 
     Raises:
         FileNotFoundError: no folder, or no recordings in it.
@@ -100,7 +101,7 @@ def find_files(folder: Path, leave_out: Path | None = None) -> list[str]:
         raise FileNotFoundError(f"no folder of recordings at {folder}")
     names = []
     for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if Path(root, name) != leave_out]
+        folders[:] = [name for name in folders if Path(root, name) not in leave_out]
         named = [*files, *folders]  # a folder called x.wav is somebody's mistake, and is listed as one
         names += [Path(root, name).relative_to(folder).as_posix() for name in named if name.lower().endswith(SUFFIXES)]
     if not names:
@@ -120,6 +121,8 @@ def prepare(
 
     Raises:
         ValueError: ``out`` holds something made of other files or with other settings.
+        FileExistsError: ``out`` holds files of other origin under names that this writes.
+        BlockingIOError: another process prepares into ``out``.
         FileNotFoundError: no folder, or no recordings in it; or a machine of the cluster does not see them.
         ImportError: something that this needs is not installed.
         ConnectionError: there is no such cluster.
@@ -128,24 +131,48 @@ def prepare(
     for package in ("av", "pyarrow", "pyloudnorm"):  # needed at the latest at the end of the work
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"preparing needs {package}: run `pip install 'musicldm[prepare]'`")
-    names = find_files(folder, leave_out=out)
+    work = out / WORK
+    names = find_files(folder, leave_out=(out, work))
     own = caption_function(config.caption_function) if config.caption_function else None
     metadata = find_metadata(folder)
-    work = out / ".work"
     if (out / DONE_FILE).is_file():
-        done = json.loads((out / DONE_FILE).read_text())
+        done = _read_done(out / DONE_FILE)
         if done["settings"] != asdict(config) or done["files"] != _listing(folder, names, metadata):
             raise ValueError(f"{out} holds data made of other files or with other settings: choose another folder")
-        shutil.rmtree(work, ignore_errors=True)
         return Prepared(**done["made"])
+    check_mark(out, f"{WORK}/{SETTINGS}", (DONE_FILE, ERRORS_FILE, INDEX_FILE, "shards", WORK), "prepare")
+    with sole_writer(out, "prepare"):
+        measure_files(names, Measure(folder, work, config), workers, ray)
+        made = assemble(folder, names, out, config, metadata, own)
+        done = {"settings": asdict(config), "files": _listing(folder, names, metadata), "made": made._asdict()}
+        write_whole(out / DONE_FILE, (json.dumps(done, indent=1) + "\n").encode())
+        shutil.rmtree(work)
+    return made
+
+
+def _read_done(file: Path) -> dict:
+    """What an earlier run noted in the end; FileExistsError if it is no such note."""
+    try:
+        done = json.loads(file.read_text())
+    except ValueError:
+        done = None
+    if not isinstance(done, dict) or not {"settings", "files", "made"} <= set(done):
+        raise FileExistsError(f"{file} was not written by `musicldm prepare`; give another folder with --out")
+    return done
+
+
+def measure_files(names: list[str], measure: Measure, workers: int | None, ray: str | None) -> None:
+    """Measure those of ``names`` that an earlier run has not; errors of `prepare`."""
+    folder, work, config = measure.folder, measure.work, measure.config
     work.mkdir(parents=True, exist_ok=True)
-    settings = work / "settings.json"
+    settings = work / SETTINGS
     if settings.exists() and json.loads(settings.read_text()) != asdict(config):
-        raise ValueError(f"{out} holds an unfinished run with other settings: repeat those, or choose another folder")
+        raise ValueError(
+            f"{work.parent} holds an unfinished run with other settings: repeat those, or choose another folder"
+        )
     write_whole(settings, json.dumps(asdict(config)).encode())
 
     missing = [Job(name, result) for name in names if not (result := _result(work, folder, name)).exists()]
-    measure = Measure(folder, work, config)
     each = (
         _here(measure, missing, workers or 1) if ray is None else map_on_cluster(Apart(measure), missing, ray, workers)
     )
@@ -154,11 +181,6 @@ def prepare(
             if isinstance(found, Crash):
                 write_whole(missing[place].result, json.dumps({"error": found.reason}).encode())
             bar.update()
-    made = assemble(folder, names, out, config, metadata, own)
-    done = {"settings": asdict(config), "files": _listing(folder, names, metadata), "made": made._asdict()}
-    write_whole(out / DONE_FILE, (json.dumps(done, indent=1) + "\n").encode())
-    shutil.rmtree(work)
-    return made
 
 
 def _here(measure: Measure, jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Crash | None]]:
@@ -253,7 +275,7 @@ def assemble(folder: Path, names: list[str], out: Path, config: PrepareConfig, m
 
     In memory is of each row only what concerns other rows: about 1 kB, and 8 kB of fingerprint for a minute.
     """
-    work = out / ".work"
+    work = out / WORK
     rows, places, errors = [], [], []
     for name in sorted(metadata.keys() - set(names)):
         errors.append({"file_name": name, "error": "is named in the metadata, and not there"})
@@ -294,7 +316,7 @@ def assemble(folder: Path, names: list[str], out: Path, config: PrepareConfig, m
                 writer.write(key, {"flac": flac, "json": text})
                 made = made._replace(recordings=made.recordings + 1, audio_s=round(made.audio_s + row["duration_s"], 3))
             table.write(row)
-    shutil.rmtree(out / "shards", ignore_errors=True)
+    remove_own(out / "shards", "*.tar")
     shards.rename(out / "shards")
     write_whole(out / ERRORS_FILE, "".join(json.dumps(error) + "\n" for error in errors).encode())
     index.replace(out / INDEX_FILE)
