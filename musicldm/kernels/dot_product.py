@@ -16,8 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,6 +30,19 @@ DTYPES = (torch.float16, torch.bfloat16)
 OLDEST_CAPABILITY = (8, 0)
 BACKENDS = ("auto", "cuda", "torch", "reference")
 NO_WINDOW = -1
+# How many times as fast as the best of torch's backends the kernel was without a window, by batch, tokens and heads:
+# benchmarks/results/attention.json, float16.
+MEASURED = {
+    (2, 1024, 8): 0.86,
+    (2, 256, 12): 1.35,
+    (2, 64, 20): 1.61,
+    (8, 1024, 8): 0.91,
+    (8, 256, 12): 0.99,
+    (8, 64, 20): 1.54,
+    (32, 1024, 8): 0.87,
+    (32, 256, 12): 0.86,
+    (32, 64, 20): 1.47,
+}
 FEW = 256  # tokens up to which the gradient of torch's attention on a CPU takes longer in bfloat16 than in float32
 
 log = logging.getLogger(__name__)
@@ -51,7 +63,8 @@ def attention(
     N = M = time * mel tokens lie: token n at ``(n // mel, n % mel)``.
 
     ``backend`` is "cuda" (the kernel), "torch", "reference" (float64) or "auto": the kernel where it runs, else torch;
-    and torch where a gradient is wanted, for which the kernel would compute everything twice.
+    and torch where a gradient is wanted, for which the kernel would compute everything twice, and where it was measured
+    to be faster.
 
     Raises:
         ValueError: for shapes or a window that do not fit.
@@ -59,7 +72,8 @@ def attention(
     """
     window, mel = check_inputs(q, k, v, window, grid)
     if backend == "auto":
-        backend = "torch" if needs_gradient(q, k, v) or kernel_problem(q, k, v) else "cuda"
+        slow = needs_gradient(q, k, v) or torch_is_faster(q, window, mel)
+        backend = "torch" if slow or kernel_problem(q, k, v) else "cuda"
     if backend == "torch":
         return attention_torch(q, k, v, window, mel)
     if backend == "reference":
@@ -92,6 +106,19 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, window: int | None, grid: tupl
 def needs_gradient(*tensors: Tensor) -> bool:
     """Whether autograd is on and follows any of the tensors."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def torch_is_faster(q: Tensor, window: int = NO_WINDOW, mel: int = 1) -> bool:
+    """Whether `MEASURED` says so of the shape that is nearest to that of ``q (B, N, H, d)``; never with a window."""
+    batch, tokens, heads, _ = q.shape
+    if window != NO_WINDOW and window < tokens // mel - 1:
+        return False
+    nearest, least = 1.0, float("inf")
+    for (b, n, h), times_as_fast in MEASURED.items():
+        away = max(n / tokens, tokens / n) * max(b * h / (batch * heads), batch * heads / (b * h))
+        if away < least:
+            nearest, least = times_as_fast, away
+    return nearest < 1.0
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, window: int = NO_WINDOW, mel: int = 1) -> Tensor:
@@ -267,116 +294,3 @@ def describe() -> str:
     if build_kernel.find_nvcc() is not None:
         return f"{torch_does} until the CUDA kernel is compiled, on first use"
     return f"{torch_does} (the CUDA kernel is not compiled, and there is no nvcc)"
-
-
-# --- in the UNet -----------------------------------------------------------------------------------------------------
-
-
-class AttentionProcessor:
-    """diffusers' attention, computed by `attention`: queries, keys and values as the projections leave them.
-
-    For self-attention without a mask, which is all that MusicLDM's UNet has. ``window`` and ``grid``, in latent frames
-    at full resolution, come through the UNet's ``cross_attention_kwargs``; at coarser levels they are divided.
-    """
-
-    def __init__(self, backend: str = "auto"):
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        self.backend = backend
-
-    def __call__(
-        self,
-        attn,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        window: int | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> Tensor:
-        if attention_mask is not None:
-            raise ValueError("this attention takes no mask; give the UNet diffusers' AttnProcessor2_0 for that")
-        if encoder_hidden_states is None and hasattr(attn, "to_qkv"):  # fuse_projections made it
-            projected = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states  # (B, M, H * d)
-            projected = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in projected)  # (B, N, H, d)
-        if window is not None and grid is not None:
-            window, grid = at_level(window, grid, q.shape[1])
-        result = attention(q, k, v, window=window, grid=grid, backend=self.backend).flatten(2)
-        return attn.to_out[1](attn.to_out[0](result))
-
-
-def at_level(window: int, grid: tuple[int, int], n_tokens: int) -> tuple[int, tuple[int, int]]:
-    """Window and grid at the level of the UNet that has ``n_tokens``: halved, rounded up, as convolutions do.
-
-    Raises:
-        ValueError: if no level of that grid has so many.
-    """
-    time, mel = grid
-    while time * mel > n_tokens and time * mel > 1:
-        time, mel, window = -(-time // 2), -(-mel // 2), -(-window // 2)
-    if time * mel != n_tokens:
-        raise ValueError(f"latents of {tuple(grid)} have no level of {n_tokens} tokens")
-    return window, (time, mel)
-
-
-def install(unet: torch.nn.Module) -> None:
-    """Let ``unet`` attend through `attention`, wherever diffusers' default processor does plain self-attention."""
-    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-
-    for module in unet.modules():
-        if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0 and _is_plain(module):
-            module.set_processor(AttentionProcessor())
-
-
-def _is_plain(attn) -> bool:
-    extras = "group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim", "residual_connection"
-    usual_scales = attn.rescale_output_factor == 1 and attn.scale == (attn.inner_dim // attn.heads) ** -0.5
-    return usual_scales and not any(getattr(attn, name, None) for name in extras)
-
-
-def fuse_projections(unet: torch.nn.Module) -> int:
-    """One product in place of those for queries, keys and values, where `AttentionProcessor` attends; how many.
-
-    The three stay beside it, for `separate_projections`. What changes their weights later does not change its weights.
-    """
-    count = 0
-    for module in unet.modules():
-        if type(getattr(module, "processor", None)) is not AttentionProcessor or hasattr(module, "to_qkv"):
-            continue
-        parts = module.to_q, module.to_k, module.to_v
-        alike = len({(type(part), part.in_features, part.bias is None) for part in parts}) == 1
-        if not alike or type(module.to_q) is not torch.nn.Linear:
-            continue
-        with torch.no_grad():
-            weight = torch.cat([part.weight for part in parts])
-            fused = torch.nn.utils.skip_init(
-                torch.nn.Linear, *weight.T.shape, module.to_q.bias is not None, device=weight.device, dtype=weight.dtype
-            )
-            fused.weight.copy_(weight)
-            if fused.bias is not None:
-                fused.bias.copy_(torch.cat([part.bias for part in parts]))
-        module.to_qkv = fused.requires_grad_(False)
-        count += 1
-    return count
-
-
-def separate_projections(unet: torch.nn.Module) -> int:
-    """Undo `fuse_projections`; how many there were."""
-    fused = [module for module in unet.modules() if hasattr(module, "to_qkv")]
-    for module in fused:
-        del module.to_qkv
-    return len(fused)
-
-
-@contextmanager
-def projections_apart(unet: torch.nn.Module) -> Iterator[None]:
-    """While inside, ``unet`` has no fused projections, as it is to be saved."""
-    were_fused = separate_projections(unet)
-    try:
-        yield
-    finally:
-        if were_fused:
-            fuse_projections(unet)

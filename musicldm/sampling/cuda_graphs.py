@@ -4,16 +4,19 @@
 
 A recording serves one shape, number format and choice of guidance; what changes from call to call (prompt, noise, time
 step, strength of guidance) is copied into its buffers, so that nothing is recorded again for it. The first replay is
-compared with the plain step on inputs that the recording did not see; where it deviates, the steps run plainly.
-Calls on several threads take turns, step by step.
+compared with the plain step on inputs that the recording did not see; where it deviates, the steps run plainly. What
+could not be recorded is tried again in later runs, ever more rarely. Calls on several threads take turns, step by step.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from operator import getitem, is_
 from typing import TypeVar
 
 import torch
@@ -31,7 +34,7 @@ Record = Callable[[Callable[[], Result]], tuple[Callable[[], object], Result]]
 
 
 def record_graph(function: Callable[[], Result]) -> tuple[Callable[[], object], Result]:
-    """What computes ``function`` again, into the tensors returned beside it.
+    """What computes ``function`` again on the current device, into the tensors returned beside it.
 
     Raises:
         RuntimeError: if it cannot be captured, as without CUDA.
@@ -43,9 +46,23 @@ def record_graph(function: Callable[[], Result]) -> tuple[Callable[[], object], 
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other calls may allocate memory meanwhile
+    # A stream of this device, as torch's own for captures may be of another. Other threads may allocate meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = function()
     return graph.replay, result
+
+
+def current(device: torch.device) -> AbstractContextManager:
+    """Makes a CUDA ``device`` the current one, on which streams, events and graphs are made."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@dataclass
+class Failure:
+    """A step without a recording: how often one failed, and the run in which to try again (infinity: never)."""
+
+    times: int
+    next_run: float
 
 
 class StepGraphs:
@@ -57,26 +74,39 @@ class StepGraphs:
 
     def __init__(self, record: Record = record_graph):
         self.record = record
-        self.recordings: dict[tuple, Recording | None] = {}  # None: it deviated or could not be made
-        self.baked_in: int | None = None
+        self.recordings: dict[tuple, Recording | Failure] = {}
+        self.watch: Watch | None = None
+        self.runs = 0
         self.lock = threading.RLock()  # recordings have one set of buffers
 
     def of(self, unet: nn.Module) -> Callable[..., Tensor]:
         """What takes the place of ``predict`` for a run of ``unet`` as it is now."""
-        if problem := unsuited(unet):
+        problem = unsuited(unet)
+        if problem is None:
+            with self.lock:
+                self.runs += 1
+                if self.watch is None or not self.watch.same(unet):
+                    watch = Watch(unet)
+                    if self.watch is not None and watch.baked_in != self.watch.baked_in:
+                        self.forget()
+                    self.watch = watch
+                problem = self.watch.problem
+        if problem is not None:
             log.info("steps are not recorded as graphs: %s", problem)
             return predict
-        with self.lock:
-            if (baked_in := hash_of(unet)) != self.baked_in:
-                self.forget()
-                self.baked_in = baked_in
         return self.evaluate
+
+    def serves(self, unet: nn.Module) -> bool:
+        """Whether its recordings are of ``unet``."""
+        return self.watch is not None and self.watch.unet is unet
 
     def forget(self) -> None:
         """Drop all recordings, when none is being replayed any more."""
         with self.lock:
-            if self.recordings and torch.cuda.is_available():
-                torch.cuda.synchronize()
+            devices = {made.device for made in self.recordings.values() if isinstance(made, Recording)}
+            for device in devices:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
             self.recordings.clear()
 
     def evaluate(
@@ -86,24 +116,28 @@ class StepGraphs:
         options = tuple(sorted((condition.cross_attention_kwargs or {}).items()))
         key = *((tuple(x.shape), x.dtype, x.device) for x in (noisy, time, condition.embedding)), repr(options)
         with self.lock:
-            if key not in self.recordings:
-                if len(self.recordings) >= MOST_RECORDINGS:
+            found = self.recordings.get(key)
+            if found is None or (isinstance(found, Failure) and found.next_run <= self.runs):
+                if found is None and len(self.recordings) >= MOST_RECORDINGS:
                     self.forget()
-                self.recordings[key] = self.make(unet, noisy, time, condition, guidance_scale)
-            if (recording := self.recordings[key]) is not None:
-                return recording(noisy, time, condition, guidance_scale)
+                found = self.recordings[key] = self.make(
+                    unet, noisy, time, condition, guidance_scale, 0 if found is None else found.times
+                )
+            if isinstance(found, Recording):
+                return found(noisy, time, condition, guidance_scale)
         return predict(unet, noisy, time, condition, guidance_scale)
 
     def make(
-        self, unet: nn.Module, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float
-    ) -> Recording | None:
-        """A recording that has shown on these inputs that it is right, or None, with a warning."""
+        self, unet: nn.Module, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float, failed: int = 0
+    ) -> Recording | Failure:
+        """A recording that has shown on these inputs that it is right; or a failure, after ``failed`` others."""
         shape = tuple(noisy.shape)
         try:
             recording = Recording(unet, noisy, time, condition, self.record)
-        except RuntimeError as error:
-            log.warning("steps on latents of %s cannot be recorded and run plainly: %s", shape, error)
-            return None
+        except RuntimeError as error:  # out of memory, for one, which may be over at the next run
+            level = logging.INFO if failed else logging.WARNING
+            log.log(level, "steps on latents of %s cannot be recorded and run plainly: %s", shape, error)
+            return Failure(failed + 1, self.runs + 2**failed)
         exact = predict(unet, noisy, time, condition, guidance_scale)
         deviation = ((recording(noisy, time, condition, guidance_scale) - exact).norm() / exact.norm()).item()
         allowed = max(4 * torch.finfo(condition.embedding.dtype).eps, 1e-5)
@@ -114,7 +148,7 @@ class StepGraphs:
                 deviation,
                 allowed,
             )
-            return None
+            return Failure(failed + 1, math.inf)
         log.info("recorded the step on latents of %s", shape)
         return recording
 
@@ -123,22 +157,26 @@ class Recording:
     """One step with fixed places for what goes in and comes out."""
 
     def __init__(self, unet: nn.Module, noisy: Tensor, time: Tensor, condition: Condition, record: Record):
-        self.inputs = noisy, time, embedding = [torch.zeros_like(x) for x in (noisy, time, condition.embedding)]
-        self.scale = torch.zeros((), dtype=noisy.dtype, device=noisy.device)
-        condition = replace(condition, embedding=embedding)
-        self.replay, self.result = record(lambda: predict(unet, noisy, time, condition, self.scale))
+        self.device = noisy.device
         self.done: torch.cuda.Event | None = None
+        # Tensors made in inference mode could not be written to by calls outside of it.
+        with current(self.device), torch.inference_mode(False), torch.no_grad():
+            self.inputs = noisy, time, embedding = [torch.zeros_like(x) for x in (noisy, time, condition.embedding)]
+            self.scale = torch.zeros((), dtype=noisy.dtype, device=noisy.device)
+            condition = replace(condition, embedding=embedding)
+            self.replay, self.result = record(lambda: predict(unet, noisy, time, condition, self.scale))
 
     def __call__(self, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float) -> Tensor:
-        if self.done is not None:  # of a call that may run on another stream
-            self.done.wait()
-        for place, x in zip(self.inputs, (noisy, time, condition.embedding), strict=True):
-            place.copy_(x)
-        self.scale.fill_(guidance_scale)
-        self.replay()
-        result = self.result.clone()  # schedulers keep predictions while later ones are made
-        if result.is_cuda:
-            self.done = torch.cuda.current_stream().record_event()
+        with current(self.device):
+            if self.done is not None:  # of a call that may run on another stream
+                self.done.wait()
+            for place, x in zip(self.inputs, (noisy, time, condition.embedding), strict=True):
+                place.copy_(x)
+            self.scale.fill_(guidance_scale)
+            self.replay()
+            result = self.result.clone()  # schedulers keep predictions while later ones are made
+            if result.is_cuda:
+                self.done = torch.cuda.current_stream().record_event()
         return result
 
 
@@ -148,18 +186,44 @@ def unsuited(unet: nn.Module) -> str | None:
         return "gradients or autocast are on"
     if getattr(unet, "peft_config", None):
         return "it has adapters, whose strength may change (fuse_lora and unload_lora_weights end that)"
-    if any(hasattr(module, "_hf_hook") for module in unet.modules()):
-        return "its weights are moved on and off the device"
     return None
 
 
-def hash_of(unet: nn.Module) -> int:
-    """Of what a recording has baked in: where the weights lie, and the plain settings of all modules."""
-    weights = tuple(x.data_ptr() for x in (*unet.parameters(), *unet.buffers()))
-    settings = tuple(
-        (id(module), id(getattr(module, "processor", None)), name, value)
-        for module in unet.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str)
-    )
-    return hash((weights, settings))
+class Watch:
+    """What ``unet`` was when this was made, to see quickly whether it still is.
+
+    Attributes:
+        baked_in: a hash of what a recording has baked in: where the weights lie, and the plain settings of all modules.
+        problem: why steps are not to be recorded; None if they may be.
+    """
+
+    def __init__(self, unet: nn.Module):
+        self.unet, modules = unet, list(unet.modules())
+        self.problem = None
+        if any(hasattr(module, "_hf_hook") for module in modules):
+            self.problem = "its weights are moved on and off the device"
+        self.weights = [*unet.parameters(), *unet.buffers()]
+        self.places = [x.data_ptr() for x in self.weights]
+        settings = [
+            (id(module), id(getattr(module, "processor", None)), name, value)
+            for module in modules
+            for name, value in vars(module).items()
+            if isinstance(value, bool | int | float | str)
+        ]
+        self.baked_in = hash((tuple(self.places), tuple(settings)))
+        skipped = vars(nn.Module()).keys() - {"training"}
+        entries = [(vars(module), name) for module in modules for name in vars(module) if name not in skipped]
+        self.holders = [holder for m in modules for holder in (vars(m), m._parameters, m._buffers, m._modules)]
+        entries += [(holder, name) for i, holder in enumerate(self.holders) if i % 4 for name in holder]
+        self.sizes = list(map(len, self.holders))
+        self.entries = tuple(zip(*entries, strict=True))  # dictionaries, and names in them
+        self.values = list(map(getitem, *self.entries))
+
+    def same(self, unet: nn.Module) -> bool:
+        """Whether ``unet`` is that UNet, all of whose modules, weights and attributes are the very same objects."""
+        return (
+            unet is self.unet
+            and list(map(len, self.holders)) == self.sizes
+            and all(map(is_, map(dict.get, *self.entries), self.values))
+            and [x.data_ptr() for x in self.weights] == self.places
+        )

@@ -1,6 +1,8 @@
 """Attention: torch against the definition, the operator, the UNet's processor; on a GPU, the kernel against both."""
 
+import copy
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -8,13 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicldm.kernels import build as build_kernel
 from musicldm.kernels import dot_product as module
-from musicldm.kernels.dot_product import AttentionProcessor, at_level, attention, attention_reference
+from musicldm.kernels.dot_product import attention, attention_reference
+from musicldm.kernels.unet_attention import (
+    AttentionProcessor,
+    at_level,
+    fuse_projections,
+    install,
+    separate_projections,
+    serving,
+)
 from tests.helpers.tiny import make_unet
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +86,47 @@ def test_shapes_that_do_not_fit_are_refused():
 def test_asking_for_the_kernel_where_it_cannot_run_says_why():
     with pytest.raises(RuntimeError, match="needs q, k and v on one CUDA device, they are on cpu, cpu, cpu"):
         attention(*random_qkv(), backend="cuda")
+
+
+def test_the_table_is_what_was_measured():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "attention.json").read_text())["shapes"]
+    measured = {
+        (row["batch"], row["tokens"], row["heads"]): round(row["times_faster_than_best"], 2)
+        for row in rows
+        if row["dtype"] == "float16" and row["window"] is None
+    }
+    assert measured == module.MEASURED
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "mel", "faster"),
+    [
+        ((2, 1024, 8), -1, 1, True),
+        ((2, 256, 12), -1, 1, False),
+        ((8, 256, 12), -1, 1, True),
+        ((2, 4096, 8), -1, 1, True),
+        ((1, 2, 3), -1, 1, False),
+        ((2, 1024, 8), 20, 8, False),  # the kernel gains most with a window
+        ((2, 1024, 8), 127, 8, True),  # which holds everything
+    ],
+)
+def test_where_torch_was_faster_it_serves(monkeypatch, shape, window, mel, faster):
+    """A kernel that would run is taken or not; calls of it are seen in its operator."""
+    calls = []
+    monkeypatch.setattr(module, "kernel_problem", lambda *tensors: None)
+    monkeypatch.setattr(torch.ops.musicldm, "attention", lambda q, *rest: calls.append(rest) or q)
+    q = torch.empty(*shape, 32, device="meta")
+    assert module.torch_is_faster(q, window, mel) == faster
+    q = torch.zeros(1, 1, 1, 1).expand(*shape, 32)
+    attention(q, q, q, window=None if window < 0 else window, grid=None if window < 0 else (shape[1] // mel, mel))
+    assert len(calls) == (not faster)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_choice_compiles(dynamic):
+    chosen = torch.compile(lambda q: q * module.torch_is_faster(q), backend="eager", fullgraph=True, dynamic=dynamic)
+    for shape, faster in (((2, 1024, 8), 1), ((2, 64, 20), 0)):
+        assert (chosen(torch.ones(*shape, 4)) == faster).all()
 
 
 @pytest.mark.parametrize("dtype", module.DTYPES)
@@ -221,14 +272,41 @@ def run_unet(unet, frames=8, **kwargs):
         return unet(latents, 7, encoder_hidden_states=None, class_labels=condition, **kwargs).sample
 
 
-def test_the_pipeline_installs_it_and_nothing_changes(tiny_pipeline):
+def processors(unet) -> set[type]:
+    return {type(processor) for processor in unet.attn_processors.values()}
+
+
+def test_installing_it_changes_nothing():
     torch.manual_seed(0)
     unet = make_unet()
     before = run_unet(unet)
-    module.install(unet)
-    assert {type(processor) for processor in unet.attn_processors.values()} == {AttentionProcessor}
-    torch.testing.assert_close(run_unet(unet), before, atol=1e-6, rtol=1e-6)
-    assert {type(processor) for processor in tiny_pipeline.unet.attn_processors.values()} == {AttentionProcessor}
+    install(unet)
+    assert processors(unet) == {AttentionProcessor}
+    torch.testing.assert_close(run_unet(unet), before, atol=0, rtol=0)
+
+
+def test_it_serves_where_it_is_needed():
+    unet = make_unet()
+    with serving(unet):  # on a CPU, without a window
+        assert processors(unet) == {AttnProcessor2_0}
+    with serving(unet, window=2):
+        with serving(unet, window=3):
+            assert processors(unet) == {AttentionProcessor}
+        assert processors(unet) == {AttentionProcessor}
+    assert processors(unet) == {AttnProcessor2_0}
+    unet.set_default_attn_processor()
+    with serving(unet, window=2):
+        assert processors(unet) == {AttentionProcessor}
+    assert processors(unet) == {AttnProcessor}
+    unet.set_attention_slice(1)
+    with pytest.raises(ValueError, match=r"SlicedAttnProcessor of down.* knows no window"), serving(unet, 2):
+        pass
+    assert processors(unet) == {SlicedAttnProcessor}
+    with (
+        pytest.raises(ValueError, match=r"window must be a whole number of at least 0, got 2\.5"),
+        serving(unet, 2.5),
+    ):
+        pass
 
 
 def test_other_processors_are_left_alone():
@@ -237,13 +315,63 @@ def test_other_processors_are_left_alone():
 
     unet = make_unet()
     unet.set_attn_processor(Mine())
-    module.install(unet)
+    install(unet)
     assert {type(processor) for processor in unet.attn_processors.values()} == {Mine}
+
+
+def in_place(unet, layer):
+    with torch.no_grad():
+        layer.to_k.weight.mul_(3)
+
+
+def loaded(unet, layer):
+    changed = {name: 2 * value for name, value in unet.state_dict().items() if "to_v" in name}
+    unet.load_state_dict(changed, strict=False)
+
+
+def another(unet, layer):
+    layer.to_q.weight = torch.nn.Parameter(2 * layer.to_q.weight.detach())
+
+
+def converted_and_changed(unet, layer):
+    torch.nn.Module.to(unet, torch.float64)
+    in_place(unet, layer)
+    torch.nn.Module.to(unet, torch.float32)
+
+
+@pytest.mark.parametrize("change", [in_place, loaded, another, converted_and_changed])
+def test_fused_projections_follow_changes_of_their_parts(change):
+    torch.manual_seed(0)
+    unet = make_unet()
+    install(unet)
+    n_fused = fuse_projections(unet)
+    assert n_fused == len(unet.attn_processors)
+    assert fuse_projections(unet) == 0  # as they are still
+    before, copied = run_unet(unet), copy.deepcopy(unet)
+    for one in (unet, copied):
+        layer = next(module for module in one.modules() if hasattr(module, "to_qkv"))
+        change(one, layer)
+        changed = run_unet(one)
+        assert (changed - before).abs().max() > 1e-4
+        separate_projections(one)
+        torch.testing.assert_close(changed, run_unet(one), atol=1e-6, rtol=1e-6)
+        fuse_projections(one)
+        torch.testing.assert_close(changed, run_unet(one), atol=1e-6, rtol=1e-6)
+
+
+def test_gradients_go_to_the_parts_of_fused_projections():
+    unet = make_unet()
+    install(unet)
+    fuse_projections(unet)
+    unet(
+        torch.randn(2, 4, 8, 4), 7, encoder_hidden_states=None, class_labels=torch.randn(2, 24)
+    ).sample.sum().backward()
+    assert all(parameter.grad is not None for name, parameter in unet.named_parameters() if "to_v" in name)
 
 
 def test_a_window_in_the_unet_is_one_at_every_level():
     unet = make_unet()
-    module.install(unet)
+    install(unet)
     whole = run_unet(unet, frames=9)
     wide = run_unet(unet, frames=9, cross_attention_kwargs={"window": 20, "grid": (9, 4)})
     narrow = run_unet(unet, frames=9, cross_attention_kwargs={"window": 1, "grid": (9, 4)})
