@@ -135,11 +135,12 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write ``NAME.wav`` and ``NAME.png`` for each prompt."""
-    recipe = load_recipe(args.recipe) if args.recipe else {}
-    settings = {name: getattr(args, name, recipe.get(name, default)) for name, default in DEFAULTS.items()}
+    given = {name: getattr(args, name) for name in (*DEFAULTS, "seed") if hasattr(args, name)}
+    recipe = load_recipe(args.recipe, given) if args.recipe else {}
+    settings = {name: given.get(name, recipe.get(name, default)) for name, default in DEFAULTS.items()}
     opening = {name: settings.pop(name) for name in OPENING}
     prompts = collect_prompts(args.prompts, args.file, recipe)
-    requests = Request.for_prompts(prompts, getattr(args, "seed", recipe.get("seed")), **settings)
+    requests = Request.for_prompts(prompts, given.get("seed", recipe.get("seed")), **settings)
     with output_folder(args.out):
         generate(args, opening, requests, recipe)
 

@@ -1,35 +1,14 @@
-"""One dataclass per training stage, and how a YAML file and ``key=value`` overrides change it."""
+"""One dataclass per training stage, how a YAML file and ``key=value`` overrides change it, and checks of values."""
 
-from musicldm.config.files import configs_folder, differences, find_config, load_config, save_config
-from musicldm.config.stages import (
-    CHANGEABLE,
-    LOCAL,
-    STAGES,
-    CLAPConfig,
-    ConceptConfig,
-    DiffusionConfig,
-    LoraConfig,
-    TrainConfig,
-    VAEConfig,
-    VocoderConfig,
-    marked,
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "files": ["configs_folder", "differences", "find_config", "load_config", "save_config"],
+        "stages": [
+            *("CHANGEABLE", "LOCAL", "STAGES", "CLAPConfig", "ConceptConfig", "DiffusionConfig", "LoraConfig"),
+            *("TrainConfig", "VAEConfig", "VocoderConfig", "marked"),
+        ],
+    },
 )
-
-__all__ = [
-    "CHANGEABLE",
-    "LOCAL",
-    "STAGES",
-    "CLAPConfig",
-    "ConceptConfig",
-    "DiffusionConfig",
-    "LoraConfig",
-    "TrainConfig",
-    "VAEConfig",
-    "VocoderConfig",
-    "configs_folder",
-    "differences",
-    "find_config",
-    "load_config",
-    "marked",
-    "save_config",
-]

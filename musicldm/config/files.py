@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from musicldm.audio import write_whole
+from musicldm.audio.output import write_whole
 
 T = TypeVar("T")
 
@@ -19,24 +20,76 @@ def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
     """Dataclass defaults, then the YAML file, then ``key=value`` overrides (``mel.n_mels=80`` reaches inside).
 
     Raises:
-        ValueError: a key that the stage does not have, or a value of the wrong type or out of range.
+        ValueError: a file that is no YAML, a key that the stage does not have or that is there twice, or a value of the
+            wrong type or out of range; the message names the key, and the file or override that it comes from.
         FileNotFoundError: no such file.
     """
-    if bad := [override for override in overrides if "=" not in override]:
+    if bad := [override for override in overrides if not override.partition("=")[0] or "=" not in override]:
         raise ValueError(f"overrides are written key=value, got {bad[0]!r}")
     if path is not None and not Path(path).is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
+    config = OmegaConf.structured(schema)
+    if path is not None:
+        config = _merged(config, lambda: _read_yaml(Path(path)), str(path))
+    for override in overrides:
+        config = _merged(config, lambda: OmegaConf.from_dotlist([_as_words(override)]), override)  # noqa: B023
     try:
-        changes = ([] if path is None else [OmegaConf.load(path)]) + [OmegaConf.from_dotlist(_as_words(overrides))]
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *changes))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{'the overrides' if path is None else path}: {str(error).splitlines()[0]}") from error
+        return OmegaConf.to_object(config)
+    except (ValueError, OmegaConfBaseException) as error:
+        reason = _reason(error)
+        key = reason.partition(" ")[0].rstrip(":")
+        inner = {f.name: f"{outer.name}.{f.name}" for outer in fields(schema) for f in _fields_of(config, outer.name)}
+        if key not in {f.name for f in fields(schema)} and key in inner:
+            reason, key = reason.replace(key, inner[key], 1), inner[key]
+        given = {override.partition("=")[0] for override in overrides}
+        raise ValueError(reason if path is None or key in given else f"{path}: {reason}") from error
 
 
-def _as_words(overrides: Sequence[str]) -> list[str]:
-    """``overrides`` in which no, off, yes and on stay words; YAML takes them for truth values, whatever the field."""
-    pairs = (override.partition("=") for override in overrides)
-    return [f"{key}='{value}'" if value in ("no", "off", "yes", "on") else f"{key}={value}" for key, _, value in pairs]
+def _fields_of(config: DictConfig, name: str) -> tuple:
+    """The fields of the dataclass in the field ``name`` of ``config``; none of anything else."""
+    kind = OmegaConf.get_type(config, name)
+    return fields(kind) if is_dataclass(kind) else ()
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    """The mapping in the file ``path``."""
+    content = OmegaConf.load(path)
+    if not isinstance(content, DictConfig):
+        raise ValueError("a configuration is lines of `key: value`")
+    return content
+
+
+def _merged(config: DictConfig, read: Callable[[], DictConfig], source: str) -> DictConfig:
+    """``config`` with what ``read`` returns; ValueError that names ``source`` and the key if that does not go."""
+    content = {}
+    try:
+        content = read()
+        return OmegaConf.merge(config, content)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not a text in UTF-8 ({error.reason} at byte {error.start})") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f", line {mark.line + 1}" if mark is not None and Path(source).is_file() else ""
+        raise ValueError(f"{source}{place}: {problem or str(error).splitlines()[0]}") from error
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        reason = _reason(error)
+        if Path(source).is_file() and not getattr(error, "full_key", None):  # which OmegaConf does not always say
+            for key in content:
+                _merged(config, lambda: OmegaConf.masked_copy(content, key), f"{source}: {key}")  # noqa: B023
+        raise ValueError(f"{source}: {reason}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, with the key."""
+    reason = str(error).splitlines()[0].replace("Value '$VALUE' of type '$VALUE_TYPE'", "one of its values")
+    key = getattr(error, "full_key", None)
+    return reason if not key or f"'{key}'" in reason else f"{key}: {reason}"
+
+
+def _as_words(override: str) -> str:
+    """``override`` in which no, off, yes and on stay words; YAML takes them for truth values, whatever the field."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if value in ("no", "off", "yes", "on") else override
 
 
 def configs_folder(package: Path = Path(__file__).parents[1]) -> Path:

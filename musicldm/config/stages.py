@@ -5,6 +5,7 @@ Defaults live here, so that an installed package works without files; they are t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -48,6 +49,17 @@ def _not_negative(config: object, *names: str) -> None:
             raise ValueError(f"{name} must not be negative, got {getattr(config, name)}")
 
 
+def _finite(config: object) -> None:
+    """ValueError for infinity and NaN, and for sizes in lists that are none."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(each, float) and not math.isfinite(each) for each in values):
+            raise ValueError(f"{f.name} must be finite, got {value}")
+        if f.type == "tuple[int, ...]" and (not values or min(values) < 1):
+            raise ValueError(f"{f.name} must be sizes of at least 1, got {list(values)}")
+
+
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -87,6 +99,12 @@ class TrainConfig:
     mel: MelConfig = field(default_factory=MelConfig)
 
     def __post_init__(self):
+        _finite(self)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be from 0 to below 1, got {self.betas}")
+        _not_negative(self, "weight_decay")
         _positive(self, "steps", "batch_size", "accumulate", "learning_rate", "max_grad_norm")
         _positive(self, "log_every", "save_every", "keep_checkpoints", "validate_every", "validation_batches")
         _one_of("mixed_precision", self.mixed_precision, PRECISIONS)
@@ -127,7 +145,9 @@ class VAEConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "segment_s", "layers_per_level", "latent_channels", "norm_groups", "discriminator_rate")
-        _not_negative(self, "discriminator_lead", "texture_weight")
+        _not_negative(
+            self, "discriminator_lead", "texture_weight", "kl_weight", "adversarial_weight", "adversarial_from"
+        )
         if self.freeze_encoder and not self.init:
             raise ValueError("freeze_encoder needs a trained encoder: say which with init=MODEL")
         if bad := [width for width in self.channels if width % self.norm_groups]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from numbers import Integral, Real
 
 _SHORT = reprlib.Repr()
@@ -18,7 +19,7 @@ def shown(value: object) -> str:
 
 def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
     """ValueError unless ``value`` is a finite number from ``least`` to ``most``."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, Real) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number{_limits(least, most)}, got {shown(value)}")
     if not least <= value <= most:
         raise ValueError(f"{name} must be a number{_limits(least, most)}, got {shown(value)}")

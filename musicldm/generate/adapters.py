@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from musicldm.config.values import check_number
 from musicldm.generate.environment import model_revision
 from musicldm.models.adapters import load_concept
 
@@ -14,6 +15,7 @@ def folder_and_weight(text: str) -> tuple[str, float]:
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: the weight is NaN or infinity.
     """
     path, _, weight = text.rpartition(":")
     try:
@@ -24,6 +26,7 @@ def folder_and_weight(text: str) -> tuple[str, float]:
         raise FileNotFoundError(
             f"there is no adapter at {found[0]}; write FOLDER[:WEIGHT], with the final/ folder of its training"
         )
+    check_number(f"the weight in {text}", found[1])
     return found
 
 

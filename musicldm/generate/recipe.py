@@ -7,15 +7,17 @@ This module is the one place that names the fields of a recipe. It imports nothi
 
 from __future__ import annotations
 
-import math
 import random
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 from musicldm.audio import read_recipe
+from musicldm.config.values import check_kind, check_number, check_text, check_whole, shown
+from musicldm.generate.environment import DTYPES
 from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, SCHEDULERS, STEPS
 
 GENERATED_BY = "AI (musicldm)"
@@ -49,24 +51,25 @@ class Settings:
     def __post_init__(self):
         for name in ("guidance_interval", "lora", "concept"):  # recipes have lists
             if isinstance(value := getattr(self, name), list | tuple):
-                object.__setattr__(self, name, tuple(value) if name == "guidance_interval" else tuple(map(str, value)))
+                object.__setattr__(self, name, tuple(str(one) if isinstance(one, Path) else one for one in value))
         if isinstance(self.index, Path):
             object.__setattr__(self, "index", str(self.index))
         if self.seconds is not None:
-            _check_number("seconds", self.seconds, above=0)
-        _check_whole("steps", self.steps, 1)
-        _check_number("guidance", self.guidance)
+            _check_above("seconds", self.seconds)
+        check_whole("steps", self.steps)
+        check_number("guidance", self.guidance)
         shares = self.guidance_interval
-        pair = isinstance(shares, tuple) and len(shares) == 2 and all(isinstance(share, Real) for share in shares)
+        pair = isinstance(shares, tuple) and len(shares) == 2 and all(_is_number(share) for share in shares)
         if not pair or not 0 <= shares[0] <= shares[1] <= 1:
-            raise ValueError(f"guidance_interval must be two shares of the noise from 0 to 1, got {shares}")
-        _check_text("negative", self.negative)
-        _check_whole("candidates", self.candidates, 1, MOST_CANDIDATES)
-        if self.scheduler not in SCHEDULERS:
-            raise ValueError(f"unknown scheduler {self.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
+            raise ValueError(f"guidance_interval must be two shares of the noise from 0 to 1, got {shown(shares)}")
+        check_text("negative", self.negative)
+        check_whole("candidates", self.candidates, 1, MOST_CANDIDATES)
+        if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
+            raise ValueError(f"unknown scheduler {shown(self.scheduler)}; choose one of {', '.join(SCHEDULERS)}")
         for name in ("lora", "concept"):
-            if not isinstance(getattr(self, name), tuple | None):
-                raise ValueError(f"{name} must be a list of folders, got {getattr(self, name)!r}")
+            folders = getattr(self, name)
+            if not isinstance(folders, tuple | None) or not all(isinstance(one, str) for one in folders or ()):
+                raise ValueError(f"{name} must be a list of folders, got {shown(folders)}")
         self._check_novelty()
 
     def _check_novelty(self) -> None:
@@ -78,9 +81,10 @@ class Settings:
         from musicldm.novelty.guard import MODES
 
         if self.novelty not in MODES:
-            raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {self.novelty!r}")
+            raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {shown(self.novelty)}")
+        check_kind("index", self.index, (str, type(None)), "the folder of an index, or None")
         if self.max_similarity is not None:
-            _check_number("max_similarity", self.max_similarity)
+            check_number("max_similarity", self.max_similarity)
             if not -1 <= self.max_similarity <= 1:
                 raise ValueError(f"max_similarity is a cosine from -1 to 1, got {self.max_similarity}")
 
@@ -101,13 +105,12 @@ class Request(Settings):
     seed: int | None = None
 
     def __post_init__(self):
-        _check_text("prompt", self.prompt)
+        check_text("prompt", self.prompt)
         if not self.prompt.strip():
-            raise ValueError(
-                f"the prompt {self.prompt!r} is empty; describe the music, as in 'calm piano with strings'"
-            )
+            empty = shown(self.prompt)
+            raise ValueError(f"the prompt {empty} is empty; describe the music, as in 'calm piano with strings'")
         if self.seed is not None:
-            _check_whole("seed", self.seed, 0, HIGHEST_SEED)
+            check_whole("seed", self.seed, 0, HIGHEST_SEED)
         super().__post_init__()
 
     @classmethod
@@ -136,18 +139,8 @@ FIELDS = (
 OPENING = {"model": "mini", "dtype": "auto", "fast": True}
 DEFAULTS = OPENING | {field.name: field.default for field in fields(Settings)}
 DEFAULTS = {name: DEFAULTS[name] for name in FIELDS}
-NEEDED = {  # without which a file was not made by `musicldm generate`
-    "prompt": str,
-    "seed": int,
-    "model": str,
-    "seconds": int | float,
-    "steps": int,
-    "guidance": int | float,
-    "negative": str,
-    "candidates": int,
-    "scheduler": str,
-    "dtype": str,
-}
+# Without which a file was not made by `musicldm generate`.
+NEEDED = ("prompt", "seed", "model", "seconds", "steps", "guidance", "negative", "candidates", "scheduler", "dtype")
 
 
 def random_seed() -> int:
@@ -155,32 +148,54 @@ def random_seed() -> int:
     return random.SystemRandom().randrange(RANDOM_SEEDS)
 
 
-def complete(recipe: dict) -> dict:
+def complete(recipe: dict, changes: dict | None = None) -> dict:
     """``recipe`` with what earlier versions did where it names nothing.
 
     Raises:
-        ValueError: if a field that all versions wrote is missing or of another type.
+        ValueError: if a field that all versions wrote is missing, or one cannot be and ``changes`` do not replace it.
     """
-    for name, kind in NEEDED.items():
-        if not isinstance(recipe.get(name), kind):
-            raise ValueError(f"its {name} is {recipe.get(name)!r}")
-    return DEFAULTS | {"guidance_interval": list(EVERYWHERE)} | recipe
+    if not isinstance(recipe, dict):
+        raise ValueError(f"a recipe must be a dictionary of fields, got {shown(recipe)}")
+    for name in NEEDED:
+        if recipe.get(name) is None:
+            raise ValueError(f"its {name} is {shown(recipe.get(name))}")
+    whole = DEFAULTS | {"guidance_interval": list(EVERYWHERE)} | recipe
+    used = whole | (changes or {})
+    check_opening(**{name: used[name] for name in OPENING})
+    Request(**{field.name: used[field.name] for field in fields(Request)})
+    for name, kind in (("adapters", dict), ("versions", dict), ("revision", str)):
+        if not isinstance(whole.get(name), kind | None):
+            raise ValueError(f"{name} must be a {kind.__name__} or null, got {shown(whole[name])}")
+    return whole
 
 
-def load_recipe(path: str | Path) -> dict:
-    """The recipe inside a generated file, complete.
+def check_opening(model: str | Path, dtype: str, fast: bool) -> None:
+    """ValueError unless these can say how a model is opened."""
+    if not isinstance(model, str | Path) or not str(model).strip():
+        raise ValueError(f"model must be a bundled model, a folder, or owner/name on the hub, got {shown(model)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(dtype)}")
+    if not isinstance(fast, bool):
+        raise ValueError(f"fast must be true or false, got {shown(fast)}")
+
+
+def load_recipe(path: str | Path, changes: dict | None = None) -> dict:
+    """The recipe inside a generated file, complete; fields that ``changes`` replace are not checked.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is not one that `musicldm generate` wrote.
+        ValueError: if it is not one that `musicldm generate` wrote, or a field of it cannot be.
     """
     recipe = read_recipe(path)
-    try:
-        return complete(recipe)
-    except ValueError as error:
+    if missing := [name for name in NEEDED if recipe.get(name) is None]:
         raise ValueError(
-            f"{path} carries no recipe of `musicldm generate`: {error}; give the options themselves"
-        ) from error
+            f"{path} carries no recipe of `musicldm generate`: its {missing[0]} is {shown(recipe.get(missing[0]))}; "
+            "give the options themselves"
+        )
+    try:
+        return complete(recipe, changes)
+    except ValueError as error:
+        raise ValueError(f"the recipe in {path} cannot be followed: {error}; give the options themselves") from error
 
 
 def compose(request: Request, opened: dict, found: dict) -> dict:
@@ -203,18 +218,10 @@ def warn_of_changes(recipe: dict, made: dict) -> None:
             )
 
 
-def _check_text(name: str, value: str) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a text, got {value!r}")
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _check_whole(name: str, value: int, least: int, most: float = math.inf) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
-        limits = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {limits}, got {value!r}")
-
-
-def _check_number(name: str, value: float, above: float = -math.inf) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not (above < value < math.inf):
-        limit = "" if math.isinf(above) else f" above {above}"
-        raise ValueError(f"{name} must be a finite number{limit}, got {value!r}")
+def _check_above(name: str, value: float) -> None:
+    if not _is_number(value) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number above 0, got {shown(value)}")

@@ -21,9 +21,10 @@ import torch
 
 from musicldm.audio import write_audio
 from musicldm.audio.figures import save_figure
+from musicldm.config.values import check_kind, check_whole
 from musicldm.generate.adapters import load_adapters
 from musicldm.generate.environment import choose_device, choose_dtype, model_revision, package_versions
-from musicldm.generate.recipe import Request, Settings, compose, random_seed
+from musicldm.generate.recipe import Request, Settings, check_opening, compose, random_seed
 from musicldm.models.loading import find_folder
 from musicldm.novelty import CopyError
 from musicldm.novelty.guard import CopyGuard
@@ -95,6 +96,8 @@ class Session:
     """
 
     def __init__(self, model: str | Path = "mini", device: str = "auto", dtype: str = "auto", fast: bool = True):
+        check_opening(model, dtype, fast)
+        check_kind("device", device, str, "the name of a device, such as cpu")
         self.model, self.fast, self.device = str(model), fast, choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.folder = find_folder(model, MusicLDMPipeline.download)
@@ -175,6 +178,13 @@ class Session:
             OSError: if an adapter or an index cannot be read.
         """
         requests = list(requests)
+        for one in requests:
+            check_kind("a request", one, Request, "a musicldm.generate.Request")
+        if at_once is not None:
+            check_whole("at_once", at_once)
+        for name, function in (("progress", progress), ("cancel", cancel)):
+            if function is not None and not (callable(function) or isinstance(function, threading.Event)):
+                raise ValueError(f"{name} must be a function, or None, got {function!r}")
         refusals: list[str] = []
         refused: list[int] = []
         first = 0

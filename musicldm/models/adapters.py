@@ -14,23 +14,34 @@ https://arxiv.org/abs/2406.12292.
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
+import warnings
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import ClapModel, PreTrainedTokenizerBase
 
 from musicldm.config import LoraConfig
+from musicldm.config.values import check_kind, check_number, shown
 from musicldm.kernels.unet_attention import separate_projections
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 RESIDUAL = ("time_emb_proj", "conv1", "conv2")  # the first is where time and condition enter
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 EMBEDDING_FILE = "learned_embeds.safetensors"
+READING = {  # what diffusers takes of where an adapter is read from
+    *("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder", "weight_name"),
+    "use_safetensors",
+}
 NAME = re.compile(r"<[a-z0-9-]+>")  # of a concept
 
 
@@ -47,27 +58,74 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
     ):
         """Add the adapter of a folder, a file, a hub name or a state dict; arguments as in diffusers.
 
+        All of an adapter is added or nothing. What a file holds for other parts than the UNet is named in a warning.
+
         Raises:
-            ValueError: it holds no adapter of a UNet, or one for a UNet of other sizes.
+            FileNotFoundError: there is none.
+            ValueError: it holds no adapter of a UNet, one of which not all fits this UNet, or NaN; or its
+                ``adapter_name`` is none, or taken.
         """
-        path_or_dict = path_or_dict if isinstance(path_or_dict, dict) else str(path_or_dict)
-        layers, alphas, metadata = self.lora_state_dict(
-            path_or_dict, unet_config=self.unet.config, return_lora_metadata=True, **kwargs
-        )
-        if not any(name.startswith("unet.") for name in layers):
-            raise ValueError(f"there are no adapters of a UNet in {_shown(path_or_dict)}")
+        if self.unet is None:
+            raise ValueError("the pipeline has no unet, which adapters are added to; load the whole model")
+        check_adapter_name(adapter_name)
+        shown_path = "the given tensors" if isinstance(path_or_dict, dict) else os.fspath(path_or_dict)
+        into = {name: kwargs.pop(name) for name in ("hotswap", "low_cpu_mem_usage") if name in kwargs}
+        if unknown := sorted(kwargs.keys() - READING):
+            raise TypeError(f"load_lora_weights has no arguments {unknown}; it knows {', '.join(sorted(READING))}")
+        layers, alphas, metadata = self._read_adapter(path_or_dict, shown_path, kwargs)
+        taken = {name: value for name, value in layers.items() if name.startswith("unet.")}
+        if not taken:
+            raise ValueError(f"there are no adapters of a UNet in {shown_path}")
+        if others := sorted({name.partition(".")[0] for name in layers.keys() - taken.keys()}):
+            warnings.warn(
+                f"{shown_path} also changes {', '.join(others)}, which is left as it is: only the UNet takes adapters",
+                stacklevel=2,
+            )
+        if problem := misfit(taken, self.unet):
+            raise ValueError(
+                f"the adapter in {shown_path} does not fit this UNet ({problem}); load the model that it was trained on"
+            )
         separate_projections(self.unet)
+        into["metadata"] = metadata
         try:
-            self.load_lora_into_unet(layers, alphas, self.unet, adapter_name, metadata=metadata, _pipeline=self)
-        except (RuntimeError, ValueError) as error:
+            self.load_lora_into_unet(taken, alphas, self.unet, adapter_name, _pipeline=self, **into)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
-                f"the adapter in {_shown(path_or_dict)} does not fit this UNet ({reason}); load the model that it was "
+                f"the adapter in {shown_path} does not fit this UNet ({reason}); load the model that it was "
                 "trained on, under an adapter_name that is still free"
             ) from error
 
+    def _read_adapter(self, path_or_dict: str | Path | dict, shown_path: str, options: dict) -> tuple[dict, dict, dict]:
+        """Layers, alphas and metadata as diffusers reads them; errors as of `load_lora_weights`."""
+        names = path_or_dict
+        if not isinstance(path_or_dict, dict):
+            path_or_dict = find_adapter(path_or_dict)
+            names = names_in(Path(path_or_dict), options.get("weight_name"))
+        if any("dora_scale" in name for name in names):
+            raise ValueError(f"{shown_path} is a DoRA adapter, whose magnitudes cannot be applied; use a LoRA")
+        try:
+            layers, alphas, metadata = self.lora_state_dict(
+                path_or_dict, unet_config=self.unet.config, return_lora_metadata=True, **options
+            )
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{shown_path} is no file or folder with an adapter, and the hub gave none ({_first_line(error)}); "
+                "give the final/ folder of its training"
+            ) from error
+        except (SafetensorError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{shown_path} cannot be read as an adapter: {_first_line(error)}") from error
+        return layers, alphas, metadata
+
+    def set_adapters(self, adapter_names: list[str] | str, adapter_weights=None) -> None:
+        """Weigh and activate adapters; arguments as in diffusers. ValueError for weights that are not finite."""
+        for weight in adapter_weights if isinstance(adapter_weights, list | tuple) else [adapter_weights]:
+            check_weights("adapter_weights", weight)
+        super().set_adapters(adapter_names, adapter_weights)
+
     def fuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
         """Add the active adapters into the UNet's weights; arguments as in diffusers."""
+        check_weights("lora_scale", kwargs.get("lora_scale"))
         super().fuse_lora(components or ["unet"], **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
@@ -75,8 +133,85 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
         super().unfuse_lora(components or ["unet"], **kwargs)
 
 
-def _shown(path_or_dict: str | dict) -> str:
-    return path_or_dict if isinstance(path_or_dict, str) else "the given tensors"
+def find_adapter(path: str | Path) -> str:
+    """``path`` if it is there or can be a hub's ``owner/name``; FileNotFoundError otherwise."""
+    check_kind("the adapter", path, (str, Path), "a folder, a file, a hub name or a state dict")
+    text = os.fspath(path)
+    if not os.path.exists(text) and (isinstance(path, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", text)):
+        raise FileNotFoundError(f"there is no adapter at {text}; give the final/ folder of its training")
+    return text
+
+
+def names_in(path: Path, weight_name: str | None = None) -> list[str]:
+    """Names of the tensors of an adapter that lies here in a safetensors file; none of others.
+
+    Warns where the folder is that of a concept, of which the UNet's adapter alone is no more than half.
+    """
+    if path.is_dir():
+        if (path / EMBEDDING_FILE).is_file():
+            warnings.warn(
+                f"{path} is a concept; its word is left out: load it by load_concept (--concept)", stacklevel=4
+            )
+        path = path / (weight_name or WEIGHTS_FILE)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as an adapter: {_first_line(error)}") from error
+
+
+def check_adapter_name(name: str | None) -> None:
+    """ValueError unless ``name`` can be an adapter's in peft, which makes a module of that name; None: it chooses."""
+    check_kind("adapter_name", name, (str, type(None)), "a text, or None")
+    if name is not None and (not name or "." in name or hasattr(nn.ModuleDict(), name)):
+        raise ValueError(f"adapter_name must be a word without dots that torch's modules do not use, got {shown(name)}")
+
+
+def check_weights(name: str, weight) -> None:
+    """ValueError unless ``weight`` is a finite number, None, or such ones by part, as diffusers takes them."""
+    for value in weight.values() if isinstance(weight, dict) else [weight]:
+        if isinstance(value, dict | list | tuple):
+            for one in value if not isinstance(value, dict) else value.values():
+                check_weights(name, one)
+        elif value is not None:
+            check_number(name, value)
+
+
+def misfit(layers: dict[str, Tensor], unet: UNet2DConditionModel) -> str | None:
+    """What of an adapter's ``layers``, named ``unet.MODULE.lora_A.weight``, cannot be applied to ``unet``; or None.
+
+    diffusers' older names are known, and the factors of LoKr are only held to the UNet's modules.
+    """
+    layers = {name.removeprefix("unet."): value for name, value in layers.items()}
+    if "lora_A" not in next(iter(layers)) and not any(".lokr_" in name for name in layers):
+        layers = convert_unet_state_dict_to_peft(layers)
+    modules, pairs = dict(unet.named_modules()), {}
+    for name, value in layers.items():
+        module, _, factor = name.partition(".lora_") if ".lora_" in name else name.partition(".lokr_")
+        if not factor:
+            return f"{name} is no layer of an adapter that can be applied"
+        if module not in modules:
+            return f"the UNet has no layer {module}"
+        if not torch.isfinite(value).all():
+            return f"{name} holds NaN or infinity"
+        if ".lora_" in name:
+            pairs.setdefault(module, {})[factor] = value
+    for module, factors in pairs.items():
+        if missing := {"A.weight", "B.weight"} - factors.keys():
+            return f"{module} lacks lora_{min(missing)}, half of a pair"
+        if unknown := factors.keys() - {"A.weight", "B.weight", "B.bias"}:
+            return f"lora_{min(unknown)} of {module} cannot be applied"
+        if any(factor.ndim < 2 for factor in (factors["A.weight"], factors["B.weight"])):
+            return f"the factors of {module} are no matrices"
+        if (rank := len(factors["A.weight"])) != (other := factors["B.weight"].shape[1]):
+            return f"the factors of {module} are of ranks {rank} and {other}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def add_adapter(unet: UNet2DConditionModel, config: LoraConfig) -> None:
@@ -122,8 +257,13 @@ def check_word(clap: ClapModel, tokenizer: PreTrainedTokenizerBase, name: str, v
     if name in tokenizer.get_vocab():
         raise ValueError(f"the model knows the concept {name} already; take another name")
     size = clap.text_model.embeddings.word_embeddings.embedding_dim
-    if vector is not None and vector.shape != (size,):
-        raise ValueError(f"{name} was learned for words of size {len(vector)}, this CLAP's have {size}")
+    if vector is None:
+        return
+    if vector.shape != (size,):
+        learned = len(vector) if vector.ndim == 1 else tuple(vector.shape)
+        raise ValueError(f"{name} was learned for words of size {learned}, this CLAP's have {size}")
+    if not vector.is_floating_point() or not torch.isfinite(vector).all():
+        raise ValueError(f"the word vector of {name} is not of finite numbers; train the concept again")
 
 
 def add_word(clap: ClapModel, tokenizer: PreTrainedTokenizerBase, name: str, vector: Tensor | None = None) -> int:
@@ -170,11 +310,19 @@ def load_concept(pipeline, folder: str | Path) -> str:
     file = Path(folder) / EMBEDDING_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no concept ({EMBEDDING_FILE}): train one by `musicldm train concept`")
-    ((name, vector),) = load_file(file).items()
+    try:
+        words = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read as a concept's word: {_first_line(error)}") from error
+    if len(words) != 1:
+        raise ValueError(f"{file} holds {len(words)} words ({shown(sorted(words))}), a concept is one")
+    ((name, vector),) = words.items()
+    if pipeline.text_encoder is None or pipeline.tokenizer is None:
+        raise ValueError("a concept is a word for text_encoder and tokenizer, and the pipeline lacks one of them")
     adapter = name.strip("<>")
     check_word(pipeline.text_encoder, pipeline.tokenizer, name, vector)
     before = pipeline.get_active_adapters()
-    pipeline.load_lora_weights(folder, adapter_name=adapter)
+    pipeline.load_lora_weights(file.with_name(WEIGHTS_FILE), adapter_name=adapter)
     pipeline.unet.set_adapter([*before, adapter])  # the pipeline's own method would give all of them the weight 1
     add_word(pipeline.text_encoder, pipeline.tokenizer, name, vector)
     return name

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from musicldm.analysis.waveforms import SILENCE
+from musicldm.audio.reading import HIGHEST_RATE, LOWEST_RATE
+from musicldm.config.values import check_kind, check_number, check_whole, shown
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty import CopyError
 from musicldm.novelty.alignment import WINDOWS_S
@@ -23,7 +25,7 @@ from musicldm.novelty.index import NoveltyIndex
 from musicldm.novelty.steering import Steering
 from musicldm.pipelines.base import MusicLDMPipelineOutput
 from musicldm.pipelines.calls import taking_turns
-from musicldm.pipelines.checks import check_texts
+from musicldm.pipelines.checks import as_embeds, check_texts
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.denoising import Correct, make_generators
 from vocoder import mel_config
@@ -52,13 +54,17 @@ class CopyGuard:
 
     Raises:
         FileNotFoundError: if there is no index.
-        ValueError: if it is damaged, or was made with another CLAP, or the model carries none.
+        ValueError: if it is damaged, or was made with another CLAP, or the model carries none; or for a strength that
+            is no finite number from 0.
         OSError: if a hub has the index and refuses it.
     """
 
     def __init__(
         self, pipeline: MusicLDMPipeline, index: NoveltyIndex | str | Path | None = None, strength: float = STRENGTH
     ):
+        check_kind("pipeline", pipeline, MusicLDMPipeline, "a MusicLDMPipeline")
+        check_kind("index", index, (NoveltyIndex, str, Path, type(None)), "a NoveltyIndex, its folder, or None")
+        check_number("strength", strength, least=0)
         if index is None and (index := index_of(pipeline)) is None:
             raise ValueError(
                 "the copy guard needs an index of the training set, and the model carries none; give the folder of one "
@@ -73,7 +79,19 @@ class CopyGuard:
         """What `musicldm.novelty.check` finds of ``waveform`` (L,) or (A, L), and ``too_close``: a copied passage, or
         more similar to some clip than ``max_similarity``. By default that is the similarity that 1 % of other music
         exceeds, and a window of 2 s may not be nearer than in 1 % either.
+
+        Raises:
+            ValueError: for something else than such a waveform, with NaN, or at no rate.
         """
+        _check_similarity(max_similarity)
+        check_whole("sample_rate", sample_rate, LOWEST_RATE, HIGHEST_RATE)
+        waveform = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
+        if waveform.dtype.kind != "f" or waveform.ndim not in (1, 2) or not waveform.size:
+            raise ValueError(
+                f"waveform must be floats (L,) or (A, L), at least one sample, got {waveform.dtype} {waveform.shape}"
+            )
+        if not np.isfinite(waveform).all():
+            raise ValueError("waveform holds NaN or infinity, so there is nothing to compare")
         waveform = waveform if waveform.ndim == 1 else waveform.mean(axis=0)
         most = self.index.similarity_threshold if max_similarity is None else max_similarity
         if np.abs(waveform).max(initial=0) < SILENCE:
@@ -102,6 +120,8 @@ class CopyGuard:
         call = inspect.signature(self.pipeline.__call__).bind(*args, **options)
         call.apply_defaults()
         arguments = call.arguments
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            arguments[name] = as_embeds(name, arguments[name])
         _check(mode, max_similarity, arguments)
         wanted = arguments["return_best"] or arguments["num_waveforms_per_prompt"]
         with taking_turns(self.pipeline):
@@ -116,7 +136,7 @@ class CopyGuard:
             output.scores = None if output.scores is None else torch.from_numpy(output.scores)
         if mode == "avoid" and waiting:
             prompts = [arguments["prompt"]] if isinstance(arguments["prompt"], str) else arguments["prompt"]
-            names = [f"prompt {i + 1}" if prompts is None else repr(prompts[i]) for i in waiting]
+            names = [f"prompt {i + 1}" if prompts is None else shown(prompts[i]) for i in waiting]
             raise CopyError(_refusal(names, [drawn[i] for i in waiting]), output, tuple(waiting))
         return output if arguments["return_dict"] else (output.audios,)
 
@@ -163,16 +183,27 @@ class CopyGuard:
 
 def _check(mode: str, max_similarity: float | None, arguments: dict) -> None:
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if max_similarity is not None and not -1 <= max_similarity <= 1:
-        raise ValueError(f"max_similarity is a cosine from -1 to 1, got {max_similarity}")
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {shown(mode)}")
+    _check_similarity(max_similarity)
+    check_whole("num_waveforms_per_prompt", arguments["num_waveforms_per_prompt"])
+    if arguments["return_best"] is not None:
+        check_whole("return_best", arguments["return_best"], 1, arguments["num_waveforms_per_prompt"])
     if arguments["output_type"] == "latent":
         raise ValueError("latents cannot be compared with the training set; ask for waveforms, or call the pipeline")
     if mode != "report" and arguments["latents"] is not None:
         raise ValueError(f"mode={mode!r} draws new noise, so latents cannot be given; give a seed, or use 'report'")
     seconds = arguments["audio_length_in_s"]
+    if seconds is not None:
+        check_number("audio_length_in_s", seconds)
     if seconds is not None and seconds < WINDOWS_S[0]:
         raise ValueError(f"{seconds:g} s are too short to compare with the training set; ask for {WINDOWS_S[0]:g} s")
+
+
+def _check_similarity(most: float | None) -> None:
+    if most is not None:
+        check_number("max_similarity", most)
+        if not -1 <= most <= 1:
+            raise ValueError(f"max_similarity is a cosine from -1 to 1, got {most}")
 
 
 def _rows(value, rows: list[int]):

@@ -335,7 +335,8 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
             evaluate = _predict_alone
         step_options = options_of_step(self.scheduler, latents, eta, generator)
         options |= {"step_options": step_options, "evaluate": (watched := Watched(evaluate))}
-        with unet_attention.serving(self.unet, (condition.cross_attention_kwargs or {}).get("window")):
+        window = (condition.cross_attention_kwargs or {}).get("window")
+        with unet_attention.serving(self.unet, window, latents.device.type):
             latents = sampling.denoise(self.unet, self.scheduler, latents, condition, timesteps, guidance, **options)
         others = [name for name in ("correct", "on_step") if options.get(name)]
         watched.check(latents, self.unet, type(self.scheduler).__name__, others)

@@ -67,7 +67,8 @@ def prepare_launches(pipeline, record: Record = record_graph) -> None:
     """Fewer kernels, launched together: fused projections, and denoising steps that are recorded on first use."""
     install(pipeline.unet)
     fuse_projections(pipeline.unet)
-    pipeline.step_graphs = StepGraphs(record)
+    if pipeline.step_graphs is None or not pipeline.step_graphs.serves(pipeline.unet):
+        pipeline.step_graphs = StepGraphs(record)
 
 
 def computes_bfloat16() -> bool:
