@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import re
 import secrets
@@ -24,6 +25,7 @@ from pathlib import Path
 LONGEST_TEXT = 60  # characters of a text that become part of a file's name
 LONGEST_NAME = 255  # bytes, where the file system does not tell
 LOCK_FILE = ".musicldm.lock"
+PART = re.compile(r"\.[0-9a-f]{16}\.part")  # names of what `write_whole` has not finished
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How libraries that write files word it, beside the operating system: numpy, torch, safetensors, pyarrow.
 FULL_WORDS = re.compile(
@@ -128,13 +130,35 @@ def check_mark(folder: Path, mark: str, writes: Sequence[str], command: str) -> 
         raise NotADirectoryError(f"the output folder {folder} is a file; give another one with --out")
     if (folder / mark).is_file():
         return True
-    if there := sorted({path.name for pattern in (mark, *writes) for path in folder.glob(pattern)}):
+    found = {path for pattern in (mark, *writes) for path in folder.glob(pattern) if _holds_something(path)}
+    if there := sorted(path.relative_to(folder).as_posix() for path in found):
         names = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
         raise FileExistsError(
             f"{folder} holds {names}, but no {mark} of `musicldm {command}`: nothing was "
             "changed; give another folder with --out, or move them away"
         )
     return False
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether ``path`` is more than what a run leaves that was killed before it wrote its mark."""
+    names = [child.name for child in path.iterdir()] if path.is_dir() else [path.name]
+    return not all(PART.fullmatch(name) for name in names)
+
+
+def read_mark(file: Path, command: str, *keys: str) -> object:
+    """The JSON of the mark ``file``, which is an object with ``keys`` if there are any, else a text.
+
+    Raises:
+        FileExistsError: it is something else, which `musicldm COMMAND` has not written.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict if keys else str) or not set(keys) <= set(content):
+        raise FileExistsError(f"{file} was not written by `musicldm {command}`; give another folder with --out")
+    return content
 
 
 def remove_own(folder: Path, *patterns: str) -> None:

@@ -22,7 +22,7 @@ from musicldm.analysis.key import estimate_key
 from musicldm.analysis.onsets import percussive_share
 from musicldm.analysis.waveforms import SILENCE
 from musicldm.audio import read_audio, read_recipe
-from musicldm.audio.output import check_mark, write_whole
+from musicldm.audio.output import check_mark, read_mark, write_whole
 from musicldm.audio.reading import identity
 from musicldm.audio.text import read_lines, read_text
 from musicldm.data.collection import Collection
@@ -30,7 +30,6 @@ from musicldm.data.metadata import SUFFIXES
 from musicldm.evaluate.families import REFUSED
 from musicldm.generate.recipe import Request
 from musicldm.generate.session import Session
-from musicldm.models.loading import read_json
 
 PLAN, AUDIO = "settings.json", "audio"
 WRITES = ("metrics.json", "report.md", "report.html", "measured.jsonl")
@@ -89,12 +88,8 @@ def begin(out: Path, settings: dict) -> None:
     """
     note = out / PLAN
     made = (AUDIO,) if settings["audio"] is None else ()
-    if check_mark(out, PLAN, (*WRITES, *made), "evaluate"):
-        before = read_json(note)
-        if not isinstance(before, dict) or "prompts" not in before:
-            raise FileExistsError(f"{note} was not written by `musicldm evaluate`; give another folder with --out")
-        if before != settings:
-            raise ValueError(f"{out} holds an evaluation with other settings ({note}); give another folder with --out")
+    if check_mark(out, PLAN, (*WRITES, *made), "evaluate") and read_mark(note, "evaluate", "prompts") != settings:
+        raise ValueError(f"{out} holds an evaluation with other settings ({note}); give another folder with --out")
     write_whole(note, (json.dumps(settings, indent=1) + "\n").encode())
 
 

@@ -18,13 +18,12 @@ import torch
 from tqdm import tqdm
 
 from musicldm.analysis.waveforms import SILENCE
-from musicldm.audio.output import check_mark, sole_writer, write_whole
+from musicldm.audio.output import check_mark, read_mark, sole_writer, write_whole
 from musicldm.data.clips import Clip, read_clip
 from musicldm.data.collection import Collection, as_collection
 from musicldm.data.metadata import licence_of
 from musicldm.data.shards import recording_identity
 from musicldm.models.clap_embedder import ClapEmbedder
-from musicldm.models.loading import read_json
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, WINDOWS_S, pitch_frames
 from musicldm.novelty.index import SECOND_CHECK, NoveltyIndex, Windows, finish, partial, write_index
 from musicldm.novelty.windows import HOP_S, WINDOW_S, cut_windows, embed_windows, query_windows
@@ -101,7 +100,7 @@ def build_index(
         finish(ready, about | {"base_rate": base_rate})
         ready.rename(out)
         _clear(work)
-    if not any(work.iterdir()):
+    if work.is_dir() and not any(work.iterdir()):
         work.rmdir()
     return NoveltyIndex(out)
 
@@ -284,12 +283,8 @@ def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder, wi
     plan = [embedder.name, str(data), CLIPS_A_PART, [WINDOW_S, HOP_S] if windows else None, listing]
     plan = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
     note = work / PLAN
-    if check_mark(work, PLAN, ("part-*.npz", READY), "novelty index"):
-        before = read_json(note)
-        if not isinstance(before, str):
-            raise FileExistsError(f"{note} is of another program; give another name with --out")
-        if before != plan:
-            _clear(work)
+    if check_mark(work, PLAN, ("part-*.npz", READY), "novelty index") and read_mark(note, "novelty index") != plan:
+        _clear(work)
     write_whole(note, json.dumps(plan).encode())
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -293,6 +294,7 @@ def test_odd_names_and_places(tmp_path):
     (out / ".work").mkdir(parents=True)
     soundfile.write(out / ".work" / "left.flac", music(2, 1.0), RATE)
     config = PrepareConfig(tracker="librosa", caption_function="tests.data.test_prepare:speak")
+    (out / ".work" / "settings.json").write_text(json.dumps(asdict(config)))
     assert prepare(tmp_path, out, config)[:3] == (1, 0, 3)
     errors = {row["file_name"]: row["error"] for row in map(json.loads, (out / "errors.jsonl").open())}
     assert errors == {

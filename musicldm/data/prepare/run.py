@@ -46,10 +46,11 @@ import numpy as np
 from tqdm import tqdm
 
 from augment.beats import TRACKERS, load_tracker
-from musicldm.audio.output import check_mark, remove_own, sole_writer, write_whole
+from musicldm.audio.output import check_mark, read_mark, remove_own, sole_writer, write_whole
+from musicldm.audio.reading import identity
 from musicldm.audio.workers import Apart, Crash, Workers
 from musicldm.data.cluster import map_on_cluster
-from musicldm.data.metadata import split_of
+from musicldm.data.metadata import differs_by_case, split_of, unknown_columns
 from musicldm.data.prepare.captions import CAPTIONS, caption_function, find_metadata, metadata_of, texts_of
 from musicldm.data.prepare.duplicates import find_duplicates, group_of_each
 from musicldm.data.prepare.index import IndexWriter
@@ -103,6 +104,7 @@ def find_files(folder: Path, leave_out: Sequence[Path] = ()) -> list[str]:
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if Path(root, name) not in leave_out]
         named = [*files, *folders]  # a folder called x.wav is somebody's mistake, and is listed as one
+        named = [name for name in named if not name.startswith("._")]  # what macOS leaves beside files
         names += [Path(root, name).relative_to(folder).as_posix() for name in named if name.lower().endswith(SUFFIXES)]
     if not names:
         raise FileNotFoundError(f"no recordings in {folder} ({', '.join(SUFFIXES)})")
@@ -135,9 +137,11 @@ def prepare(
     names = find_files(folder, leave_out=(out, work))
     own = caption_function(config.caption_function) if config.caption_function else None
     metadata = find_metadata(folder)
+    print(account(folder, names, metadata), file=sys.stderr)
     if (out / DONE_FILE).is_file():
-        done = _read_done(out / DONE_FILE)
-        if done["settings"] != asdict(config) or done["files"] != _listing(folder, names, metadata):
+        done = read_mark(out / DONE_FILE, "prepare", "settings", "files", "made")
+        listings = (_listing(folder, names, metadata), _listing(folder, names, metadata, by_size=True))
+        if done["settings"] != asdict(config) or done["files"] not in listings:
             raise ValueError(f"{out} holds data made of other files or with other settings: choose another folder")
         return Prepared(**done["made"])
     check_mark(out, f"{WORK}/{SETTINGS}", (DONE_FILE, ERRORS_FILE, INDEX_FILE, "shards", WORK), "prepare")
@@ -150,15 +154,16 @@ def prepare(
     return made
 
 
-def _read_done(file: Path) -> dict:
-    """What an earlier run noted in the end; FileExistsError if it is no such note."""
-    try:
-        done = json.loads(file.read_text())
-    except ValueError:
-        done = None
-    if not isinstance(done, dict) or not {"settings", "files", "made"} <= set(done):
-        raise FileExistsError(f"{file} was not written by `musicldm prepare`; give another folder with --out")
-    return done
+def account(folder: Path, names: list[str], metadata: dict) -> str:
+    """One line: how many recordings there are, and what of the metadata does not fit them."""
+    words = [f"{folder}: {len(names)} recordings"]
+    if metadata:
+        counts = len(metadata.keys() - set(names)), len(set(names) - metadata.keys())
+        words += [f"{counts[0]} more in the metadata"] * bool(counts[0])
+        words += [f"{counts[1]} that the metadata does not name"] * bool(counts[1])
+        unknown = dict.fromkeys(name for row in metadata.values() for name in unknown_columns(row))
+        words += [f"columns that nothing reads: {', '.join(list(unknown)[:9])}"] * bool(unknown)
+    return "; ".join(words)
 
 
 def measure_files(names: list[str], measure: Measure, workers: int | None, ray: str | None) -> None:
@@ -166,7 +171,7 @@ def measure_files(names: list[str], measure: Measure, workers: int | None, ray: 
     folder, work, config = measure.folder, measure.work, measure.config
     work.mkdir(parents=True, exist_ok=True)
     settings = work / SETTINGS
-    if settings.exists() and json.loads(settings.read_text()) != asdict(config):
+    if settings.exists() and read_mark(settings, "prepare", "sample_rate") != asdict(config):
         raise ValueError(
             f"{work.parent} holds an unfinished run with other settings: repeat those, or choose another folder"
         )
@@ -189,13 +194,14 @@ def _here(measure: Measure, jobs: Sequence[Job], workers: int) -> Iterator[tuple
         yield from pool.map(jobs)
 
 
-def _listing(folder: Path, names: list[str], metadata: dict) -> str:
-    """A digest of the names and sizes of all files, and of what comes with them."""
+def _listing(folder: Path, names: list[str], metadata: dict, by_size: bool = False) -> str:
+    """A digest of the identities of all files, earlier versions' of their sizes, and of what comes with them."""
     lines = []
     for name in names:
         try:
             about = json.dumps(metadata_of(folder / name, metadata.get(name)))
-            lines.append(f"{name} {(folder / name).stat().st_size} {about}")
+            path = folder / name
+            lines.append(f"{name} {path.stat().st_size if by_size else identity(path)} {about}")
         except (OSError, ValueError):
             lines.append(f"{name} cannot be read")
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
@@ -204,8 +210,7 @@ def _listing(folder: Path, names: list[str], metadata: dict) -> str:
 def _result(work: Path, folder: Path, name: str) -> Path:
     """Where the rows of the file ``name`` are kept while a run is under way; a changed file has another place."""
     try:
-        stat = (folder / name).stat()
-        about = f"{name} {stat.st_size} {stat.st_mtime_ns}"
+        about = f"{name} {identity(folder / name)}"
     except OSError:
         about = name
     return work / f"{hashlib.sha256(about.encode(errors='surrogateescape')).hexdigest()[:24]}.json"
@@ -253,7 +258,7 @@ class Measure:
                 break
             if part is None:
                 break
-            place = job.result.with_name(f"{job.result.stem}-{len(rows)}")
+            place = job.result.with_name(f"{job.result.stem}-{part.row['part']}")
             words = io.BytesIO()
             np.save(words, part.words)
             write_whole(place.with_suffix(".flac"), part.flac)
@@ -278,7 +283,12 @@ def assemble(folder: Path, names: list[str], out: Path, config: PrepareConfig, m
     work = out / WORK
     rows, places, errors = [], [], []
     for name in sorted(metadata.keys() - set(names)):
-        errors.append({"file_name": name, "error": "is named in the metadata, and not there"})
+        if (folder / name).exists():
+            error = f"is named in the metadata, and none of {', '.join(SUFFIXES)}"
+        else:
+            like = differs_by_case(folder, name)
+            error = "is named in the metadata, and not there" + (f"; {like} is" if like else "")
+        errors.append({"file_name": name, "error": error})
     for name in names:
         result = _result(work, folder, name)
         found = json.loads(result.read_text())
@@ -302,7 +312,7 @@ def assemble(folder: Path, names: list[str], out: Path, config: PrepareConfig, m
     with ShardWriter(shards, config.shard_bytes) as writer, IndexWriter(index) as table:
         for short, place in zip(rows, places, strict=True):
             found = json.loads(_result(work, folder, short["file_name"]).read_text())
-            row = found["rows"][short["part"]] | short
+            row = next(row for row in found["rows"] if row["part"] == short["part"]) | short
             row["texts"] = texts_of(row, config.captions, own, folder / row["file_name"])
             row["shard"] = row["member"] = None
             if row["duplicate_of"] is not None:
