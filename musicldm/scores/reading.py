@@ -82,7 +82,11 @@ def read_score(path: Path) -> Score:
     except FileNotFoundError:
         raise
     except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, struct.error, KeySignatureError) as error:
-        reason = str(error) or "it ends too early"
+        reason = (
+            str(error)
+            if isinstance(error, (OSError, ValueError, KeySignatureError))
+            else "it is damaged, or ends too early"
+        )
         raise ValueError(f"{path} is not a readable MIDI file: {reason}") from error
     if midi.type == 2:
         raise ValueError(f"{path} holds independent patterns (MIDI type 2); save it as type 0 or 1")

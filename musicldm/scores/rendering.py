@@ -156,9 +156,7 @@ def render_scores(
     table = read_index(index) if index else Index({}, [])
     found = find_scores([Path(p) for p in scores], table.by_name())
     if index and not {*found} & {*table.rows, *dict(table.faults)}:
-        warnings.warn(
-            f"no row of {index} is of one of the {len(found)} scores; its paths must end as theirs do", stacklevel=2
-        )
+        warnings.warn(f"{index} has no row of any of the {len(found)} scores; is it for others?", stacklevel=2)
     fonts = [Path(p) for p in config.soundfonts] or [find_soundfont()]
     for font in fonts:
         check_soundfont(font)

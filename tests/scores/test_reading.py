@@ -17,7 +17,6 @@ from musicldm.scores.facts import (
     score_facts,
 )
 from musicldm.scores.general_midi import GROUPS, ORCHESTRATIONS, PROGRAMS, group
-from musicldm.scores.index import read_index
 from musicldm.scores.reading import Change, change_score, parts, read_score, write_windows
 from musicldm.scores.rendering import RenderConfig
 from musicldm.scores.windows import choose_windows, drop_silence, music_spans, sounds
@@ -342,9 +341,3 @@ def test_keys_are_read_and_named():
     ]
     with pytest.raises(ValueError, match="'H' is not a key"):
         parse_key("H")
-
-
-def test_an_index_without_its_columns_is_refused(tmp_path):
-    (tmp_path / "index.csv").write_text("path,title\na.mid,A\n")
-    with pytest.raises(ValueError, match="lacks the columns source, licence"):
-        read_index(tmp_path / "index.csv")
