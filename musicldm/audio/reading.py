@@ -35,7 +35,12 @@ STATED = {  # the line of libsndfile's log with the size that a header declares 
     kind: rf"^\s*{name}\s*:\s*(\d+) \(should be (\d+)\)" for kind, name in SIZES.items()
 }
 MISSING_S = 0.1  # which may lack at the end without a word
+CANCELLED = 1e-3  # of the loudest sample; a mean of channels that never exceeds it is what is left of opposite ones
 REPAIR = "give the whole file or leave it out"
+
+
+class Ends(ValueError):
+    """A recording that ends early."""
 
 
 class Audio:
@@ -96,7 +101,7 @@ class Audio:
         if self.lacks(n) and not self.remark:
             self.remark = self.ends(n)
         self.warn()
-        if loudest_mean < 1e-6 <= loudest:
+        if loudest_mean < CANCELLED * loudest:
             warnings.warn(f"{self.name}: its channels cancel each other; their mean is silent", stacklevel=2)
 
     def warn(self) -> None:
@@ -105,7 +110,7 @@ class Audio:
             warnings.warn(f"{self.name} {self.remark}", stacklevel=2)
 
     def check_end(self) -> None:
-        """Look for the last frame, where a container without sizes (FLAC) declares one; ValueError if it is missing."""
+        """Look for the last frame, where a container without sizes (FLAC) declares one; `Ends` if it is missing."""
         import soundfile
 
         if self.sound.format != "FLAC" or not self.frames:
@@ -117,7 +122,7 @@ class Audio:
         except soundfile.LibsndfileError:
             there = 0
         if not there:
-            raise ValueError(f"{self.name} ends before the {self.duration_s:.2f} s that its header states; {REPAIR}")
+            raise Ends(f"{self.name} ends before the {self.duration_s:.2f} s that its header states; {REPAIR}")
 
     def lacks(self, n: int) -> bool:
         """Whether ``n`` frames are fewer than declared."""
@@ -132,6 +137,18 @@ class Audio:
             at = tuple(np.argwhere(~np.isfinite(frames))[0])
             seconds = (start + at[0]) / self.rate
             raise ValueError(f"{self.name} holds {frames[at]} at {seconds:.3f} s; repair the file or leave it out")
+
+
+def doubt(path: Path) -> str | None:
+    """Words for a recording that libsndfile can open and that ends early; None for another, or another kind of file."""
+    try:
+        with open_audio(path) as audio:
+            audio.check_end()
+            return None if audio.remark and "no MP3" in audio.remark else audio.remark
+    except Ends as error:
+        return str(error).removeprefix(f"{path} ")
+    except ValueError:
+        return None
 
 
 @contextmanager

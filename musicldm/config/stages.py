@@ -287,6 +287,7 @@ class DiffusionConfig(TrainConfig):
     drop_condition: float = 0.1  # share of items trained without a condition, for classifier-free guidance
     text_condition: float = 0.0  # share of items conditioned on the caption instead of the audio
     text_condition_last: float | None = None  # that share in the last epoch, if it is to change linearly until then
+    captions: str = _changeable("expected")  # or none: metadata without any is meant so
     ema_decay: float = 0.9999
     on_device: bool = False  # clips lie, and are drawn, in the GPU's memory, and both passes are one CUDA graph
     lora: LoraConfig = field(default_factory=LoraConfig)  # needs init=MODEL
@@ -310,6 +311,7 @@ class DiffusionConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _one_of("prediction", self.prediction, PREDICTIONS)
+        _one_of("captions", self.captions, ("expected", "none"))
         _one_of("mixup", self.mixup, MIXUPS)
         _one_of("mixup_mode", self.mixup_mode, MODES)
         _one_of("mixup_tracker", self.mixup_tracker, TRACKERS)

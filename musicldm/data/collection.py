@@ -20,8 +20,6 @@ from musicldm.data.clips import Clip, cut_clips
 from musicldm.data.metadata import (
     OTHER_SUFFIXES,
     SUFFIXES,
-    TOLD,
-    USED,
     audio_files,
     differs_by_case,
     licence_of,
@@ -30,6 +28,7 @@ from musicldm.data.metadata import (
     row_texts,
     split_of,
     table_of,
+    unknown_columns,
 )
 from musicldm.data.shards import INDEX_FILE, index_rows
 
@@ -147,8 +146,7 @@ class Collection:
         if table_of(self.folder):
             bare = [row["file_name"] for row in self.rows if not self.texts(row)]
             words += [_some(bare, "without a caption")] if bare else []
-            of_others = (row for row in self._named if "soundfont" not in row)  # which `musicldm render` writes
-            unknown = dict.fromkeys(name for row in of_others for name in row if name not in USED + TOLD)
+            unknown = dict.fromkeys(name for row in self._named for name in unknown_columns(row))
             words += [f"columns that nothing reads: {', '.join(list(unknown)[:9])}"] if unknown else []
         return "; ".join(words)
 

@@ -73,7 +73,7 @@ def read_metadata(folder: Path) -> list[dict] | None:
     return found
 
 
-def _named(file: Path, number: int, row: dict) -> dict:
+def by_known_names(file: Path, number: int, row: dict) -> dict:
     """``row`` by the names of its columns that are known: lower case, no spaces around them."""
     names = [name.strip().lower() if name.strip().lower() in USED + TOLD else name.strip() for name in row]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -90,7 +90,7 @@ def _json_rows(file: Path) -> list[tuple[int, dict]]:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
-        rows.append((number, _named(file, number, row) if isinstance(row, dict) else row))
+        rows.append((number, by_known_names(file, number, row) if isinstance(row, dict) else row))
     return rows
 
 
@@ -121,7 +121,7 @@ def _columns(file: Path, cells: list[str]) -> list[str]:
     names = [name.strip() or f"column {i}" for i, name in enumerate(cells, start=1)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{file}, line 1, names two columns {twice[0]}: remove one")
-    return list(_named(file, 1, dict.fromkeys(names)))
+    return list(by_known_names(file, 1, dict.fromkeys(names)))
 
 
 def _csv_row(file: Path, number: int, columns: list[str], cells: list[str]) -> dict:
@@ -163,19 +163,29 @@ def differs_by_case(folder: Path, name: str) -> str | None:
     return next((file for file in sorted(there) if file.casefold() == name.casefold()), None)
 
 
+def all_texts(row: dict) -> list:
+    """What a row has in place of captions, whatever it is."""
+    return [row.get("text"), row.get("caption"), *listed(row.get("texts"))]
+
+
 def row_texts(row: dict) -> list[str]:
     """The captions in a row of metadata: ``text``, ``caption`` and ``texts``.
 
     Raises:
         ValueError: one is no string, or holds half a character.
     """
-    texts = [row.get("text"), row.get("caption"), *listed(row.get("texts"))]
+    texts = all_texts(row)
     for text in texts:
         if not isinstance(text, str | None):
             raise ValueError(f"its captions and tags must be strings, got {text!r}")
         if text and not is_text(text):
             raise ValueError(f"its caption {text!r} holds half a character: mend it where it was written")
     return [text for text in texts if text]
+
+
+def unknown_columns(row: dict) -> list[str]:
+    """Columns of a row that nothing reads; none of a row that `musicldm render` wrote."""
+    return [] if "soundfont" in row else [name for name in row if name not in USED + TOLD]
 
 
 def licence_of(row: dict) -> str | None:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -77,6 +78,8 @@ def build_index(
     collection = as_collection(data)
     data = collection.folder
     clips = [clip for clip in collection.clips(embedder.clip_s) if split in (None, clip.split)]
+    if progress:
+        print(collection.account(), file=sys.stderr)
     if not clips:
         raise FileNotFoundError(f"no recording of {data} is of the split {split}; leave out --split")
     work = partial(out)
@@ -136,10 +139,12 @@ def measure_base_rate(
     """How near ``count`` clips of the collection come to other pieces: quantiles of what a check compares.
 
     A further clip exceeds the quantile of 99 % with a probability of 1 % (i / (n + 1), the mean share below the i-th of
-    n), given 99 clips or more; of fewer it is the largest.
+    n), given 99 clips or more; of fewer it is the largest. ``piece_scores`` is the best score of each piece, by which
+    `musicldm.novelty.background` judges small collections.
     """
     drawn = np.random.default_rng(0).permutation(len(index))[:count]
     rows = []  # similarity, score and similarity of windows of each clip; NaN where it is too short for the last two
+    of_piece: dict[int, float] = {}  # best score of each piece
     for clip in tqdm(drawn, desc="base rate", unit="clip", disable=None if progress else True):
         found, clips_near = index.search(embeddings[clip][None], 2 * SECOND_CHECK)
         foreign = (clips_near[0] >= 0) & (index.piece_of[clips_near[0]] != index.piece_of[clip])
@@ -151,6 +156,8 @@ def measure_base_rate(
             if index.windows is not None:
                 near = _windows_elsewhere(index, int(index.piece_of[clip]), clips[clip], embedder)
         rows.append((float(found[0][foreign][0]), score, near))
+        piece = int(index.piece_of[clip])
+        of_piece[piece] = np.fmax(of_piece.get(piece, np.nan), score)
     values = np.array(rows).reshape(-1, 3)
     if np.isnan(values[:, 1]).all():
         raise ValueError(
@@ -158,6 +165,8 @@ def measure_base_rate(
             "a base rate needs longer recordings, or more pieces"
         )
     result = {"clips": len(rows), "similarities": np.sort(np.round(values[:, 0], 4)).tolist()}
+    scores = np.array(list(of_piece.values()))
+    result["piece_scores"] = np.sort(np.round(scores[np.isfinite(scores)], 4)).tolist()
     for name, column in zip(("similarity", "score", "window_similarity"), values.T, strict=True):
         for percent in (50, 95, 99) if np.isfinite(column).any() else ():
             result[f"{name}_{percent}"] = float(np.nanquantile(column, percent / 100, method="weibull"))

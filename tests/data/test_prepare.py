@@ -291,9 +291,10 @@ def test_odd_names_and_places(tmp_path):
     (tmp_path / "b.json").write_text('{"text": ["a"]}')
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "gone.wav", "text": "was here"}\n')
     out = tmp_path / "prepared"
-    (out / ".work").mkdir(parents=True)
-    soundfile.write(out / ".work" / "left.flac", music(2, 1.0), RATE)
     config = PrepareConfig(tracker="librosa", caption_function="tests.data.test_prepare:speak")
+    (out / ".work").mkdir(parents=True)
+    (out / ".work" / "settings.json").write_text(json.dumps(asdict(config)))  # of a run that was stopped
+    soundfile.write(out / ".work" / "left.flac", music(2, 1.0), RATE)
     (out / ".work" / "settings.json").write_text(json.dumps(asdict(config)))
     assert prepare(tmp_path, out, config)[:3] == (1, 0, 3)
     errors = {row["file_name"]: row["error"] for row in map(json.loads, (out / "errors.jsonl").open())}

@@ -16,7 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from musicldm.data.metadata import licence_of, listed, named_split, read_metadata, row_texts
+from musicldm.audio.text import is_text, read_text
+from musicldm.data.metadata import (
+    all_texts,
+    by_known_names,
+    licence_of,
+    listed,
+    named_split,
+    read_metadata,
+    row_texts,
+)
 from musicldm.scores.captions import tempo_words
 
 CAPTIONS = ("keep", "tags", "none")
@@ -35,9 +44,16 @@ def find_metadata(folder: Path) -> dict[str, dict]:
     Raises:
         ValueError: a row that cannot be read, without ``file_name``, or with a split of another name.
     """
-    rows = {row["file_name"]: row for row in read_metadata(folder) or []}
-    for row in rows.values():
-        named_split(row)  # before the work rather than after it
+    rows: dict[str, dict] = {}
+    for row in read_metadata(folder) or []:
+        split = named_split(row)  # before the work rather than after it
+        if (before := rows.get(row["file_name"])) is not None:
+            other = named_split(before)
+            if split and other and split != other:
+                raise ValueError(f"the metadata in {folder} has {row['file_name']} in the splits {other} and {split}")
+            texts = [text for one in (before, row) for text in all_texts(one)]
+            row = before | row | {"split": split or other, "text": None, "caption": None, "texts": texts}
+        rows[row["file_name"]] = row
     return rows
 
 
@@ -52,12 +68,15 @@ def metadata_of(path: Path, row: Mapping | None) -> dict:
     row = dict(row or {})
     if (file := path.with_suffix(".json")).is_file():
         try:
-            row |= json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            row |= by_known_names(file, 1, json.loads(read_text(file)))
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{file.name} beside it is no JSON object") from error
     texts = row_texts(row)
     if (file := path.with_suffix(".txt")).is_file():
-        texts.append(file.read_text(encoding="utf-8"))
+        try:
+            texts.append(read_text(file))
+        except ValueError as error:
+            raise ValueError(f"{file.name} beside it is not in UTF-8") from error
     tags = row.get("tags")
     tags = [*(tags.split(",") if isinstance(tags, str) else listed(tags)), row.get("genre")]
     if other := [value for value in (*texts, *tags) if not isinstance(value, str | None)]:
@@ -68,7 +87,10 @@ def metadata_of(path: Path, row: Mapping | None) -> dict:
         "piece_id": str(row["piece_id"]) if row.get("piece_id") else None,
         "split": named_split({"file_name": path.name} | row),
     }
-    return known | ({"licence": licence} if (licence := licence_of(row)) else {})
+    known |= {"licence": licence} if (licence := licence_of(row)) else {}
+    if not is_text(json.dumps(known, ensure_ascii=False)):
+        raise ValueError("its metadata holds half a character: mend it where it was written")
+    return known
 
 
 def write_caption(row: Mapping) -> str:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from augment.mixup import SILENCE_LUFS, gated_loudness
+from augment.mixup import SILENCE_LUFS, block_loudness, gated_loudness
+from musicldm.audio.reading import CANCELLED, HIGHEST_RATE, doubt
 from musicldm.data.analysis import analyse
 from musicldm.data.prepare.duplicates import fingerprint
 from musicldm.scores.facts import MAJOR_PROFILE, MINOR_PROFILE, key_name
@@ -50,20 +51,25 @@ def decode(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
         stated_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
         resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
         as_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
-        n = 0
+        n, loudest, loudest_mean = 0, 0.0, 0.0
         for frame in container.decode(stream):
             for block in as_float.resample(frame):
-                mono = block.to_ndarray().mean(axis=0)
+                frames = block.to_ndarray()
+                mono = frames.mean(axis=0)
                 if not np.isfinite(mono).all():
                     at = n + int(np.flatnonzero(~np.isfinite(mono))[0])
                     raise ValueError(f"holds a sample that is no number at {at / rate:.3f} s")
                 n += len(mono)
+                loudest = max(loudest, float(np.abs(frames).max(initial=0.0)))
+                loudest_mean = max(loudest_mean, float(np.abs(mono).max(initial=0.0)))
                 yield resample.resample_chunk(mono)
         yield resample.resample_chunk(np.empty(0, np.float32), last=True)
         if container.format.name not in GUESSED and n / rate < SAMPLE_SHARE * stated_s - 0.1:
             raise ValueError(f"ends after {n / rate:.2f} of {stated_s:.2f} s")
         if n < LEAST_S * rate:
             raise ValueError(f"holds {n / rate:.2f} s of sound, {LEAST_S} s are needed")
+        if loudest_mean < CANCELLED * loudest:
+            raise ValueError("has channels that cancel each other, so that their mean is silent")
 
 
 @contextmanager
@@ -76,8 +82,10 @@ def _opened(path: Path) -> Iterator[tuple]:
             if not container.streams.audio:
                 raise ValueError("holds no audio")
             stream = container.streams.audio[0]
-            if stream.rate < LEAST_RATE:
-                raise ValueError(f"has a rate of {stream.rate} Hz, {LEAST_RATE} Hz or more are needed")
+            if not LEAST_RATE <= stream.rate <= HIGHEST_RATE:
+                raise ValueError(
+                    f"has a rate of {stream.rate} Hz, {LEAST_RATE} Hz or more are needed, up to {HIGHEST_RATE} Hz"
+                )
             if stream.codec_context.channels > MOST_CHANNELS:
                 raise ValueError(f"has {stream.codec_context.channels} channels, mono or stereo is needed")
             yield container, stream
@@ -86,23 +94,19 @@ def _opened(path: Path) -> Iterator[tuple]:
 
 
 def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float) -> Iterator[Part]:
-    """The parts of the recording ``path``: one, unless it is longer than ``part_s``.
+    """The parts of the recording ``path`` that sound: one, unless it is longer than ``part_s``.
 
     Raises:
-        ValueError: as `decode`.
+        ValueError: as `decode`, or it is silent.
         OSError: the file cannot be read.
     """
     if path.is_dir():
         raise ValueError("is a folder")
-    if not (size := path.stat().st_size):
+    if not path.stat().st_size:
         raise ValueError("is empty")
-    with path.open("rb") as file:
-        header = file.read(8)
-    if header[:4] == b"RIFF":  # whose length decoders take from the file, and so never miss anything
-        stated = int.from_bytes(header[4:], "little") + 8
-        if size < stated - 8 and stated < 2**32 - 1:  # some writers forget a byte of padding
-            raise ValueError(f"ends after {size} of {stated} bytes")
-    blocks, held, number, most = [], 0, 0, round(part_s * sample_rate)
+    if early := doubt(path):  # which PyAV does not notice, as it takes the length from the file
+        raise ValueError(early)
+    blocks, held, number, sounding, most = [], 0, 0, 0, round(part_s * sample_rate)
     with _opened(path) as (_, stream):
         source = {"source_sample_rate_hz": stream.rate, "source_channels": stream.codec_context.channels}
     for block in decode(path, sample_rate):
@@ -111,19 +115,29 @@ def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float) -> I
             held += len(blocks[-1])
             block = block[len(blocks[-1]) :]
             if held == most:
-                yield measure(np.concatenate(blocks), sample_rate, tracker, {"part": number, **source})
+                part = measure(np.concatenate(blocks), sample_rate, tracker, {"part": number, **source})
+                if part is not None:
+                    sounding += 1
+                    yield part
                 blocks, held, number = [], 0, number + 1
     if held >= LEAST_S * sample_rate or not number:
-        yield measure(np.concatenate(blocks), sample_rate, tracker, {"part": number, **source})
+        part = measure(np.concatenate(blocks), sample_rate, tracker, {"part": number, **source})
+        if part is not None:
+            sounding += 1
+            yield part
+    if not sounding:
+        raise ValueError(f"is silent: it nowhere reaches {SILENCE_LUFS:.0f} LUFS")
 
 
-def measure(waveform: np.ndarray, sample_rate: int, tracker: str, known: dict) -> Part:
-    """``waveform`` (L,) as it is stored, 16 bits within -1 to 1, and what was measured of that."""
+def measure(waveform: np.ndarray, sample_rate: int, tracker: str, known: dict) -> Part | None:
+    """``waveform`` (L,) as it is stored, 16 bits within -1 to 1, and what was measured of that; None for silence."""
     import soundfile
 
     peak = float(np.abs(waveform).max())
     samples = np.round(waveform * 32768.0).clip(-32768, 32767).astype(np.int16)
     stored = samples.astype(np.float32) / 32768.0
+    if math.isinf(gated_loudness(block_loudness(stored, sample_rate))):
+        return None
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, sample_rate, "PCM_16", format="FLAC")
     measured = analyse(stored, sample_rate, tracker)

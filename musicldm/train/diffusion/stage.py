@@ -341,6 +341,8 @@ def train(run: Run, collection: Collection) -> Path:
     run = replace(run, config=of_initial(run.config)) if run.config.lora.rank else run
     config, accelerator = run.config, run.accelerator
     clips = collection.clips(config.mel.clip_s)
+    if config.captions == "expected":
+        collection.check_captions(wanted=bool(config.text_condition or config.text_condition_last))
     used, held_out = map(set, split_clips(clips, config.share))
     clips = [clip for clip in clips if clip in used | held_out]
     parts = load_parts(config)
