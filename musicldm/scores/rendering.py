@@ -36,6 +36,7 @@ from musicldm.scores.synthesis import BACKENDS, check_backend, check_soundfont, 
 from musicldm.scores.windows import choose_windows, drop_silence, sounds
 
 SUFFIXES = (".mid", ".midi")
+LONGEST_LIMIT_S = 1e6  # what a timer of the system takes
 LEAST_LIMIT_S = 30.0  # for what is done to a score beside synthesis
 PREROLL_S = 1.5  # heard by the reverb, not by the listener
 
@@ -93,10 +94,10 @@ class RenderConfig:
             raise ValueError(f"tempo_range must lie within 0.25 and 4, got {self.tempo_range}")
         if not -24 <= self.transpose_range[0] <= self.transpose_range[1] <= 24:
             raise ValueError(f"transpose_range must lie within -24 and 24 semitones, got {self.transpose_range}")
-        if self.velocity_range[0] <= 0:
-            raise ValueError(f"velocity_range must be positive, got {self.velocity_range}")
-        if self.peak_db_range[1] > -0.1:
-            raise ValueError(f"peak_db_range must end at -0.1 dB or lower, got {self.peak_db_range[1]}")
+        if not 0 < self.velocity_range[0] <= self.velocity_range[1] <= 127:
+            raise ValueError(f"velocity_range must be positive, up to 127, got {self.velocity_range}")
+        if not -200 <= self.peak_db_range[0] <= self.peak_db_range[1] <= -0.1:
+            raise ValueError(f"peak_db_range must end at -0.1 dB or lower, and begin at -200, got {self.peak_db_range}")
         for name in ("max_silence_s", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -154,9 +155,10 @@ def render_scores(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     table = read_index(index) if index else Index({}, [])
-    found = find_scores([Path(p) for p in scores], table.by_name())
-    if index and not {*found} & {*table.rows, *dict(table.faults)}:
-        warnings.warn(f"{index} has no row of any of the {len(found)} scores; is it for others?", stacklevel=2)
+    names = table.by_name()
+    found = find_scores([Path(p) for p in scores], names)
+    if index and (alone := [name for name in found if name not in names.values()]):
+        warnings.warn(f"{len(alone)} of {len(found)} scores have no row in {index}: {alone[0]}, ...", stacklevel=2)
     fonts = [Path(p) for p in config.soundfonts] or [find_soundfont()]
     for font in fonts:
         check_soundfont(font)
@@ -286,7 +288,7 @@ def limited(seconds: float, what: str) -> Iterator[None]:
         raise ValueError(f"{what} took more than {seconds:g} s; give more with --timeout-s, or repair the score")
 
     outer = signal.signal(signal.SIGALRM, stop)
-    left_s, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    left_s, _ = signal.setitimer(signal.ITIMER_REAL, min(seconds, LONGEST_LIMIT_S))
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 """A stretch of a score to a waveform, by FluidSynth or tinysoundfont."""
 
+import errno
+import os
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +30,7 @@ NAMES = ("FluidR3_GM.sf2", "TimGM6mb.sf2", "default-GM.sf2")
 # from 4 to 8 kHz gains up to 0.5 dB of mirrored cymbals; played at 24 kHz and then resampled, 0.15 dB.
 MIN_SYNTH_RATE = 24_000
 LONGEST_S = 3 * 3600.0  # of music in one call, which is held in memory: 2 GB at 24 kHz
+FULL_BYTES = 2**16  # a disk with less that is free is taken for full
 MISSING_S = 0.1  # of its end that a synthesizer may leave out
 
 
@@ -109,10 +112,10 @@ def synthesize(
         write_windows(score, windows, midi)
         play = _fluidsynth if backend == "fluidsynth" else _play_tinysoundfont
         audio = play(midi, soundfont, rate, effects, timeout_s)
-    if len(audio) < (length_s - MISSING_S) * rate:
-        raise ValueError(
-            f"{backend} wrote {len(audio) / rate:.2f} s of {length_s:.2f} s; is {tempfile.gettempdir()} full?"
-        )
+        if len(audio) < (length_s - MISSING_S) * rate:
+            if shutil.disk_usage(folder).free < FULL_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise ValueError(f"{backend} wrote {len(audio) / rate:.2f} s of {length_s:.2f} s of music")
     results, begin_s = [], 0.0
     for start_s, end_s in windows:
         seconds = end_s - start_s
@@ -131,7 +134,7 @@ def temporary_folder() -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix="render-") as folder:
             yield Path(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # FluidSynth's words come as a ValueError
         if not is_full(error):
             raise
         raise OSError(

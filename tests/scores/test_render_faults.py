@@ -18,7 +18,7 @@ from musicldm.scores.facts import describe, score_facts
 from musicldm.scores.reading import Change, change_score, read_score
 from musicldm.scores.render_folder import RenderFolder
 from musicldm.scores.rendering import RenderConfig, limited
-from musicldm.scores.synthesis import LONGEST_S, check_soundfont
+from musicldm.scores.synthesis import LONGEST_S, Effects, check_soundfont, synthesize
 from tests.helpers.disk import full_disk
 from tests.helpers.scores import band, small_soundfont, synthesizer, write_score  # noqa: F401  (fixtures)
 from tests.helpers.soundfont import write_soundfont
@@ -149,6 +149,12 @@ def test_a_full_disk_is_named_and_leaves_no_half_clip(tmp_path):
         folder.write_clip("audio/a-v00-c00.flac", noise, 16_000)
     assert error.value.filename == str(tmp_path / "out" / "audio" / "a-v00-c00.flac")
     assert list((tmp_path / "out" / "audio").iterdir()) == []
+
+
+def test_a_full_disk_of_temporary_files_ends_the_run_by_name(tmp_path, small_soundfont):  # noqa: F811
+    score = read_score(flute(tmp_path / "a.mid"))
+    with full_disk(64), pytest.raises(OSError, match=r"temporary files, .* is full: make room there.*TMPDIR"):
+        synthesize(score, [(0.0, 5.0)], Path(small_soundfont), sample_rate=16_000, effects=Effects())
 
 
 # Scores that are damaged or absurd
@@ -297,10 +303,11 @@ def test_bad_rows_of_an_index_are_listed_and_their_scores_left_out(tmp_path, con
     ]
 
 
-def test_an_index_of_other_scores_is_warned_of(tmp_path, config):
+def test_scores_without_a_row_of_the_index_are_counted(tmp_path, config):
     (tmp_path / "index.csv").write_text(f"{HEADER}\n{GOOD}\n")
-    with pytest.warns(UserWarning, match=r"index\.csv has no row of any of the 1 scores"):
-        render_scores([flute(tmp_path / "a.mid")], tmp_path / "out", config, index=tmp_path / "index.csv")
+    scores = [flute(tmp_path / f"{name}.mid") for name in "abc"]
+    with pytest.warns(UserWarning, match=r"2 of 3 scores have no row in .*index\.csv: a\.mid, \.\.\."):
+        render_scores(scores, tmp_path / "out", config, index=tmp_path / "index.csv")
 
 
 def test_scores_are_found_under_other_spellings_of_their_paths(tmp_path):

@@ -323,6 +323,8 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, config):
         ({"min_clip_s": 0.0}, "min_clip_s must be at least"),
         ({"velocity_range": (0.0, 1.0)}, "velocity_range must be positive"),
         ({"peak_db_range": (-6.0, 3.0)}, "peak_db_range must end at -0.1 dB"),
+        ({"velocity_range": (1.0, float("inf"))}, "velocity_range must be positive, up to 127"),
+        ({"peak_db_range": (float("-inf"), -1.0)}, "peak_db_range must end at -0.1 dB or lower, and begin at -200"),
         ({"validation_share": 1.5}, "validation_share must be from 0 to 1"),
         ({"max_silence_s": 0.0}, "max_silence_s must be positive"),
         ({"timeout_s": -1.0}, "timeout_s must be positive"),
