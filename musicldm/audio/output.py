@@ -143,7 +143,7 @@ def check_mark(folder: Path, mark: str, writes: Sequence[str], command: str) -> 
 def _holds_something(path: Path) -> bool:
     """Whether ``path`` is more than what a run leaves that was killed before it wrote its mark."""
     names = [child.name for child in path.iterdir()] if path.is_dir() else [path.name]
-    return not all(PART.fullmatch(name) for name in names)
+    return not all(PART.fullmatch(name) or name == LOCK_FILE for name in names)
 
 
 def read_mark(file: Path, command: str, *keys: str) -> object:

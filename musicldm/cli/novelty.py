@@ -111,7 +111,8 @@ def verdict_text(told: dict) -> str:
         f"{told['file']}: {told['verdict']}; nearest {first['recording']} at {first['start_s']:.1f} s, similarity "
         f"{told['similarity']:.3f} (1 % of other music: {usual['similarity_99']:.3f}); best passage "
         f"{passage['query_start_s']:.1f} s as {passage['recording']} at {passage['start_s']:.1f} s, score "
-        f"{passage['score']:.2f} (1 %: {usual['score_99']:.2f}); "
+        f"{passage['score']:.2f} (a copy above {passage['threshold']:.2f}, by {told['judgement']['basis']}; "
+        f"{told['judgement']['chance']:.1%} of other music by chance); "
     )
     if window is None:
         return text + "no windows of 2 s were compared"

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -100,6 +101,7 @@ def analyse_collection(folder: str | Path | Collection, tracker: str = "madmom")
     written_ns = file.stat().st_mtime_ns if known else 0
     missing = [r for r in rows if not _is_current(known.get(r["file_name"]), r["path"], now, tracker, written_ns)]
     if missing:
+        _check_writable(file)
         _end_last_line(file)
         with file.open("a", encoding="utf-8") as out:
             for row in tqdm(missing, unit="recording", desc="analysis", file=sys.stderr, mininterval=1.0):
@@ -145,6 +147,15 @@ def _read(file: Path) -> dict[str, dict]:
                 f"{file}, line {number}, is no line of an analysis: remove the line or the file"
             ) from error
     return rows
+
+
+def _check_writable(file: Path) -> None:
+    """PermissionError, with the way out, where the analysis ``file`` of a folder cannot be written."""
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(
+            f"{file}, which keeps the beats of its recordings, cannot be written; make {file.parent} writable, or let "
+            f"`musicldm prepare {file.parent} --out DIR` write them elsewhere and train with data=DIR"
+        )
 
 
 def _end_last_line(file: Path) -> None:

@@ -292,7 +292,7 @@ def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder, wi
     plan = [embedder.name, str(data), CLIPS_A_PART, [WINDOW_S, HOP_S] if windows else None, listing]
     plan = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
     note = work / PLAN
-    if check_mark(work, PLAN, ("part-*.npz", READY), "novelty index") and read_mark(note, "novelty index") != plan:
+    if check_mark(work, PLAN, ("*",), "novelty index") and read_mark(note, "novelty index") != plan:
         _clear(work)
     write_whole(note, json.dumps(plan).encode())
 

@@ -164,7 +164,7 @@ def test_building_goes_on_where_it_stopped(data, embedder, tmp_path, monkeypatch
         build_index(data, tmp_path / "index", embedder)
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "precious").touch()
-    with pytest.raises(FileExistsError, match="other files"):
+    with pytest.raises(FileExistsError, match="holds precious"):
         build_index(data, tmp_path / "mine", embedder)
     assert (tmp_path / "mine.partial" / "precious").exists()
 
