@@ -33,6 +33,7 @@ from transformers import ClapModel, PreTrainedTokenizerBase
 from musicldm.config import LoraConfig
 from musicldm.config.values import check_kind, check_number, shown
 from musicldm.kernels.unet_attention import separate_projections
+from musicldm.models.loading import HUB_ERRORS
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 RESIDUAL = ("time_emb_proj", "conv1", "conv2")  # the first is where time and condition enter
@@ -68,6 +69,7 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
         if self.unet is None:
             raise ValueError("the pipeline has no unet, which adapters are added to; load the whole model")
         check_adapter_name(adapter_name)
+        check_kind("the adapter", path_or_dict, (str, Path, dict), "a folder, a file, a hub name or a state dict")
         shown_path = "the given tensors" if isinstance(path_or_dict, dict) else os.fspath(path_or_dict)
         into = {name: kwargs.pop(name) for name in ("hotswap", "low_cpu_mem_usage") if name in kwargs}
         if unknown := sorted(kwargs.keys() - READING):
@@ -108,13 +110,13 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
             layers, alphas, metadata = self.lora_state_dict(
                 path_or_dict, unet_config=self.unet.config, return_lora_metadata=True, **options
             )
-        except OSError as error:
+        except (SafetensorError, RuntimeError, KeyError, pickle.UnpicklingError, *HUB_ERRORS) as error:
+            if isinstance(path_or_dict, dict) or os.path.isfile(path_or_dict):
+                raise ValueError(f"{shown_path} cannot be read as an adapter: {_first_line(error)}") from error
             raise FileNotFoundError(
                 f"{shown_path} is no file or folder with an adapter, and the hub gave none ({_first_line(error)}); "
                 "give the final/ folder of its training"
             ) from error
-        except (SafetensorError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{shown_path} cannot be read as an adapter: {_first_line(error)}") from error
         return layers, alphas, metadata
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights=None) -> None:
@@ -135,7 +137,6 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
 
 def find_adapter(path: str | Path) -> str:
     """``path`` if it is there or can be a hub's ``owner/name``; FileNotFoundError otherwise."""
-    check_kind("the adapter", path, (str, Path), "a folder, a file, a hub name or a state dict")
     text = os.fspath(path)
     if not os.path.exists(text) and (isinstance(path, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", text)):
         raise FileNotFoundError(f"there is no adapter at {text}; give the final/ folder of its training")

@@ -189,9 +189,8 @@ def chosen_variant(path: Path, variant: str | None) -> str | None:
     """
     found = variants_of(path)
     if found and not {variant or "", ""} & found:
-        asked = "no variant" if variant is None else f"variant {variant!r}"
         names = " or ".join(f"variant={name!r}" for name in sorted(found))
-        raise ValueError(f"the weights in {path} are not there in {asked}; load the model with {names}")
+        raise ValueError(f"{path} has weights of {names} alone, not of variant={variant!r}; load the model with that")
     return variant if variant in found else None
 
 

@@ -338,7 +338,7 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         window = (condition.cross_attention_kwargs or {}).get("window")
         with unet_attention.serving(self.unet, window, latents.device.type):
             latents = sampling.denoise(self.unet, self.scheduler, latents, condition, timesteps, guidance, **options)
-        others = [name for name in ("correct", "on_step") if options.get(name)]
+        others = [word for word, name in (("correct", "correct"), ("a callback", "on_step")) if options.get(name)]
         watched.check(latents, self.unet, type(self.scheduler).__name__, others)
         return latents
 

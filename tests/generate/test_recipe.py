@@ -55,6 +55,29 @@ def test_a_foreign_recipe_is_refused_by_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("candidates", 0), ("guidance_interval", ["a", "b"]), ("dtype", "float8"), ("dtype", 16), ("lora", 5)),
+        *(("model", 3), ("model", " "), ("fast", "yes"), ("fast", 1), ("seed", 1.5), ("seed", "1"), ("steps", "25")),
+        *(("seconds", "10"), ("scheduler", 5), ("concept", "a"), ("novelty", 1), ("max_similarity", "0.9")),
+        *(("negative", 3), ("prompt", ["a"]), ("guidance", True), ("adapters", [1]), ("revision", 5), ("versions", 1)),
+    ],
+)
+def test_each_field_of_a_recipe_is_checked_by_name(tmp_path, name, value):
+    recipe = read(BEFORE[0]) | {name: value}
+    write_audio(tmp_path / "a.wav", np.zeros(100), 8000, recipe)
+    with pytest.raises(ValueError, match=rf"the recipe in .*a\.wav cannot be followed: .*{name}"):
+        load_recipe(tmp_path / "a.wav")
+    if name in DEFAULTS:  # an option in its place will do
+        assert load_recipe(tmp_path / "a.wav", {name: DEFAULTS[name]})[name] == value
+
+
+def test_a_recipe_is_a_dictionary():
+    with pytest.raises(ValueError, match="a recipe must be a dictionary of fields, got 3"):
+        complete(3)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"prompt": " "}, "prompt ' ' is empty"),
@@ -77,6 +100,19 @@ def test_a_foreign_recipe_is_refused_by_its_file(tmp_path):
         ({"max_similarity": 0.9}, "max_similarity is for novelty"),
         ({"novelty": "maybe"}, "novelty must be one of report, avoid, least_similar, got 'maybe'"),
         ({"novelty": "avoid", "max_similarity": 2}, "max_similarity is a cosine from -1 to 1, got 2"),
+        ({"novelty": "avoid", "max_similarity": "0.9"}, "max_similarity must be a finite number, got '0.9'"),
+        ({"novelty": "avoid", "index": 5}, "index must be the folder of an index, or None, got 5"),
+        ({"novelty": ["avoid"]}, "novelty must be one of"),
+        ({"guidance_interval": ["a", "b"]}, "guidance_interval must be two shares"),
+        ({"guidance_interval": (True, True)}, "guidance_interval must be two shares"),
+        ({"scheduler": ["ddim"]}, "unknown scheduler"),
+        ({"lora": [5]}, "lora must be a list of folders"),
+        ({"concept": {"a": 1}}, "concept must be a list of folders"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"guidance": 10**400}, "guidance must be a finite number"),
+        ({"seconds": 10**400}, "seconds must be a finite number above 0"),
+        ({"prompt": "cut \ud83c"}, "prompt .* is no Unicode text"),
+        ({"negative": "cut \ud83c"}, "negative .* is no Unicode text"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(changes, message):

@@ -16,7 +16,7 @@ from musicldm.cli import main
 from musicldm.config import ConceptConfig
 from musicldm.data.clips import read_clip
 from musicldm.data.collection import load_clips
-from musicldm.models.adapters import EMBEDDING_FILE, add_word, load_concept
+from musicldm.models.adapters import EMBEDDING_FILE, WEIGHTS_FILE, add_word, load_concept
 from musicldm.models.clap import embed_audio
 from recipes.adapting.measure import CONCEPTS, UNRELATED
 
@@ -197,3 +197,38 @@ def test_what_cannot_be_is_refused(concepts, tiny_folder, data, pipeline, tmp_pa
         load_concept(pipeline, tmp_path)
     with pytest.raises(ValueError, match="words of size 3"):
         add_word(pipeline.text_encoder, pipeline.tokenizer, "<other>", torch.zeros(3))
+
+
+def test_a_concept_is_loaded_whole_or_not_at_all(concepts, pipeline, tmp_path):
+    folder = shutil.copytree(concepts[0] / "final", tmp_path / "concept")
+    vector = load_file(folder / EMBEDDING_FILE)["<mine>"]
+    for words, message in (
+        ({"<mine>": vector, "<yours>": vector + 1}, "holds 2 words .* a concept is one"),
+        ({"<mine>": vector * float("nan")}, "word vector of <mine> is not of finite numbers"),
+        ({"<mine>": vector.long()}, "word vector of <mine> is not of finite numbers"),
+        ({"<mine>": vector[:3]}, "words of size 3"),
+        ({"<mine>": vector[None]}, "words of size"),
+        ({"mine": vector}, "a concept is named like"),
+        ({"<keys>": vector}, "adapter_name must be a word .* that torch's modules do not use, got 'keys'"),
+    ):
+        save_file(words, folder / EMBEDDING_FILE)
+        with pytest.raises(ValueError, match=message):
+            load_concept(pipeline, folder)
+    (folder / EMBEDDING_FILE).write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="cannot be read as a concept's word"):
+        load_concept(pipeline, folder)
+    save_file({"<mine>": vector}, folder / EMBEDDING_FILE)
+    layers = load_file(folder / WEIGHTS_FILE)
+    save_file({name: value for name, value in layers.items() if "lora_A" in name}, folder / WEIGHTS_FILE)
+    with pytest.raises(ValueError, match="half of a pair"):
+        load_concept(pipeline, folder)
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="there is no adapter at"):
+        load_concept(pipeline, folder)
+    assert "<mine>" not in pipeline.tokenizer.get_vocab()
+    assert pipeline.get_active_adapters() == []
+
+
+def test_a_concept_that_is_loaded_as_an_adapter_says_so(concepts, pipeline):
+    with pytest.warns(UserWarning, match="is a concept; its word is left out: load it by load_concept"):
+        pipeline.load_lora_weights(concepts[0] / "final")

@@ -1,16 +1,20 @@
 """Adapters of the UNet: trained on a folder, saved as diffusers does, loaded, combined, scaled, fused and removed."""
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from musicldm import MusicLDMPipeline
 from musicldm.config import DiffusionConfig, load_config
+from musicldm.generate.adapters import load_adapters
+from musicldm.models.adapters import WEIGHTS_FILE
 from musicldm.train import run
 from musicldm.train.diffusion import stage as diffusion
 from musicldm.train.log import Log
@@ -154,3 +158,90 @@ def test_what_does_not_fit_is_refused(adapters, pipeline, tmp_path):
     wider = {name: torch.cat([value, value], dim=int("lora_A" in name)) for name, value in layers.items()}
     with pytest.raises(ValueError, match="does not fit this UNet"):
         pipeline.load_lora_weights(wider)
+
+
+def halves(layers):
+    """Adapters of which something does not fit, each with what the error names."""
+    names = sorted(layers)
+    first, last = names[0], names[-1]
+    yield {name: layers[name] for name in names if "lora_A" in name}, r"lacks lora_B\.weight, half of a pair"
+    yield {name: layers[name] for name in names if name != last}, "half of a pair"
+    renamed = {name.replace("unet.", "unet.other.") if i % 2 else name: layers[name] for i, name in enumerate(names)}
+    yield renamed, r"the UNet has no layer other\."
+    yield layers | {"unet.mid_block.alpha": torch.tensor(4.0)}, "mid_block.alpha is no layer of an adapter"
+    yield (
+        layers | {first.replace("lora_A.weight", "lora_A.bias"): torch.zeros(2)},
+        "lora_A.bias of .* cannot be applied",
+    )
+    yield layers | {first: torch.full_like(layers[first], float("nan"))}, "lora_A.weight holds NaN or infinity"
+    yield layers | {first: layers[first][:1]}, "are of ranks 1 and 2"
+    yield layers | {first: layers[first].flatten()}, "are no matrices"
+    yield layers | {first.replace("lora_A.weight", "dora_scale"): torch.ones(2)}, "is a DoRA adapter"
+
+
+def test_an_adapter_is_added_whole_or_not_at_all(adapters, pipeline, tmp_path):
+    before = play(pipeline)
+    layers = load_file(adapters[0] / "pytorch_lora_weights.safetensors")
+    for number, (changed, message) in enumerate(halves(layers)):
+        with pytest.raises(ValueError, match=message):
+            pipeline.load_lora_weights(changed, adapter_name="a")
+        (folder := tmp_path / str(number)).mkdir()
+        save_file({name: value.contiguous() for name, value in changed.items()}, folder / WEIGHTS_FILE)
+        with pytest.raises(ValueError, match=message):
+            pipeline.load_lora_weights(folder, adapter_name="a")
+        assert torch.equal(play(pipeline), before)
+    assert pipeline.get_active_adapters() == []
+    pipeline.load_lora_weights(layers, adapter_name="a")
+    assert not torch.equal(play(pipeline), before)
+
+
+def test_older_names_are_known(adapters, pipeline):
+    layers = load_file(adapters[0] / "pytorch_lora_weights.safetensors")
+    older = {}
+    for name, value in layers.items():
+        name = re.sub(r"\.(to_[qkv])\.lora_(.)", r".processor.\1_lora.\2", name)
+        name = re.sub(r"\.to_out\.0\.lora_(.)", r".processor.to_out_lora.\1", name)
+        name = re.sub(r"\.(conv1|conv2|time_emb_proj)\.lora_(.)", r".\1.lora.\2", name)
+        older[name.replace("lora.A", "lora.down").replace("lora.B", "lora.up")] = value
+    pipeline.load_lora_weights(layers, adapter_name="new")
+    new = play(pipeline)
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(older, adapter_name="old")
+    assert torch.equal(play(pipeline), new)
+
+
+def test_what_is_for_other_parts_is_named(adapters, pipeline):
+    layers = load_file(adapters[0] / "pytorch_lora_weights.safetensors")
+    with pytest.warns(UserWarning, match="the given tensors also changes text_encoder, which is left as it is"):
+        pipeline.load_lora_weights(layers | {"text_encoder.q_proj.lora_A.weight": torch.zeros(2, 8)})
+
+
+def test_where_an_adapter_is_and_what_it_is_called(adapters, pipeline, tmp_path):
+    for path in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "nowhere", "runs/nowhere", Path("runs/nowhere")):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            pipeline.load_lora_weights(path)
+    with pytest.raises(FileNotFoundError, match="is no file or folder with an adapter"):
+        pipeline.load_lora_weights(tmp_path)
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"no tensors")
+    for path in (tmp_path, tmp_path / WEIGHTS_FILE):
+        with pytest.raises(ValueError, match="cannot be read as an adapter"):
+            pipeline.load_lora_weights(path)
+    for name in ("my.adapter", "", "keys", 3):
+        with pytest.raises(ValueError, match="adapter_name must be"):
+            pipeline.load_lora_weights(adapters[0], adapter_name=name)
+    with pytest.raises(ValueError, match=r"the adapter must be a folder, .* got 3 \(int\)"):
+        pipeline.load_lora_weights(3)
+    with pytest.raises(TypeError, match=r"no arguments \['adaptername'\]"):
+        pipeline.load_lora_weights(adapters[0], adaptername="a")
+
+
+def test_weights_of_adapters_are_finite(adapters, pipeline):
+    pipeline.load_lora_weights(adapters[0], adapter_name="a")
+    for weights in (float("nan"), [float("inf")], {"down": float("nan")}, [{"up": {"block_0": float("inf")}}], "1"):
+        with pytest.raises(ValueError, match="adapter_weights must be a finite number"):
+            pipeline.set_adapters(["a"], weights)
+    with pytest.raises(ValueError, match="lora_scale must be a finite number"):
+        pipeline.fuse_lora(lora_scale=float("nan"))
+    for weight in ("nan", "inf", "-inf"):
+        with pytest.raises(ValueError, match=f"the weight in .*:{weight} must be a finite number"):
+            load_adapters(pipeline, [f"{adapters[0]}:{weight}"], None)

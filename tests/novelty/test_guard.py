@@ -119,6 +119,13 @@ def test_what_cannot_be_guarded_is_refused(tiny_parts, guard, pipeline, index_fo
         ({"mode": "prevent"}, "avoid"),
         ({"mode": None, "max_similarity": 0.9}, "mode must be one of report, avoid, least_similar, got None"),
         ({"max_similarity": 2.0}, "cosine"),
+        ({"max_similarity": "0.9"}, "max_similarity must be a finite number"),
+        ({"mode": ["avoid"]}, "mode must be one of"),
+        ({"num_waveforms_per_prompt": "2"}, "num_waveforms_per_prompt must be a whole number"),
+        ({"return_best": 2}, "return_best must be a whole number from 1 to 1, got 2"),
+        ({"audio_length_in_s": "5"}, "audio_length_in_s must be a finite number"),
+        ({"generator": 7}, "generator must be"),
+        ({"guidance_interval": None}, "guidance_interval must be"),
         ({"output_type": "latent"}, "latents"),
         ({"latents": object()}, "seed"),
         ({"mode": "report", "audio_length_in_s": 1.0}, "too short"),
@@ -143,6 +150,29 @@ def test_what_cannot_be_guarded_is_refused(tiny_parts, guard, pipeline, index_fo
 
 
 @pytest.mark.slow
+def test_what_is_judged_is_checked(guard, pipeline, index_folder):
+    noise = np.zeros(8000, np.float32)
+    for waveform, rate, most, message in (
+        ("music.wav", 8000, None, "waveform must be floats"),
+        (np.zeros(8000, np.int16), 8000, None, "waveform must be floats .* int16"),
+        (np.zeros((1, 1, 9)), 8000, None, r"waveform must be floats .* \(1, 1, 9\)"),
+        (np.full(8000, np.nan), 8000, None, "waveform holds NaN"),
+        (noise, "8000", None, "sample_rate must be a whole number"),
+        (noise, 8000, float("nan"), "max_similarity must be a finite number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            guard.judge(waveform, rate, most)
+    assert guard.judge(torch.zeros(8000), 8000)["verdict"] == "silent"
+    for arguments, message in (
+        ((pipeline, 3), r"index must be a NoveltyIndex, its folder, or None, got 3 \(int\)"),
+        (("mini", index_folder), "pipeline must be a MusicLDMPipeline, got 'mini'"),
+        ((pipeline, index_folder, float("nan")), "strength must be a finite number of at least 0"),
+        ((pipeline, index_folder, -1), "strength must be a number of at least 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CopyGuard(*arguments)
+
+
 def test_command_keeps_what_is_new_and_exits_with_3(pipeline, index_folder, tmp_path, capsys):
     pipeline.save_pretrained(tmp_path / "model")
     capsys.readouterr()

@@ -130,6 +130,61 @@ def test_variant_is_read_where_there_is_one(folder):
         torch.testing.assert_close(difference, torch.full_like(difference, change))
 
 
+def as_variant(folder, names, variant, keep=False):
+    """Give the weights of parts ``names`` of a model folder names of ``variant``."""
+    for name in names:
+        (file,) = (folder / name).glob("*.safetensors")
+        (shutil.copy if keep else shutil.move)(file, file.with_suffix(f".{variant}.safetensors"))
+
+
+def test_a_folder_of_one_variant_says_which(folder):
+    as_variant(folder, NETWORKS, "fp16")
+    with pytest.raises(ValueError, match=r"has weights of variant='fp16' alone, not of variant=None"):
+        MusicLDMPipeline.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"variant='bf16'; there are fp16"):
+        MusicLDMPipeline.from_pretrained(folder, variant="bf16")
+    assert MusicLDMPipeline.from_pretrained(folder, variant="fp16").unet is not None
+
+
+def test_a_variant_that_is_not_there_is_an_error(tiny_folder, folder):
+    with pytest.raises(ValueError, match=r"no part of .* variant='fp16'; its weights are of no variant"):
+        MusicLDMPipeline.from_pretrained(tiny_folder, variant="fp16")
+    for variant in ("", 16):
+        with pytest.raises(ValueError, match="variant must be a name such as 'fp16'"):
+            MusicLDMPipeline.from_pretrained(tiny_folder, variant=variant)
+    as_variant(folder, ["unet"], "fp16", keep=True)
+    as_variant(folder, ["vae"], "ema", keep=True)
+    with pytest.raises(ValueError, match="there are ema, fp16, or leave variant out"):
+        MusicLDMPipeline.from_pretrained(folder, variant="bf16")
+
+
+def test_parts_of_several_variants(folder):
+    as_variant(folder, ["unet"], "fp16")
+    as_variant(folder, ["vae"], "ema")
+    with pytest.raises(ValueError, match=r"vae has weights of variant='ema' alone, not of variant='fp16'"):
+        MusicLDMPipeline.from_pretrained(folder, variant="fp16")
+    with pytest.raises(ValueError, match=r"unet has weights of variant='fp16' alone"):
+        loading.load_part(folder, "unet", diffusers.UNet2DConditionModel, torch.float32)
+    assert loading.load_part(folder, "unet", diffusers.UNet2DConditionModel, torch.float32, "fp16") is not None
+
+
+def test_dtypes_come_by_part(tiny_folder):
+    kinds = {"unet": torch.float64, "vocoder": torch.bfloat16, "default": torch.float32}
+    pipeline = MusicLDMPipeline.from_pretrained(tiny_folder, torch_dtype=kinds)
+    dtypes = {name: next(getattr(pipeline, name).parameters()).dtype for name in NETWORKS}
+    assert dtypes == dict.fromkeys(NETWORKS, torch.float32) | {"unet": torch.float64, "vocoder": torch.bfloat16}
+    pipeline.set_progress_bar_config(disable=True)
+    assert np.isfinite(pipeline("drums", seed=0, num_waveforms_per_prompt=2, **FAST).audios).all()
+    half = MusicLDMPipeline.from_pretrained(tiny_folder, torch_dtype={"unet": torch.float64})
+    assert (half.unet.dtype, half.vae.dtype) == (torch.float64, torch.float32)
+    for wrong, message in (
+        ({"unett": torch.float32}, r"torch_dtype names \['unett'\]; the parts are vae"),
+        ({"unet": torch.int8}, "torch_dtype must be one floating point"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MusicLDMPipeline.from_pretrained(tiny_folder, torch_dtype=wrong)
+
+
 def test_unknown_argument_is_refused(tiny_folder):
     with pytest.raises(TypeError, match=r"no arguments \['legacy_head'\]"):
         MusicLDMPipeline.from_pretrained(tiny_folder, legacy_head=True)
