@@ -60,7 +60,8 @@ def read_index(path: Path) -> Index:
     rows, faults = {}, []
     for number, cells in _records(lines, first + 1, delimiter, len(columns)):
         row = dict(zip(columns, (cell.strip() for cell in cells or _rough(lines[number - 1], delimiter)), strict=False))
-        fault = "a quote is not closed" if cells is None else _shape(columns, cells) or _content(row, delimiter)
+        fault = _open(columns, lines[number - 1].split(delimiter)) if cells is None else _shape(columns, cells)
+        fault = fault or _content(row, delimiter)
         if fault:
             faults.append((row.get("path", ""), f"{path}, line {number}: {fault}"))
         else:
@@ -115,6 +116,12 @@ def _parse(text: str, delimiter: str) -> list[str] | None:
 
 def _rough(line: str, delimiter: str) -> list[str]:
     return [cell.strip(' "') for cell in line.split(delimiter)]
+
+
+def _open(columns: Sequence[str], cells: Sequence[str]) -> str:
+    """What is wrong with a row in one of whose ``cells`` a quote is opened and never closed."""
+    odd = [name for name, cell in zip(columns, cells, strict=False) if cell.count('"') % 2]
+    return f"column {odd[0]}: a quote is not closed" if odd else "a quote is not closed"
 
 
 def _shape(columns: Sequence[str], cells: Sequence[str]) -> str | None:

@@ -47,7 +47,7 @@ def test_spellings_of_spreadsheets_are_read(tmp_path, encoding, separator, end):
     [
         ("a.mid,s,CC0,p1", "4 cells for 11 columns; column title, composer, genre"),
         ("a.mid,s,CC0,p1,Do, re,B,folk,120,stated,4/4,C", "12 cells for 11 columns"),
-        ('a.mid,s,CC0,p1,"Open,B,folk,120,stated,4/4,C', "a quote is not closed"),
+        ('a.mid,s,CC0,p1,"Open,B,folk,120,stated,4/4,C', "column title: a quote is not closed"),
         ("a.mid,s,CC0,p1,T,B,folk,0,stated,4/4,C", "column tempo_bpm: '0' is not a tempo"),
         ("a.mid,s,CC0,p1,T,B,folk,fast,stated,4/4,C", "column tempo_bpm: 'fast'"),
         ("a.mid,s,CC0,p1,T,B,folk,nan,stated,4/4,C", "column tempo_bpm: 'nan'"),
