@@ -30,8 +30,8 @@ def note_data(out: Path, step: int, clips: list[Clip], collection: Collection) -
         return
     else:
         warnings.warn(
-            f"{out} goes on with other data than before: {size_of(before[-1])} until step {step}, now {size_of(now)}, "
-            "some of them new or changed; its card tells of both",
+            f"{out} goes on with other data than before, or changed ones: it learned from {size_of(before[-1])} until "
+            f"step {step}, and now from {size_of(now)}; its card tells of both",
             stacklevel=2,
         )
     lines = [json.dumps(each) + "\n" for each in (*before, now)]
@@ -45,10 +45,11 @@ def read_data(out: Path) -> list[dict]:
 
 
 def about_data(clips: list[Clip], collection: Collection) -> dict:
-    """How much music ``clips`` are, under which licences, and a digest of their names, content and captions."""
+    """How much music ``clips`` are, under which licences; a digest of them and of the content of all recordings."""
     paths = dict.fromkeys(clip.path for clip in clips)
-    content = {path: recording_identity(path).partition(" ")[2] for path in paths}  # a copy has another time
-    names = [[clip.path.name, content[clip.path], clip.start_s, clip.texts] for clip in clips]
+    all_paths = dict.fromkeys(row["path"] for row in collection.rows)  # what is held out may change too
+    names = [[path.name, recording_identity(path).partition(" ")[2]] for path in all_paths]  # a copy has another time
+    names += [[clip.path.name, clip.start_s, clip.texts] for clip in clips]
     licences = Counter(licence or "not stated" for path, licence in collection.licences().items() if path in paths)
     return {
         "folder": collection.folder.resolve().name,

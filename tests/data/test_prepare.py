@@ -400,3 +400,32 @@ def test_captions_say_what_is_sure_and_nothing_else(tmp_path):
     (tmp_path / "a.json").write_text("[1")
     with pytest.raises(ValueError, match=r"a\.json beside it is no JSON object"):
         metadata_of(tmp_path / "a.wav", None)
+
+
+@pytest.mark.parametrize("name", ["shards/mine.wav", "index.parquet", "errors.jsonl", ".work/mine", "prepared.json"])
+def test_files_of_others_in_the_folder_are_kept(name, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", music(1, 1.0), RATE)
+    kept = folder / name
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("mine")
+    with pytest.raises(FileExistsError, match="--out"):
+        prepare(folder, folder, PrepareConfig(tracker="librosa"))
+    assert kept.read_text() == "mine"
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted([kept, folder / "a.wav"])
+
+
+def test_a_folder_may_hold_what_is_made_of_it(tmp_path):
+    """Twice, and with a run of it that was stopped: nothing of its own is taken for a recording."""
+    soundfile.write(tmp_path / "a.wav", music(1, 1.0), RATE)
+    config = PrepareConfig(tracker="librosa")
+    made = prepare(tmp_path, tmp_path, config)
+    assert made[:3] == (1, 0, 0)
+    assert prepare(tmp_path, tmp_path, config) == made
+    (tmp_path / "prepared.json").unlink()
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work" / "settings.json").write_text(json.dumps(asdict(config)))
+    (tmp_path / ".work" / "part-0.flac").write_bytes((tmp_path / "a.wav").read_bytes())
+    assert prepare(tmp_path, tmp_path, config) == made
+    assert (tmp_path / "a.wav").exists()

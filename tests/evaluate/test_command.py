@@ -279,7 +279,7 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
         (["--prompts", other, *common], "no prompts"),
         (["--audio", other, "--probe", other, *model, "--out", tmp_path / "out3"], "render"),
         (["--audio", other, "--index", other, *model, "--out", tmp_path / "out4"], "no novelty index"),
-        (["--audio", tmp_path / "nothing", *model, "--out", tmp_path / "out5"], "no recordings"),
+        (["--audio", tmp_path / "nothing", *model, "--out", tmp_path / "out5"], "no data folder"),
         (["--audio", other, *common], "does not use --seconds"),
         (["--compare", tmp_path / "broken.json", tmp_path / "broken.json", "--index", other], "does not use --index"),
         (["--card", tmp_path / "broken.json", "--steps", 3], "does not use --steps"),

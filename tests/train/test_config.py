@@ -1,5 +1,6 @@
 """Configurations: files only override, and mistakes are errors that name the key."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,73 @@ def test_saved_configurations_come_back_equal(tmp_path):
 def test_no_is_a_word_where_a_word_is_wanted():
     config = load_config(STAGES["diffusion"], None, ["mixed_precision=no", "gradient_checkpointing=yes", "compile=no"])
     assert (config.mixed_precision, config.gradient_checkpointing, config.compile) == ("no", True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: [1\n", ("line 2",)),
+        ("steps: 2\nsteps: 3\n", ("line 2", "duplicate key steps")),
+        ("- a\n", ("key: value",)),
+        ("5\n", ()),
+        ("\tsteps: 3\n", ("line 1",)),
+        ("steps: *x\n", ("line 1", "alias")),
+        ("steps: 3\n---\nsteps: 4\n", ("line 2", "document")),
+        ("\0", ()),
+        ("seed: 1\nmel: 5\n", ("mel",)),
+        ("seed: 1\nbetas: [0.9]\n", ("betas",)),
+        ("channels: [32, 1.5]\n", ("channels",)),
+        ("mel:\n  foo: 3\n", ("mel.foo",)),
+        ("steps: two\n", ("steps", "'two'")),
+        ("steps: -1\n", ("steps", "-1")),
+        ("mel:\n  n_mels: 0\n", ("mel.n_mels", "0")),
+        ("steps:\n", ("steps",)),
+    ],
+)
+def test_errors_of_a_file_name_it_and_the_key(text, words, tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+        load_config(VAEConfig, path)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "some.yaml").write_bytes("steps: 3 # é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"some\.yaml is not a text in UTF-8"):
+        load_config(VAEConfig, tmp_path / "some.yaml")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "steps=two",
+        "steps=[1",
+        "steps=",
+        "mel=3",
+        "mel.n_mels=x",
+        "mel.n_mels=0",
+        "mel.foo=3",
+        "betas=0.9",
+        "betas=[2,3]",
+        "learning_rate=inf",
+        "weight_decay=nan",
+        "weight_decay=-1",
+        "kl_weight=-1",
+        "channels=[]",
+        "channels=[-32]",
+        "segment_s=inf",
+        "seed=-1",
+        "a.b=3",
+        "seed=9999999999",
+        "adversarial_weight=nan",
+    ],
+)
+def test_errors_of_an_override_name_its_key_and_no_file(override):
+    """Beside a file that is right."""
+    file = find_config("tiny", "vae")
+    with pytest.raises(ValueError, match=re.escape(override.partition("=")[0])) as error:
+        load_config(VAEConfig, file, ["batch_size=2", override])
+    assert "vae.yaml" not in str(error.value)
