@@ -136,7 +136,7 @@ def measure(waveform: np.ndarray, sample_rate: int, tracker: str, known: dict) -
     peak = float(np.abs(waveform).max())
     samples = np.round(waveform * 32768.0).clip(-32768, 32767).astype(np.int16)
     stored = samples.astype(np.float32) / 32768.0
-    if math.isinf(gated_loudness(block_loudness(stored, sample_rate))):
+    if np.ptp(samples) <= 1 or math.isinf(gated_loudness(block_loudness(stored, sample_rate))):  # a constant is silent
         return None
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, sample_rate, "PCM_16", format="FLAC")
