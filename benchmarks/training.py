@@ -27,7 +27,7 @@ from benchmarks.original import EMBEDDING
 from benchmarks.results import keep
 from benchmarks.timing import in_turns
 from musicldm.config import STAGES, TrainConfig, find_config, load_config
-from musicldm.kernels.dot_product import install
+from musicldm.kernels.unet_attention import install
 from musicldm.models.clap import train_tokenizer
 from musicldm.models.latents import latent_shape
 from musicldm.train import clap, vae, vocoder

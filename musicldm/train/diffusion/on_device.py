@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from musicldm.sampling.cuda_graphs import Record, record_graph
+from musicldm.sampling.cuda_graphs import Record, current, record_graph
 from musicldm.train.diffusion.latents import Example
 
 LARGEST_DEVIATION = 0.05  # of a replayed gradient from a plain one, relative; bfloat16's rounding makes less
@@ -58,7 +58,8 @@ class Recorded:
         for place in self.places:
             place.zero_()  # so that the first replay is of what the recording did not see
         try:
-            self.replay, (self.losses, self.gradients) = self.record(self._compute)
+            with current(self.places[0].device):
+                self.replay, (self.losses, self.gradients) = self.record(self._compute)
         except RuntimeError as error:
             raise RuntimeError(
                 f"the passes cannot be recorded as a CUDA graph ({error}): set on_device=false"
