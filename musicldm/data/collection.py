@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,15 +152,18 @@ class Collection:
         return "; ".join(words)
 
     def check_captions(self, wanted: bool = False) -> None:
-        """Refuse a collection without a caption that has metadata, or of which captions are ``wanted``."""
+        """Refuse a collection whose metadata has no caption; say so of one without metadata if some are ``wanted``."""
+        if any(self.texts(row) for row in self.rows):
+            return
         table = None if self.in_shards else table_of(self.folder)
-        if (table or wanted) and not any(self.texts(row) for row in self.rows):
+        if table:
             columns = dict.fromkeys(name for row in self._named for name in row)
-            seen = f" ({table.name} has the columns {', '.join(columns)})" if table else ""
             raise ValueError(
-                f"no recording of {self.folder} has a caption{seen}: name the column of captions text, or train "
-                "without any by captions=none"
+                f"no recording of {self.folder} has a caption ({table.name} has the columns {', '.join(columns)}): "
+                "name the column of captions text, or train without any by captions=none"
             )
+        if wanted:
+            print(f"{self.folder} has no captions: the condition is always the recording itself", file=sys.stderr)
 
     def group(self, row: dict) -> str:
         """What a row's recording has in common with other versions of its piece."""

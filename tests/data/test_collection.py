@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musicldm.data.clips import Clip, SegmentDataset, read_clip
-from musicldm.data.collection import load_clips, split_clips
+from musicldm.data.collection import Collection, load_clips, split_clips
 from musicldm.data.items import Item, batch_items, item_rng
 
 RATE = 8000
@@ -199,3 +199,16 @@ def test_segments_of_stereo_have_the_same_place_and_both_channels(tmp_path, rate
         inside = segment[:, 100:-100].numpy()
         np.testing.assert_allclose(inside[1], right * inside[0], atol=1e-4)
         np.testing.assert_allclose(inside.mean(axis=0), mono[Item(3, index)][100:-100], atol=1e-4)
+
+
+def test_a_table_without_captions_is_refused_and_a_folder_without_a_table_is_not(tmp_path, capsys):
+    tone = (0.1 * np.sin(np.arange(16_000) / 9)).astype(np.float32)
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", tone, 16_000)
+    Collection(tmp_path).check_captions(wanted=True)
+    assert "has no captions" in capsys.readouterr().err
+    (tmp_path / "metadata.csv").write_text("file_name,description\n0.wav,solo piano\n1.wav,strings\n2.wav,drums\n")
+    with pytest.raises(ValueError, match=r"columns file_name, description.*captions=none"):
+        Collection(tmp_path).check_captions()
+    (tmp_path / "metadata.csv").write_text("File_Name , TEXT\n0.wav, solo piano\n1.wav,strings\n2.wav,drums\n")
+    Collection(tmp_path).check_captions()
