@@ -26,6 +26,7 @@ LEAST_RATE = 8000  # Hz
 MOST_CHANNELS = 2
 LEAST_S = 0.5
 SAMPLE_SHARE = 0.97  # of the length that the file states, has to be there
+STEP = 2**-15  # of what is stored; a recording that never moves by more is silent
 GUESSED = ("mp3", "aac")  # formats whose length is not stated
 
 
@@ -51,25 +52,28 @@ def decode(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
         stated_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
         resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
         as_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
-        n, loudest, loudest_mean = 0, 0.0, 0.0
+        n, loudest, lowest, highest = 0, 0.0, math.inf, -math.inf
         for frame in container.decode(stream):
             for block in as_float.resample(frame):
-                frames = block.to_ndarray()
+                if not (frames := block.to_ndarray()).size:
+                    continue
                 mono = frames.mean(axis=0)
                 if not np.isfinite(mono).all():
                     at = n + int(np.flatnonzero(~np.isfinite(mono))[0])
                     raise ValueError(f"holds a sample that is no number at {at / rate:.3f} s")
                 n += len(mono)
-                loudest = max(loudest, float(np.abs(frames).max(initial=0.0)))
-                loudest_mean = max(loudest_mean, float(np.abs(mono).max(initial=0.0)))
+                loudest = max(loudest, float(np.abs(frames).max()))
+                lowest, highest = min(lowest, float(mono.min())), max(highest, float(mono.max()))
                 yield resample.resample_chunk(mono)
         yield resample.resample_chunk(np.empty(0, np.float32), last=True)
         if container.format.name not in GUESSED and n / rate < SAMPLE_SHARE * stated_s - 0.1:
             raise ValueError(f"ends after {n / rate:.2f} of {stated_s:.2f} s")
         if n < LEAST_S * rate:
             raise ValueError(f"holds {n / rate:.2f} s of sound, {LEAST_S} s are needed")
-        if loudest_mean < CANCELLED * loudest:
+        if max(highest, -lowest) < CANCELLED * loudest:
             raise ValueError("has channels that cancel each other, so that their mean is silent")
+        if highest - lowest < STEP:
+            raise ValueError(f"is silent: all its samples are {highest:.4g}")
 
 
 @contextmanager
@@ -136,7 +140,7 @@ def measure(waveform: np.ndarray, sample_rate: int, tracker: str, known: dict) -
     peak = float(np.abs(waveform).max())
     samples = np.round(waveform * 32768.0).clip(-32768, 32767).astype(np.int16)
     stored = samples.astype(np.float32) / 32768.0
-    if np.ptp(samples) <= 1 or math.isinf(gated_loudness(block_loudness(stored, sample_rate))):  # a constant is silent
+    if math.isinf(gated_loudness(block_loudness(stored, sample_rate))):
         return None
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, sample_rate, "PCM_16", format="FLAC")
