@@ -6,6 +6,7 @@ import math
 import reprlib
 import sys
 from numbers import Integral, Real
+from typing import Any
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -17,17 +18,19 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
-def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
+def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> None:
     """ValueError unless ``value`` is a finite number from ``least`` to ``most``."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number{_limits(least, most)}, got {shown(value)}")
     if not least <= value <= most:
         raise ValueError(f"{name} must be a number{_limits(least, most)}, got {shown(value)}")
 
 
-def check_whole(name: str, value: object, least: int = 1, most: float = math.inf) -> None:
+def check_whole(name: str, value: Any, least: int = 1, most: float = math.inf) -> None:
     """ValueError unless ``value`` is a whole number from ``least`` to ``most``."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= most:
         raise ValueError(f"{name} must be a whole number{_limits(least, most)}, got {shown(value)}")
 
 

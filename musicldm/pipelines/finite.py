@@ -29,7 +29,8 @@ class Watched:
     """What takes the place of `musicldm.sampling.predict` and notes, without waiting for a GPU, what was finite."""
 
     def __init__(self, evaluate: Callable[..., Tensor]):
-        self.evaluate, self.finite = evaluate, []  # of each step's input and prediction, in turn
+        self.evaluate = evaluate
+        self.finite: list[Tensor] = []  # whether each step's input and prediction were, in turn
 
     def __call__(self, unet: nn.Module, noisy: Tensor, *arguments) -> Tensor:
         prediction = self.evaluate(unet, noisy, *arguments)
