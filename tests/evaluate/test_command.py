@@ -104,6 +104,17 @@ def test_evaluations_begun_before_sessions_go_on(tiny_folder, tmp_path):
     assert [request.seed for request in config.requests()] == [4, 5]
 
 
+@pytest.mark.parametrize("name", ["audio/00000.wav", "metrics.json", "measured.jsonl", "report.html", "settings.json"])
+def test_files_of_others_are_neither_judged_nor_replaced(name, tmp_path):
+    kept = tmp_path / name
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("mine")
+    with pytest.raises(FileExistsError, match="--out"):
+        begin(tmp_path, {"audio": None, "prompts": ["a"]})
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
+    assert kept.read_text() == "mine"
+
+
 def test_recordings_are_judged_and_compared(evaluated, tiny_folder, tmp_path, capsys):
     folder, _ = evaluated
     audio, out = str(folder / "reference"), tmp_path / "out"
