@@ -9,6 +9,7 @@ from pathlib import Path
 
 from musicldm.audio import FORMATS
 from musicldm.audio.output import free_name, output_folder, slug
+from musicldm.audio.text import text_lines
 from musicldm.cli.common import (
     add_adapter_arguments,
     load_quietly,
@@ -155,7 +156,7 @@ def collect_prompts(prompts: list[str], file: Path | None, recipe: dict) -> list
     prompts = list(prompts)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = text_lines(file.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
         if not any(line.strip() for line in lines):

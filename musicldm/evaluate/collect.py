@@ -72,7 +72,7 @@ def captioned_clips(folder: Path, most: int | None = None) -> list[Clip]:
 def folder_clips(folder: Path, most: int | None = None) -> list[Clip]:
     """The recordings of a folder, with their captions if there are any."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"there are no recordings in {folder}, which is no folder")
+        raise FileNotFoundError(f"there are no recordings in {folder}: there is no data folder of that name")
     collection = Collection(folder)
     if collection.in_shards or not collection.rows:
         why = "".join(f"; {name} {reason}" for name, reason in list(collection.left_out.items())[:5])
