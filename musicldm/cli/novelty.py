@@ -72,7 +72,9 @@ def build(args: argparse.Namespace, device) -> None:
     chosen = {"split": args.split, "ray": args.ray, "windows": args.windows}
     index = build_index(args.data, args.out, embedder, args.batch, args.base_clips, **chosen)
     about = {key: value for key, value in index.about.items() if key not in ("files", "base_rate")}
-    base_rate = {key: value for key, value in index.about["base_rate"].items() if key != "similarities"}
+    base_rate = {
+        key: value for key, value in index.about["base_rate"].items() if key not in ("similarities", "piece_scores")
+    }
     rare = "one clip in a hundred" if base_rate["clips"] >= 99 else f"none of {base_rate['clips']} clips tried"
     text = (
         f"{args.out}: {len(index)} clips of {len(index.recordings)} recordings, {about['windows'] or 'no'} windows of "
@@ -111,8 +113,7 @@ def verdict_text(told: dict) -> str:
         f"{told['file']}: {told['verdict']}; nearest {first['recording']} at {first['start_s']:.1f} s, similarity "
         f"{told['similarity']:.3f} (1 % of other music: {usual['similarity_99']:.3f}); best passage "
         f"{passage['query_start_s']:.1f} s as {passage['recording']} at {passage['start_s']:.1f} s, score "
-        f"{passage['score']:.2f} (a copy above {passage['threshold']:.2f}, by {told['judgement']['basis']}; "
-        f"{told['judgement']['chance']:.1%} of other music by chance); "
+        f"{passage['score']:.2f} (a copy above {passage['threshold']:.2f}, by the {told['judgement']['basis']}); "
     )
     if window is None:
         return text + "no windows of 2 s were compared"

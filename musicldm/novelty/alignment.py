@@ -66,10 +66,17 @@ def whiten(frames: np.ndarray) -> np.ndarray:
 
     x = gaussian_filter1d(frames.astype(np.float32) / 255, BLUR, axis=1, mode="nearest")
     x = np.sqrt((x - uniform_filter1d(x, ENVELOPE, axis=1, mode="nearest")).clip(min=0))
+    sounding = _weights(x)  # silence has no notes: without weights all of it would be minus the mean, and so alike
     x[1:] -= HELD * x[:-1]
-    x = x - x.mean(axis=0, keepdims=True)
-    lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.maximum(lengths, max(1e-6, 0.5 * float(np.median(lengths))))  # faint frames count less
+    x -= sounding * x.mean(axis=0, keepdims=True)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6) * _weights(x)
+
+
+def _weights(frames: np.ndarray) -> np.ndarray:
+    """What each of ``frames (T, P)`` counts, (T, 1): 1 from half the usual norm up, less below, 0 for silence."""
+    lengths = np.linalg.norm(frames, axis=1, keepdims=True)
+    heard = lengths[lengths > 1e-6]
+    return np.minimum(1, lengths / (0.5 * np.median(heard))) if len(heard) else np.zeros_like(lengths)
 
 
 def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:

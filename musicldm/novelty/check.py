@@ -17,6 +17,7 @@ from musicldm.audio import write_whole
 from musicldm.audio.figures import new_figure, png_bytes
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.alignment import FRAMES_PER_S, WINDOWS_S, Match, pitch_frames
+from musicldm.novelty.background import PassageTest, passage_test
 from musicldm.novelty.index import SECOND_CHECK, Neighbour, NoveltyIndex
 from musicldm.novelty.windows import WINDOW_S, embed_windows, query_windows
 
@@ -29,6 +30,7 @@ class Verdict(NamedTuple):
     nearest: list[tuple[Neighbour, float]]  # with the second of the query where each was found
     match: Match  # its candidate is a clip's number
     window: tuple[Neighbour, float] | None  # the nearest of 2 s, as in ``nearest``; None in an index without windows
+    test: PassageTest  # what the score of the passage was judged by
 
 
 def check(waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder: ClapEmbedder, count: int = 5):
@@ -65,7 +67,9 @@ def check(waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder:
     similarity = nearest[0][0].similarity
     window = None if index.windows is None else nearest_window(waveform, sample_rate, index, embedder)
     near = -1.0 if window is None else window[0].similarity
-    return Verdict(judge(similarity, match.score, near, index.about["base_rate"]), similarity, nearest, match, window)
+    test = passage_test(index, len(waveform) / sample_rate)
+    verdict = judge(similarity, match.score, near, index.about["base_rate"], test.threshold)
+    return Verdict(verdict, similarity, nearest, match, window, test)
 
 
 def nearest_window(
@@ -81,12 +85,15 @@ def nearest_window(
     return index.window(int(numbers[best, 0]), float(similarities[best, 0])), starts_s[best]
 
 
-def judge(similarity: float, score: float, window_similarity: float, base_rate: dict) -> str:
+def judge(
+    similarity: float, score: float, window_similarity: float, base_rate: dict, threshold: float | None = None
+) -> str:
     """copy, close or new, by how near ``base_rate`` says that other music comes.
 
     Only a passage makes a copy: what CLAP hears alike, in a clip or a window, may be the same instruments alone.
+    Its score must exceed ``threshold``, that of a `PassageTest`; by default that of the base rate.
     """
-    if score > base_rate["score_99"]:
+    if score > (base_rate["score_99"] if threshold is None else threshold):
         return "copy"
     near = similarity > base_rate["similarity_99"] or score > base_rate["score_95"]
     return "close" if near or window_similarity > base_rate.get("window_similarity_99", 1.0) else "new"
@@ -116,7 +123,8 @@ def record(path: str | Path, found: Verdict, index: NoveltyIndex) -> dict:
             for neighbour, start_s in found.nearest
         ],
         "passage": {"recording": about.recording["file"], **match._asdict(), "title": about.recording.get("title")}
-        | {"threshold": index.score_threshold},
+        | {"threshold": found.test.threshold},
+        "judgement": found.test.record(match.score),
         "window": window,
         "base_rate": {
             "similarity_99": index.similarity_threshold,
@@ -146,7 +154,5 @@ def save_match_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, 
         axes.set_ylabel("MIDI pitch")
         axes.set_xlabel("time (s)")
     moved = f"{match.semitones:+d} semitones, tempo x {match.tempo:g}"
-    figure.suptitle(
-        f"{found.verdict}: passage score {match.score:.2f} (threshold {index.score_threshold:.2f}), {moved}"
-    )
+    figure.suptitle(f"{found.verdict}: passage score {match.score:.2f} (threshold {found.test.threshold:.2f}), {moved}")
     write_whole(path, png_bytes(figure))
