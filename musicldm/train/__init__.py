@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
@@ -49,7 +48,5 @@ def run_stage(config: TrainConfig, data: str | Path, out: str | Path, resume: bo
     set_seed(config.seed)  # for the first weights; everything later is drawn by step or item
     module = import_module(f"musicldm.train.{stage}")
     accelerator = make_accelerator(config, Path(out))
-    if accelerator.is_main_process:
-        print(collection.account(), file=sys.stderr)
     with sole_writer(Path(out), f"train {stage}") if accelerator.is_main_process else nullcontext():
         return module.train(Run(config, Path(out), accelerator, resume), collection)

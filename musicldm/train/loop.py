@@ -71,6 +71,7 @@ def fit(stage: Stage, run: Run, collection: Collection) -> Path:
     """
     config, accelerator, state = run.config, run.accelerator, stage.state
     if accelerator.is_main_process:
+        print(collection.account(), file=sys.stderr)
         note_data(run.out, state.step, state.clips, collection)
     announce(config, state.clips, stage.networks, stage.dry_run, accelerator)
     if config.compile:
