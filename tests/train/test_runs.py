@@ -355,7 +355,7 @@ def test_a_loss_that_is_not_finite_names_its_recordings(collection, tmp_path):
             wave[:] = np.nan
         soundfile.write(folder / path.name, wave, rate, subtype="FLOAT")
     out = tmp_path / "run"
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+, batch .*4\.wav"):
+    with pytest.raises(ValueError, match=r"4\.wav holds nan at"):
         run("vae", CONFIG, folder, out, overrides=[*SHORT, "save_every=1", "batch_size=2"])
     for checkpoint in checkpoints(out):
         parts = torch.load(checkpoint / STATE_FILE, weights_only=True)["parts"]
