@@ -234,6 +234,7 @@ PROBES = [
     (300, NO_WINDOW, 1, 64, False),
     (300, 40, 4, 64, True),
     (300, 40, 4, 128, True),
+    (300, 40, 4, 64, False),
 ]
 TIMES_TORCHS_ERROR = 4.0
 

@@ -119,6 +119,14 @@ def test_other_keys_than_queries_batches_and_strides(emulation):
         assert_accurate(emulate(emulation, q, k, v, aligned=aligned), q, k, v)
 
 
+@pytest.mark.parametrize("dtype", UNIT_ROUNDOFF)
+def test_windows_over_rows_that_are_not_aligned(emulation, dtype):
+    torch.manual_seed(0)
+    q, k, v = random_qkv(2, 320, 320, 2, dtype, padding=1)
+    for schedule in SCHEDULES:
+        assert_accurate(emulate(emulation, q, k, v, 20, 4, aligned=False, schedule=schedule), q, k, v, 20, 4)
+
+
 def test_heads_before_tokens(emulation):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 66, 32).half().transpose(1, 2) for _ in range(3))
