@@ -74,25 +74,28 @@ class Tail(NamedTuple):
     median: float
     scale: float  # mean excess; that of the background where there are few
     weight: float  # number of pieces that it rests on
+    share: float  # of recordings like the one that is checked which exceed the median: half, of shorter ones fewer
 
     @classmethod
-    def of(cls, scores: list[float], shipped: dict) -> Tail:
+    def of(cls, scores: list[float], shipped: dict, length: float) -> Tail:
         median = float(np.median(scores))
         above = [min(score - median, MOST) for score in scores if score > median]
         weight = PRIOR + len(above)
-        return cls(median, (PRIOR * shipped["scale"] + sum(above)) / weight, weight)
+        return cls(median, (PRIOR * shipped["scale"] + sum(above)) / weight, weight, 0.5 * min(1.0, length))
 
     def threshold(self) -> float:
         """The score that one stranger in a hundred exceeds, the scale being no surer than ``weight`` pieces make it."""
-        return self.median + self.scale * self.weight * math.expm1(math.log(0.5 / FALSE_ALARMS) / self.weight)
+        surprise = max(0.0, math.log(self.share / FALSE_ALARMS))
+        return self.median + self.scale * self.weight * math.expm1(surprise / self.weight)
 
     def chance(self, score: float) -> tuple[float, float, float]:
         """As that of a `PassageTest`: the mean over what the scale may be (Lomax), and the interval."""
         from scipy.stats import gamma
 
         excess = max(0.0, score - self.median) / self.scale
-        low, high = np.exp(-excess * gamma.ppf((0.975, 0.025), self.weight) / self.weight) / 2
-        return 0.5 * (1 + excess / self.weight) ** -self.weight, low, high
+        low, high = np.exp(-excess * gamma.ppf((0.975, 0.025), self.weight) / self.weight)
+        low, high = self.share * low, self.share * high
+        return self.share * (1 + excess / self.weight) ** -self.weight, low, high
 
 
 def passage_test(index: NoveltyIndex, seconds: float, shipped: dict | None = None) -> PassageTest:
@@ -107,7 +110,7 @@ def passage_test(index: NoveltyIndex, seconds: float, shipped: dict | None = Non
     often = comparisons * shipped["rate"] / -math.log1p(-FALSE_ALARMS)
     threshold = shipped["level"] + shipped["scale"] * max(0.0, math.log(often))
     scores = base_rate.get("piece_scores")  # indices of before have none
-    own = Tail.of(scores, shipped) if scores else None
+    own = Tail.of(scores, shipped, float(units(seconds, shipped) / lengths.mean())) if scores else None
     if own and own.threshold() > threshold:
         return PassageTest("collection", own.threshold(), comparisons, own)
     return PassageTest("background", threshold, comparisons, own)
