@@ -1,6 +1,6 @@
 """Attention in diffusers' UNet by the package's own function, with one product for queries, keys and values.
 
-    hidden states (B, N, D)  -> projections ->  q, k, v (B, N, H, d)  -> attention ->  hidden states (B, N, D)
+hidden states (B, N, D)  -> projections ->  q, k, v (B, N, H, d)  -> attention ->  hidden states (B, N, D)
 """
 
 from __future__ import annotations
