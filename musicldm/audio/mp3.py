@@ -56,7 +56,8 @@ def frame_at(content: bytes, at: int) -> Header | None:
 
 def frames_of(content: bytes) -> tuple[list[tuple[int, int]], int, int]:
     """Stretches (begin, end) of frames that follow each other, how many frames, and how many bytes lie between."""
-    at, kind, stretches, n, foreign = _after_tag(content, 0), None, [], 0, 0
+    at, kind, n, foreign = _after_tag(content, 0), None, 0, 0
+    stretches: list[tuple[int, int]] = []
     while at < len(content):
         header = frame_at(content, at)
         if header and kind in (None, header.kind) and at + header.size <= len(content):

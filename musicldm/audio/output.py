@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 LONGEST_TEXT = 60  # characters of a text that become part of a file's name
 LONGEST_NAME = 255  # bytes, where the file system does not tell
@@ -146,7 +147,7 @@ def _holds_something(path: Path) -> bool:
     return not all(PART.fullmatch(name) or name == LOCK_FILE for name in names)
 
 
-def read_mark(file: Path, command: str, *keys: str) -> object:
+def read_mark(file: Path, command: str, *keys: str) -> Any:
     """The JSON of the mark ``file``, which is an object with ``keys`` if there are any, else a text.
 
     Raises:
@@ -244,7 +245,8 @@ def _lock(folder: Path, work: str) -> int | None:
     try:
         import fcntl
     except ImportError:
-        return _warn_unlocked(folder, "this system")
+        _warn_unlocked(folder, "this system")
+        return None
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -258,7 +260,8 @@ def _lock(folder: Path, work: str) -> int | None:
         except OSError as error:  # a network's file system, for one
             os.close(lock)
             path.unlink(missing_ok=True)
-            return _warn_unlocked(folder, f"its file system ({error.strerror})")
+            _warn_unlocked(folder, f"its file system ({error.strerror})")
+            return None
         if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
             break
         os.close(lock)  # whoever had it has removed it

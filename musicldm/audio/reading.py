@@ -55,7 +55,8 @@ class Audio:
     """
 
     def __init__(self, name: str | Path, sound: soundfile.SoundFile, declared: int = 0):
-        self.name, self.sound, self.remark = name, sound, None
+        self.name, self.sound = name, sound
+        self.remark: str | None = None
         self.rate, self.channels, self.frames = sound.samplerate, sound.channels, sound.frames
         self.declared = max(self.frames, declared)
 
@@ -199,7 +200,8 @@ def _opened(path: Path, source: BinaryIO, place: bytes | BinaryIO, stack: ExitSt
         )
     at, size = source.tell(), source.seek(0, io.SEEK_END)  # libsndfile goes on at this place if it reads ``source``
     source.seek(0)
-    remark, declared = None, 0
+    declared = 0
+    remark: str | None = None
     if sound.format in ("WAV", "WAVEX"):
         if not sound.frames and (head := sized_header(source, size)):
             sound = stack.enter_context(soundfile.SoundFile(Stretch(source, 0, size, head)))
@@ -247,7 +249,9 @@ class Stretch(io.RawIOBase):
     def readinto(self, buffer) -> int:
         self.file.seek(self.offset + self.at)
         view = memoryview(buffer)[: max(0, min(len(buffer), self.size - self.at))]
-        n = self.file.readinto(view)
+        content = self.file.read(len(view))
+        n = len(content)
+        view[:n] = content
         if changed := self.head[self.at : self.at + n]:
             view[: len(changed)] = changed
         self.at += n

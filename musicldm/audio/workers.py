@@ -11,7 +11,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, cast
 
 TRIES = 2  # for an item: a process may have died for want of memory, which others took
 
@@ -54,7 +55,7 @@ class Workers:
                     child, (i, attempt) = free.pop(), waiting.pop()
                     busy[child.send(items[i])] = child, i, attempt
                 for connection in wait(list(busy)):
-                    child, i, attempt = busy.pop(connection)
+                    child, i, attempt = busy.pop(cast(Connection, connection))
                     free.append(child)
                     value = child.receive()
                     if isinstance(value, Crash) and attempt < TRIES:
@@ -70,7 +71,8 @@ class Apart:
     """``function`` in a process of its own, which may die: ``apart(item)`` is its value or a `Crash`."""
 
     def __init__(self, function: Callable[[Any], Any]):
-        self.function, self.workers = function, None
+        self.function = function
+        self.workers: Workers | None = None
 
     def __call__(self, item: Any) -> Any:
         self.workers = self.workers or Workers(self.function)
@@ -82,7 +84,9 @@ class _Child:
     """One process, started when there is something to do."""
 
     def __init__(self, function: Callable[[Any], Any]):
-        self.function, self.process, self.connection = function, None, None
+        self.function = function
+        self.process: BaseProcess | None = None
+        self.connection: Connection | None = None
 
     def send(self, item: Any) -> Connection:
         """Begin with ``item``; returns what becomes ready when it is done."""
@@ -137,7 +141,7 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
         except EOFError:  # the parent has gone
             return
         try:
-            answer = function(item), None
+            answer: tuple[Any, Exception | None] = function(item), None
         except Exception as error:  # raised again where it can be told
             answer = None, error
         connection.send(answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -38,8 +38,9 @@ def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
     except (ValueError, OmegaConfBaseException) as error:
         reason = _reason(error)
         key = reason.partition(" ")[0].rstrip(":")
-        inner = {f.name: f"{outer.name}.{f.name}" for outer in fields(schema) for f in _fields_of(config, outer.name)}
-        if key not in {f.name for f in fields(schema)} and key in inner:
+        known = [f.name for f in fields(cast(Any, schema))]
+        inner = {f.name: f"{name}.{f.name}" for name in known for f in _fields_of(config, name)}
+        if key not in known and key in inner:
             reason, key = reason.replace(key, inner[key], 1), inner[key]
         given = {override.partition("=")[0] for override in overrides}
         raise ValueError(reason if path is None or key in given else f"{path}: {reason}") from error

@@ -49,7 +49,7 @@ def _not_negative(config: object, *names: str) -> None:
             raise ValueError(f"{name} must not be negative, got {getattr(config, name)}")
 
 
-def _finite(config: object) -> None:
+def _finite(config: TrainConfig) -> None:
     """ValueError for infinity and NaN, and for sizes in lists that are none."""
     for f in fields(config):
         value = getattr(config, f.name)

@@ -346,7 +346,18 @@ def test_the_best_weights_can_be_exported(collection, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_its_recordings(collection, tmp_path):
-    """One recording holds a NaN; no checkpoint after it is written, and the one before is whole."""
+    """The rate is far too high; no checkpoint after the loss overflows is written, and those before are whole."""
+    out = tmp_path / "run"
+    overrides = [*SHORT, "save_every=1", "batch_size=2", "learning_rate=1e30"]
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step [1-9]\d*, batch .*\d\.wav"):
+        run("vae", CONFIG, collection, out, overrides=overrides)
+    saved = [torch.load(checkpoint / STATE_FILE, weights_only=True)["parts"]["vae"] for checkpoint in checkpoints(out)]
+    assert saved
+    assert all(value.isfinite().all() for weights in saved for value in weights.values())
+
+
+def test_a_recording_that_holds_no_number_is_named(collection, tmp_path):
+    """No checkpoint after it is written, and the one before is whole."""
     folder = tmp_path / "data"
     folder.mkdir()
     for path in collection.iterdir():
