@@ -123,9 +123,21 @@ def tell_recordings(collection: Collection) -> dict[Path, Told]:
             told[row["path"]] = Told(about, row["group"])
         else:
             about = {"file": name} | {key: row[key] for key in TOLD if row.get(key)}
-            about["offset_s"] = row.get("start_s") or 0.0
+            about["offset_s"] = offset_of(row)
             told[row["path"]] = Told(about, str(row.get("piece_id") or row.get("score") or name))
     return told
+
+
+def offset_of(row: dict) -> float:
+    """Where a recording begins in its piece, in seconds: ``start_s`` of its metadata, else 0.
+
+    Raises:
+        ValueError: that is no number.
+    """
+    try:
+        return float(row.get("start_s") or 0.0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"start_s of {row['file_name']} must be seconds, got {row['start_s']!r}") from error
 
 
 def measure_base_rate(

@@ -13,13 +13,14 @@ import soundfile
 from musicldm import MusicLDMPipeline
 from musicldm.audio import read_audio, write_audio
 from musicldm.cli import main
+from musicldm.data.collection import Collection
 from musicldm.data.prepare.index import IndexWriter
 from musicldm.data.shards import INDEX_FILE, ShardWriter
 from musicldm.generate.reconstruct import reconstruct
 from musicldm.models.clap import clap_feature_extractor
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.alignment import best_match, pitch_frames
-from musicldm.novelty.build import build_index
+from musicldm.novelty.build import build_index, tell_recordings
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex, make_faiss
 from tests.helpers.melodies import CLIP_S, RATE, melody, same_index
@@ -268,3 +269,12 @@ def test_command(data, model, tmp_path, capsys):
     assert main(["novelty", "index", str(data), "--out", str(out), "--model", str(model)]) == 2
     assert main(["novelty", "check", str(tmp_path / "copy.wav"), *options[2:], "--index", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_offsets_of_a_table_are_numbers(tmp_path):
+    write_audio(tmp_path / "a.wav", melody(0), RATE)
+    (tmp_path / "metadata.csv").write_text("file_name,text,start_s\na.wav,a melody,12.5\n")
+    assert tell_recordings(Collection(tmp_path))[tmp_path / "a.wav"].about["offset_s"] == 12.5
+    (tmp_path / "metadata.csv").write_text("file_name,text,start_s\na.wav,a melody,late\n")
+    with pytest.raises(ValueError, match=r"start_s of a\.wav must be seconds, got 'late'"):
+        tell_recordings(Collection(tmp_path))
