@@ -14,6 +14,12 @@ convolutional diffusion models, https://arxiv.org/abs/2412.20292 (the local scor
 
 The index holds these and 80 clips of other pieces, so that its thresholds are those of a collection. Music is made for
 their captions: without guard, drawing again, and drawing again with steering. A run that was stopped goes on.
+
+Where steering leaves no music of a draw, the guard calls it a hum. With ``--recordings`` it is also measured how far
+music moves, by which it tells them apart: those recordings, and what renderings of FOLDER are in no index.
+
+    python -m benchmarks.guard FOLDER --work DIR --clip-s 5.12 --strengths 0 0.25 0.5 1 --recordings FOLDER \
+        --out benchmarks/results/guard_floor.json
 """
 
 from __future__ import annotations
@@ -30,13 +36,16 @@ from torch.nn import functional
 
 from benchmarks.copies import draw_pieces
 from benchmarks.results import keep
+from musicldm.analysis import SILENCE
 from musicldm.audio import read_audio, write_audio, write_whole
+from musicldm.data.metadata import audio_files
 from musicldm.evaluate.intervals import bootstrap, paired_difference, share
 from musicldm.generate.environment import model_revision
 from musicldm.models.clap import embed_audio
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.models.loading import bundled_models
 from musicldm.novelty import CopyError, CopyGuard, NoveltyIndex, build_index
+from musicldm.novelty.steering import FLOOR_DB, movement_db
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.schedulers import make_scheduler
 from musicldm.train import run
@@ -47,7 +56,8 @@ LEARNED, OTHERS, VALIDATION = 20, 80, 8  # clips
 CONDITION = 20.0  # log-likelihood of a clip per cosine similarity of its caption to the prompt
 MODELS = {"memory": None, "mosaic": 1.0}  # seconds that are judged together
 SAMPLER_STEPS = 20
-STRENGTHS = (0.0, 1.0)  # of steering; 0 only draws again
+STRENGTHS = (0.0, 1.0)  # of steering, at first; 0 only draws again
+STRETCHES_S = (2.0, 5.12, 10.24)  # of which the movement is measured
 
 
 def collect(source: Path, rows: list[dict], folder: Path, clip_s: float) -> Path:
@@ -147,17 +157,19 @@ def make(guard: CopyGuard, prompts: list[str], clip_s: float, seed: int, mode: s
     similarity = (heard * pipeline.embed_texts(prompts)).sum(dim=1).tolist()
     items = []
     for i, found in enumerate(output.novelty):
-        item = {name: found[name] for name in ("verdict", "similarity", "too_close", "draws")}
+        names = ("verdict", "similarity", "too_close", "draws", "movement_db", "steering", "hum")
+        item = {name: found[name] for name in names}
         item |= {name: found["passage"][name] for name in ("recording", "score")}
         items.append(item | {"prompt": prompts[i], "clap": similarity[i], "refused": i in refused})
     return items, output.audios, seconds
 
 
 def compare(
-    pipeline: MusicLDMPipeline, index: NoveltyIndex, prompts: list[str], clip_s: float, seeds: int, folder: Path
+    pipeline: MusicLDMPipeline, index: NoveltyIndex, prompts: list[str], options: argparse.Namespace, folder: Path
 ) -> dict:
     """All modes for the same prompts and seeds; what was made with the first seed is kept in ``folder``."""
-    modes = {"report": ("report", 0.0)} | {f"avoid, strength {s:g}": ("avoid", s) for s in STRENGTHS}
+    clip_s, seeds = options.clip_s, options.seeds
+    modes = {"report": ("report", 0.0)} | {f"avoid, strength {s:g}": ("avoid", s) for s in options.strengths}
     told, seconds = {}, {}
     for name, (mode, strength) in modes.items():
         made = folder / f"{name}.json"
@@ -194,7 +206,9 @@ def summary(items: list[dict], before: list[dict]) -> dict:
         "drawn_last_too_close": shared([item["too_close"] for item in items]),
         "drawn_last_a_copy": shared([item["verdict"] == "copy" for item in items]),
         "refused": shared([item["refused"] for item in items]),
+        "refused_as_hums": shared([item["hum"] for item in items]),
         "draws": float(np.mean([item["draws"] for item in items])),
+        "movement_db": sorted(round(item["movement_db"], 2) for item in items),
         "score_median": float(np.median([item["score"] for item in items])),
         "similarity_median": float(np.median([item["similarity"] for item in items])),
     }
@@ -203,6 +217,22 @@ def summary(items: list[dict], before: list[dict]) -> dict:
         change, chance = paired_difference(plain, after)
         told["clap_similarity_of_answers"] = bootstrap(np.mean, after)._asdict()
         told["clap_similarity_change"] = change._asdict() | {"probability_by_chance": chance}
+    return told
+
+
+def movements(files: list[Path]) -> dict:
+    """How far stretches of ``files`` move, in dB: percentiles, for each length."""
+    told = {}
+    for seconds in STRETCHES_S:
+        moved = []
+        for file in files:
+            waveform, rate = read_audio(file)
+            length = round(seconds * rate)
+            stretches = [waveform[i : i + length] for i in range(0, len(waveform) - length + 1, length)]
+            moved += [movement_db(one, rate) for one in stretches if np.abs(one).max() >= SILENCE]
+        percentiles = {f"{p:g} %": float(np.percentile(moved, p)) for p in (0, 1, 5, 50)}
+        below = float(np.mean(np.array(moved) < FLOOR_DB))
+        told[f"{seconds:g} s"] = {"stretches": len(moved), "share_below_floor": below} | percentiles
     return told
 
 
@@ -216,6 +246,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="draws for each caption")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pieces")
     parser.add_argument("--train-steps", type=int, default=0, help="of training the model on the 20; 0: do not")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, help="of steering, at first")
+    parser.add_argument("--recordings", type=Path, help="folder of recordings whose movement is measured")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of that training")
     parser.add_argument("--out", type=Path)
     options = parser.parse_intermixed_args()
@@ -252,7 +284,16 @@ def main() -> None:
                 options.model, folder, work / "trained", options.clip_s, options.train_steps, options.settings
             )
         folder = work / "music" / name
-        report["results"][name] = compare(pipeline, index, prompts, options.clip_s, options.seeds, folder)
+        report["results"][name] = compare(pipeline, index, prompts, options, folder)
+    if options.recordings:
+        held_out = [options.folder / row["file_name"] for row in draw_pieces(options.folder, options.seed, tuning=True)]
+        held_out += [options.folder / row["file_name"] for row in rows[LEARNED + OTHERS :]]
+        kinds = {
+            "renderings": held_out,
+            "recordings": [options.recordings / name for name in audio_files(options.recordings)],
+        }
+        report["floor_db"] = FLOOR_DB
+        report["movement_db"] = {name: movements(files) for name, files in kinds.items()}
     print(json.dumps(report, indent=1))
     if options.out:
         keep(options.out, report)

@@ -15,10 +15,10 @@ __all__ += ["CopyError"]
 
 
 class CopyError(ValueError):
-    """Every draw for some prompt came too near to the training set; the message names the nearest clip.
+    """Every draw for some prompt came too near to the training set, or was a hum; the message names the nearest clip.
 
     Attributes:
-        output: what the pipeline would return, with the least similar draws in the places of these prompts.
+        output: what the pipeline would return, with hums or the least similar draws in the places of these prompts.
         refused: their numbers among the prompts.
     """
 

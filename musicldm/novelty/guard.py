@@ -2,6 +2,7 @@
 
 waveforms (B, L) -> check against the index -> what is new enough, best first
                  -> new noise, steered away from the latents of what was not, once more -> ... | CopyError
+                    (less where that left a hum)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from musicldm.novelty.alignment import WINDOWS_S
 from musicldm.novelty.carried import index_of
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex
-from musicldm.novelty.steering import Steering
+from musicldm.novelty.steering import FLOOR_DB, Steering, is_hum, movement_db
 from musicldm.pipelines.base import MusicLDMPipelineOutput
 from musicldm.pipelines.calls import taking_turns
 from musicldm.pipelines.checks import as_embeds, check_texts
@@ -41,7 +42,11 @@ class Drawn(NamedTuple):
 
     waveform: np.ndarray  # (L,)
     score: float | None  # similarity to the prompt, if candidates were ranked
-    found: dict  # of `CopyGuard.judge`
+    found: dict  # of `CopyGuard.judge`, with ``steering`` (the strength) and ``hum``
+
+    @property
+    def new(self) -> bool:
+        return not self.found["too_close"] and not self.found["hum"]
 
 
 class CopyGuard:
@@ -50,7 +55,8 @@ class CopyGuard:
     Args:
         pipeline: whose CLAP is the one that the index was made with.
         index: the training set, or the folder of its index; by default the one that the model carries.
-        strength: of the steering away from rejected draws; 0 only draws again.
+        strength: of the steering away from rejected draws, at first: it is halved after a round that left a hum; 0
+            only draws again.
 
     Raises:
         FileNotFoundError: if there is no index.
@@ -76,9 +82,10 @@ class CopyGuard:
         self.index.check_embedder(self.embedder.name)
 
     def judge(self, waveform: np.ndarray, sample_rate: int, max_similarity: float | None = None) -> dict:
-        """What `musicldm.novelty.check` finds of ``waveform`` (L,) or (A, L), and ``too_close``: a copied passage, or
-        more similar to some clip than ``max_similarity``. By default that is the similarity that 1 % of other music
-        exceeds, and a window of 2 s may not be nearer than in 1 % either.
+        """What `musicldm.novelty.check` finds of ``waveform`` (L,) or (A, L), ``movement_db`` (of
+        `musicldm.novelty.steering`), and ``too_close``: a copied passage, or more similar to some clip than
+        ``max_similarity``. By default that is the similarity that 1 % of other music exceeds, and a window of 2 s may
+        not be nearer than in 1 % either.
 
         Raises:
             ValueError: for something else than such a waveform, with NaN, or at no rate.
@@ -95,23 +102,27 @@ class CopyGuard:
         waveform = waveform if waveform.ndim == 1 else waveform.mean(axis=0)
         most = self.index.similarity_threshold if max_similarity is None else max_similarity
         if np.abs(waveform).max(initial=0) < SILENCE:
-            return {"verdict": "silent", "similarity": None, "nearest": [], "max_similarity": most, "too_close": False}
+            silent = {"verdict": "silent", "similarity": None, "nearest": [], "movement_db": 0.0}
+            return silent | {"max_similarity": most, "too_close": False}
         found = check(waveform, sample_rate, self.index, self.embedder)
         about = record("", found, self.index)
         del about["file"]
         too_close = found.verdict == "copy" or found.similarity > most
         if max_similarity is None and found.window is not None:
             too_close |= found.window[0].similarity > self.index.window_threshold
+        about["movement_db"] = movement_db(waveform, sample_rate)
         return about | {"max_similarity": most, "too_close": too_close}
 
     def __call__(
         self, *args, mode: str = "avoid", max_similarity: float | None = None, **options
     ) -> MusicLDMPipelineOutput | tuple:
-        """The pipeline's output for the same arguments, with ``novelty``: for each waveform what `judge` finds.
+        """The pipeline's output for the same arguments, with ``novelty``: for each waveform what `judge` finds, the
+        draws of its prompt, the strength of its ``steering``, and whether that left a ``hum`` (`steering.is_hum`).
 
         "report" changes nothing else. "avoid" draws all candidates of a prompt again, steered away from what was
-        rejected, up to `ROUNDS` times in all, until as many as are to be returned are not too close; the best of those
-        are returned. "least_similar" does too, and fills up with the least similar ones where "avoid" raises.
+        rejected, up to `ROUNDS` times in all, until as many as are to be returned are neither too close nor hums; the
+        best of those are returned. "least_similar" does too, and fills up with hums and then with the least similar
+        ones where "avoid" raises.
 
         Raises:
             ValueError: for an unknown mode, or arguments that leave nothing to compare or draw.
@@ -150,32 +161,41 @@ class CopyGuard:
         drawn: list[list[Drawn]] = [[] for _ in range(n_prompts)]
         waiting = list(range(n_prompts))
         rejected: list[list[torch.Tensor]] = [[] for _ in range(n_prompts)]  # latents (C, T, F)
+        strengths = [self.strength] * n_prompts
         settled = {"seed": None, "return_best": None, "return_dict": True, "output_type": "np"}
         for _ in range(1 if mode == "report" else ROUNDS):
             changed = {name: _rows(arguments[name], waiting) for name in PER_PROMPT}
             items = [i * n + k for i in waiting for k in range(n)]
             changed["generator"] = [noise[item] for item in items] if isinstance(noise, list) else noise
-            changed["correct"] = self._steering([rejected[item // n] for item in items], arguments["correct"])
+            away = [rejected[item // n] for item in items]
+            strong = [strengths[item // n] if patterns else 0.0 for item, patterns in zip(items, away, strict=True)]
+            changed["correct"] = self._steering(away, strong, arguments["correct"])
             output = self.pipeline(**arguments | changed | settled)
             for row, item in enumerate(items):
-                waveform = output.audios[row]
+                waveform, prompt = output.audios[row], item // n
                 found = self.judge(waveform, output.sampling_rate, max_similarity)
                 score = None if output.scores is None else float(output.scores[row // n, row % n])
-                drawn[item // n].append(Drawn(waveform, score, found))
+                found |= {"steering": strong[row], "hum": strong[row] > 0 and _left_a_hum(found, drawn[prompt])}
+                drawn[prompt].append(Drawn(waveform, score, found))
                 if found["too_close"] and mode != "report":
-                    rejected[item // n].append(self.pipeline.encode_audio(waveform[None], output.sampling_rate)[0])
-            waiting = [prompt for prompt in waiting if sum(not d.found["too_close"] for d in drawn[prompt]) < wanted]
+                    rejected[prompt].append(self.pipeline.encode_audio(waveform[None], output.sampling_rate)[0])
+            for prompt in waiting:
+                if any(one.found["hum"] for one in drawn[prompt][-n:]):
+                    strengths[prompt] /= 2
+            waiting = [prompt for prompt in waiting if sum(one.new for one in drawn[prompt]) < wanted]
             if not waiting:
                 break
         return drawn, waiting, output
 
-    def _steering(self, rejected: list[list[torch.Tensor]], correct: Correct | None) -> Correct | None:
+    def _steering(
+        self, rejected: list[list[torch.Tensor]], strengths: list[float], correct: Correct | None
+    ) -> Correct | None:
         """What keeps each waveform away from its ``rejected`` latents, after the caller's own ``correct``."""
-        if not self.strength or not any(rejected):
+        if not any(strengths):
             return correct
         pipeline, mel = self.pipeline, mel_config(self.pipeline.vocoder)
         frame_s = mel.hop_length * pipeline.vae_scale_factor / mel.sample_rate
-        steering = Steering(pipeline.scheduler, max(1, round(WINDOWS_S[0] / frame_s)), self.strength, rejected)
+        steering = Steering(pipeline.scheduler, max(1, round(WINDOWS_S[0] / frame_s)), strengths, rejected)
         if correct is None:
             return steering
         return lambda prediction, noisy, t: steering(correct(prediction, noisy, t), noisy, t)
@@ -213,17 +233,24 @@ def _rows(value, rows: list[int]):
     return value[rows] if isinstance(value, torch.Tensor) else value
 
 
+def _left_a_hum(found: dict, before: list[Drawn]) -> bool:
+    """Whether steering away from what was too close ``before`` left no music of a draw."""
+    unsteered = [one.found["movement_db"] for one in before if one.found["too_close"] and not one.found["steering"]]
+    return not found["too_close"] and is_hum(found["movement_db"], unsteered)
+
+
 def _choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
-    """The best ``wanted`` of the candidates that are not too close, then the least similar of the others."""
+    """The best ``wanted`` of the new candidates, then hums that move most, then the least similar of the others."""
 
     def best(drawn: Drawn) -> float:
         return 0.0 if drawn.score is None else -drawn.score
 
     if mode == "report":
         return candidates[:wanted]
-    new = sorted((one for one in candidates if not one.found["too_close"]), key=best)
+    new = sorted((one for one in candidates if one.new), key=best)
+    hums = sorted((one for one in candidates if one.found["hum"]), key=lambda one: -one.found["movement_db"])
     close = [one for one in candidates if one.found["too_close"]]
-    return (new + sorted(close, key=_closeness))[:wanted]
+    return (new + hums + sorted(close, key=_closeness))[:wanted]
 
 
 def _closeness(drawn: Drawn) -> tuple[bool, float]:
@@ -246,6 +273,11 @@ def _refusal(names: list[str], drawn: list[list[Drawn]]) -> str:
         if window is not None:
             why += f"; that of 2 s {window['similarity']:.3f}, at most {window['threshold']:.3f}"
         parts.append(f"{name}: {recording} at {near['start_s']:.1f} s ({why})")
+        if hums := [one.found["movement_db"] for one in candidates if one.found["hum"]]:
+            parts[-1] += (
+                f"; steering left no music but a hum in {len(hums)} of its draws (levels move by {max(hums):.1f} dB, "
+                f"those of music by {FLOOR_DB:g} dB or more)"
+            )
     return (
         f"after {len(drawn[0])} draws too few are new; the least near of the others, {'; '.join(parts)}. "
         "Change the prompt or the seed, allow more with max_similarity, or ask for least_similar"

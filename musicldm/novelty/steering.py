@@ -5,13 +5,56 @@
 What it shares is judged in windows of 2 s. The gradient of that similarity with respect to the estimate is the
 rejected pattern itself, so that a step costs no further evaluation of any network. After the dissimilarity guidance
 of Chen, Liu and Xu (2024), Towards memorization-free diffusion models, https://arxiv.org/abs/2404.00922.
+
+Where a model knows nothing else, what is left of its music is a hum: the pitches of a rejected draw, held all along.
+`is_hum` tells it from music by `movement_db`.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from musicldm.analysis.waveforms import SILENCE
+from vocoder import MelConfig, log_mel_spectrogram
+
+FLOOR_DB = 2.5  # movement of 2 s that more than 99 % of recordings and of rendered scores exceed
+RANGE_DB = 50.0  # below the loudest point of the spectrogram, that is heard
+DB = 20 / np.log(10)  # in a natural logarithm of magnitudes
+
+
+def movement_db(waveform: np.ndarray, sample_rate: int) -> float:
+    """How far the mel bands of ``waveform (L,)`` move: standard deviation over time of their levels in dB.
+
+    It is the mean over the bands that come within `RANGE_DB` of the loudest point, so that neither loudness nor
+    silent bands matter. 0 for silence.
+    """
+    peak = np.abs(waveform).max(initial=0)
+    if peak < SILENCE:
+        return 0.0
+    n_fft = 2 ** round(np.log2(0.064 * sample_rate))
+    config = MelConfig(
+        sample_rate=sample_rate,
+        n_fft=n_fft,
+        hop_length=max(1, round(sample_rate / 50)),
+        f_max=min(8000.0, sample_rate / 2),
+        floor=1e-9,
+    )
+    samples = torch.from_numpy(np.ascontiguousarray(waveform / peak, np.float32))
+    samples = functional.pad(samples, (0, max(0, n_fft // 2 + 1 - len(samples))))
+    level = DB * log_mel_spectrogram(samples[None], config)[0].numpy()  # (T, F)
+    level = level.clip(min=level.max() - RANGE_DB)
+    return float(level.std(axis=0)[level.max(axis=0) > level.min()].mean())
+
+
+def is_hum(movement: float, unsteered: list[float]) -> bool:
+    """Whether a steered draw is no music: its ``movement`` in dB is below `FLOOR_DB`, and that of no unsteered one was.
+
+    Music that held its notes before it was steered, as a drone does, may go on to do so.
+    """
+    return movement < FLOOR_DB <= min(unsteered)
 
 
 class Steering:
@@ -20,24 +63,26 @@ class Steering:
     Args:
         scheduler: of diffusers' Karras family; tells what the UNet predicts and how noisy each step is.
         window: latent frames over which similarity is judged.
-        strength: 1 takes out all that is shared, more leads to the opposite.
+        strength: 1 takes out all that is shared, more leads to the opposite; one for all items of the batch, or a
+            list with that of each.
         avoid: for each item of the batch, latents (C, T, F) to keep away from.
     """
 
-    def __init__(self, scheduler, window: int, strength: float, avoid: list[list[Tensor]]):
-        self.scheduler, self.window, self.strength, self.avoid = scheduler, window, strength, avoid
+    def __init__(self, scheduler, window: int, strength: float | list[float], avoid: list[list[Tensor]]):
+        self.scheduler, self.window, self.avoid = scheduler, window, avoid
+        self.strengths = strength if isinstance(strength, list) else [strength] * len(avoid)
 
     def __call__(self, prediction: Tensor, model_input: Tensor, t: Tensor) -> Tensor:
         """``prediction`` changed so that it belongs to the corrected estimate of x0; all (B, C, T, F)."""
         gain, offset = estimate_terms(self.scheduler, t)  # x0 = offset * input + gain * prediction
         estimate = offset * model_input + gain * prediction
         corrected = estimate.clone()
-        for item, patterns in enumerate(self.avoid):
+        for item, (strength, patterns) in enumerate(zip(self.strengths, self.avoid, strict=True)):
             for pattern in patterns:
-                corrected[item] = self.without(corrected[item], pattern.to(corrected))
+                corrected[item] = self.without(corrected[item], pattern.to(corrected), strength)
         return prediction + (corrected - estimate) / gain
 
-    def without(self, latents: Tensor, pattern: Tensor) -> Tensor:
+    def without(self, latents: Tensor, pattern: Tensor, strength: float = 1.0) -> Tensor:
         """``latents (C, T, F)`` less ``strength`` times what they share with ``pattern`` around each frame.
 
         Both are compared without their means over time: timbre and loudness may be alike.
@@ -46,7 +91,7 @@ class Steering:
         centred = latents - latents.mean(dim=1, keepdim=True)
         shared, power = (self._around((each * pattern).sum(dim=(0, 2))) for each in (centred, pattern))  # (T,)
         share = (shared / power.clamp(min=1e-6)).clamp(min=0)
-        return latents - self.strength * share[:, None] * pattern
+        return latents - strength * share[:, None] * pattern
 
     def _around(self, values: Tensor) -> Tensor:
         """Means (T,) of ``values (T,)`` over the window around each."""

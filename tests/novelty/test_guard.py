@@ -17,8 +17,10 @@ from musicldm.novelty import CopyError
 from musicldm.novelty.build import build_index
 from musicldm.novelty.guard import ROUNDS, CopyGuard
 from musicldm.novelty.index import NoveltyIndex
+from musicldm.novelty.steering import FLOOR_DB
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from tests.helpers.melodies import melody
+from tests.novelty.test_steering import Oracle
 
 PROMPT = "a slow waltz for solo piano"
 OPTIONS = {"audio_length_in_s": 3, "num_inference_steps": 2}
@@ -252,3 +254,38 @@ def test_rejected_music_becomes_latents_as_long_as_those_it_came_from(pipeline, 
     latents = pipeline(PROMPT, output_type="latent", **options).audios
     made = pipeline(PROMPT, **options)
     assert pipeline.encode_audio(made.audios, made.sampling_rate).shape == latents.shape
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    """A guard of `mini` whose UNet knows nothing but one clip of the index."""
+    pipeline = MusicLDMPipeline.from_pretrained("mini")
+    pipeline.set_progress_bar_config(disable=True)
+    for i in range(7):
+        write_audio(tmp_path / f"{i}.wav", melody(i), 16_000)
+    embedder = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate)
+    build_index(tmp_path, tmp_path / "index", embedder, progress=False)
+    learned = pipeline.encode_audio(melody(0)[: 4 * 16_000], 16_000)
+    monkeypatch.setattr(pipeline.unet, "forward", Oracle(pipeline.scheduler, learned).forward)
+    return CopyGuard(pipeline, tmp_path / "index")
+
+
+MEMORY_OPTIONS = {"audio_length_in_s": 4, "num_inference_steps": 4, "guidance_scale": 1.0, "seed": 0}
+
+
+def test_weaker_steering_is_preferred_to_a_hum(memory, monkeypatch):
+    (found,) = memory(PROMPT, **MEMORY_OPTIONS).novelty
+    assert (found["too_close"], found["hum"], found["steering"]) == (False, False, 0.5)
+    assert found["movement_db"] > FLOOR_DB
+    # with one draw after the copy there is nothing but a hum
+    monkeypatch.setattr("musicldm.novelty.guard.ROUNDS", 2)
+    with pytest.raises(CopyError, match=r"0\.wav at .*; .* a hum in 1 of its draws") as caught:
+        memory(PROMPT, **MEMORY_OPTIONS)
+    (refused,) = caught.value.output.novelty
+    (filled,) = memory(PROMPT, mode="least_similar", **MEMORY_OPTIONS).novelty
+    for found in (refused, filled):
+        assert (found["too_close"], found["hum"], found["steering"], found["draws"]) == (False, True, 1.0, 2)
+        assert found["movement_db"] < FLOOR_DB
+    # what nothing was taken out of is never a hum, however little it moves
+    (told,) = memory(PROMPT, mode="report", **MEMORY_OPTIONS).novelty
+    assert (told["verdict"], told["hum"], told["steering"]) == ("copy", False, 0.0)

@@ -11,8 +11,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from musicldm.novelty.steering import Steering, estimate_terms
+from musicldm.novelty.steering import FLOOR_DB, Steering, estimate_terms, is_hum, movement_db
 from musicldm.sampling import Condition, denoise, prepare_timesteps
+from tests.helpers.melodies import melody, tones
 
 BETAS = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -85,3 +86,32 @@ def test_only_the_shared_passage_is_taken_out():
 def test_unknown_predictions_are_refused():
     with pytest.raises(ValueError, match="'sample'"):
         estimate_terms(DDIMScheduler(prediction_type="sample"), torch.tensor(10))
+
+
+def test_each_item_has_its_own_strength():
+    scheduler, x0 = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=True), normal(0)
+    steered = run(scheduler, x0, Steering(scheduler, SHAPE[2], [1.0, 0.25], [[x0[0]], [x0[1]]]))
+    centred = x0 - x0.mean(dim=2, keepdim=True)
+    left = ((steered * centred).sum(dim=(1, 2, 3)) / centred.square().sum(dim=(1, 2, 3))).tolist()
+    assert left == pytest.approx([0.0, 0.75], abs=0.06)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
+def test_a_hum_moves_less_than_music(rate):
+    seconds = np.arange(4 * rate) / rate
+    held = sum(np.sin(2 * np.pi * f * seconds) for f in (110, 220, 330, 440, 660)) / 10
+    hum = held * (1 + 0.1 * np.sin(2 * np.pi * 0.5 * seconds))
+    slow = held * np.repeat([1, 0.02, 0.6, 0.1], rate)  # four long notes
+    assert movement_db(hum, rate) < FLOOR_DB < movement_db(slow, rate)
+    for waveform in (hum, slow):  # the same at any loudness
+        assert movement_db(waveform / 300, rate) == pytest.approx(movement_db(waveform, rate), abs=1e-3)
+    assert movement_db(np.zeros(rate), rate) == 0.0
+
+
+def test_sparse_music_is_no_hum():
+    alone = tones([60, 62], 4.0, decay=1.0)  # two notes, ringing on
+    assert movement_db(alone, 16_000) > FLOOR_DB
+    assert movement_db(melody(0), 16_000) > FLOOR_DB
+    assert is_hum(1.2, [5.0, 6.0])
+    assert not is_hum(1.2, [1.3, 6.0])  # a drone was rejected, and a drone is left
+    assert not is_hum(FLOOR_DB, [9.0])
