@@ -18,13 +18,17 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers.utils import logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from musicldm.models.original.checkpoint import OriginalCheckpoint, original_feature_extractor
 from vocoder import install_matching
+
+logger = logging.get_logger("diffusers.pipelines.pipeline_utils")  # as set by diffusers.utils.logging
 
 PARTS = {
     "vae": AutoencoderKL,
@@ -267,7 +271,18 @@ def load_parts(
             )
             changes["attention_head_dim"] = heads
         parts[name] = load_part(folder, name, cls, dtype_of(name), variant, **changes)
+        logger.info("Loaded %s as %s from `%s` subfolder of %s.", name, class_name, name, folder)
+    if "tokenizer" in read and parts["text_encoder"] is not None:
+        limit_length(parts["tokenizer"], parts["text_encoder"])
     return parts
+
+
+def limit_length(tokenizer: PreTrainedTokenizerBase, clap: ClapModel) -> None:
+    """Let ``model_max_length`` of a tokenizer that has no limit be what its CLAP reads; padding to it is usual."""
+    if tokenizer.model_max_length >= VERY_LARGE_INTEGER:
+        tokenizer.model_max_length = (
+            clap.config.text_config.max_position_embeddings - clap.config.text_config.pad_token_id - 1
+        )
 
 
 def original_parts(checkpoint: OriginalCheckpoint, tokenizer: TokenizerSource = None) -> dict:

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from diffusers import AudioPipelineOutput, AutoencoderKL, DiffusionPipeline, StableDiffusionMixin, UNet2DConditionModel
+from diffusers import AudioPipelineOutput, AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from torch.nn import functional
@@ -37,6 +37,7 @@ from musicldm.models.original.checkpoint import OriginalCheckpoint
 from musicldm.pipelines.calls import taking_turns
 from musicldm.pipelines.checks import as_embeds, check_texts
 from musicldm.pipelines.finite import Watched, check_finite
+from musicldm.pipelines.habits import HabitsMixin, LastRun, device_of
 from musicldm.pipelines.hub import PublishMixin
 from musicldm.pipelines.optimize import optimize
 from musicldm.sampling.condition import Condition, predict
@@ -66,7 +67,7 @@ class MusicLDMPipelineOutput(AudioPipelineOutput):
     novelty: list[dict] | None = None
 
 
-class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipeline):
+class MusicLDMBase(PublishMixin, LoraMixin, HabitsMixin, DiffusionPipeline):
     """A pipeline without a call.
 
     Any part may be None: what needs it then says so. A pipeline of text_encoder and tokenizer alone encodes prompts.
@@ -87,8 +88,6 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
     model_cpu_offload_seq = "text_encoder->unet->vae->vocoder"
     _optional_components: ClassVar[list[str]] = list(OPTIONAL_PARTS)
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
-    _interrupt = False
-    _guidance_scale = 1.0  # of the call in progress, on its copy of the pipeline
     step_graphs = None  # set by optimize on CUDA
 
     def __init__(
@@ -122,7 +121,7 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         if vocoder is not None:
             install_matching(vocoder)
         self.vae_scale_factor = None if vae is None else latent_factor(vae)
-        self.companions, self.card_sections = {}, {}
+        self.companions, self.card_sections, self.last_run = {}, {}, LastRun()
         if unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels:
             channels = f"{unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
             raise ValueError(f"the UNet takes latents of {channels}; take both from one model")
@@ -144,6 +143,7 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         torch_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         variant: str | None = None,
         use_safetensors: bool | None = None,
+        device_map: str | torch.device | None = None,
         **kwargs,
     ) -> "MusicLDMBase":
         """A pipeline from a bundled model ("mini"), a model folder, or ``owner/name`` on the hub.
@@ -156,15 +156,18 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         with the right ones, with a warning. ``legacy_heads=True`` keeps what it says, as diffusers does.
 
         ``variant`` and ``use_safetensors`` choose among a folder's weight files; parts that come in no variant at all
-        are read as they are beside those that do. cache_dir, force_download,
-        local_files_only, proxies, revision and token go to the hub.
+        are read as they are beside those that do. ``device_map`` moves all parts to a device, "balanced" to the
+        accelerator if there is one. cache_dir, force_download, local_files_only, proxies, revision and token go to the
+        hub. low_cpu_mem_usage is accepted and changes nothing: one part is read at a time.
 
         Raises:
             ValueError: for a name that is no model, or a folder that is damaged or no MusicLDM model.
             OSError: if the hub cannot be reached or lacks the name.
             TypeError: for an unknown argument.
         """
+        device = device_of(device_map)
         given = {name: kwargs.pop(name) for name in PARTS if name in kwargs}
+        kwargs.pop("low_cpu_mem_usage", None)
         dtype = kwargs.pop("dtype", None) or torch_dtype or torch.float32  # diffusers is renaming torch_dtype to dtype
         if unknown := sorted(set(kwargs) - HUB_OPTIONS):
             raise TypeError(f"from_pretrained has no arguments {unknown}; move or change the pipeline after loading")
@@ -174,7 +177,7 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
         pipeline = cls(**load_parts(folder, given, dtype, legacy_heads, variant, use_safetensors))
         pipeline.register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
         pipeline.came_from(folder, {name: kwargs[name] for name in ("token", "local_files_only") if name in kwargs})
-        return pipeline
+        return pipeline if device is None else pipeline.to(device)
 
     @classmethod
     def from_original(
@@ -214,30 +217,6 @@ class MusicLDMBase(PublishMixin, LoraMixin, StableDiffusionMixin, DiffusionPipel
     def sampling_rate(self) -> int:
         """Of the waveforms, in Hz."""
         return self.vocoder.config.sampling_rate
-
-    @property
-    def num_timesteps(self) -> int:
-        """Of the run in progress; for callbacks."""
-        return len(self.scheduler.timesteps)
-
-    @property
-    def guidance_scale(self) -> float:
-        """Of the run in progress; callbacks may set it, from the next step on: up to 1 ends the guidance."""
-        return self._guidance_scale
-
-    @guidance_scale.setter
-    def guidance_scale(self, value: float) -> None:
-        self._guidance_scale = value
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the run in progress is guided; for callbacks."""
-        return self._guidance_scale > 1.0
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the run in progress is to end; for callbacks, which set ``_interrupt``."""
-        return self._interrupt
 
     def require(self, *names: str) -> None:
         """ValueError if the pipeline was made without one of the parts ``names``."""

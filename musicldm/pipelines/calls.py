@@ -33,7 +33,8 @@ def independent(call: Callable) -> Callable:
     """A pipeline's ``__call__`` that runs on a copy of the pipeline, which has the same parts and its own scheduler.
 
     So any number of calls, on any threads or within callbacks, do not notice one another, and none changes the
-    pipeline. Callbacks are given the copy: ``pipe._interrupt = True`` ends that call alone.
+    pipeline, except that its ``last_run`` tells of the call that ended last. Callbacks are given the copy:
+    ``pipe._interrupt = True`` ends that call alone.
     """
 
     @functools.wraps(call)
@@ -41,7 +42,9 @@ def independent(call: Callable) -> Callable:
         own = copy.copy(self)
         own.scheduler, own._interrupt = copy.deepcopy(self.scheduler), False
         with taking_turns(own):
-            return call(own, *args, **options)
+            returned = call(own, *args, **options)
+        self.last_run.guidance_scale, self.last_run.num_timesteps = own.guidance_scale, own.num_timesteps
+        return returned
 
     return run
 

@@ -158,8 +158,13 @@ def plan_lengths(
     Without a length, as much as ``latents`` hold, else what the UNet was trained on.
 
     Raises:
-        ValueError: for a length that is none, or does not match ``latents``.
+        ValueError: for a length that is none, or does not match ``latents``, or a vocoder that contradicts itself.
     """
+    if (bands := mel_config(vocoder).n_mels) != (taken := vocoder.config.model_in_dim):
+        raise ValueError(
+            f"the vocoder takes {taken} mel bands (model_in_dim) where its configuration's mel names {bands}; "
+            "change both alike, or set its mel to None"
+        )
     factor, hop, rate = latent_factor(vae), math.prod(vocoder.config.upsample_rates), vocoder.config.sampling_rate
     if audio_length_in_s is not None:
         check_number("audio_length_in_s", audio_length_in_s)
