@@ -16,10 +16,10 @@ The index holds these and 80 clips of other pieces, so that its thresholds are t
 their captions: without guard, drawing again, and drawing again with steering. A run that was stopped goes on.
 
 Where steering leaves no music of a draw, the guard calls it a hum. With ``--recordings`` it is also measured how far
-music moves, by which it tells them apart: those recordings, and what renderings of FOLDER are in no index.
+music moves, by which it tells them apart: those recordings, and the renderings of FOLDER that are in no index.
 
-    python -m benchmarks.guard FOLDER --work DIR --clip-s 5.12 --strengths 0 0.25 0.5 1 --recordings FOLDER \
-        --out benchmarks/results/guard_floor.json
+    python -m benchmarks.guard FOLDER --work DIR --clip-s 5.12 --prompts 12 --strengths 0 0.25 0.5 1 \\
+        --recordings RECORDINGS --out benchmarks/results/guard_floor.json
 """
 
 from __future__ import annotations
