@@ -16,10 +16,10 @@ demo: $(VENV)/.installed ## three prompts to three WAV files with pictures, in d
 	@echo "Listen to demo/*.wav and look at demo/*.png"
 
 check: $(VENV)/.installed-all lint types ## style, types and the quick tests, in under 3 minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test: $(VENV)/.installed-all lint types ## the whole test suite, beats and vocoder training included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-all ## style checks
 	$(BIN)/ruff check .

@@ -10,11 +10,12 @@ import soundfile
 
 from musicldm.audio import write_audio
 from musicldm.audio.workers import Crash, Workers
+from musicldm.cli import main
 from musicldm.data.cluster import map_on_cluster
 from musicldm.models.clap import clap_feature_extractor
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.build import build_index
-from tests.helpers.commands import fails, succeeds
+from tests.helpers.commands import succeeds
 from tests.helpers.fragile import FragileMeasure, Where, fails_once, fragile_square
 from tests.helpers.melodies import CLIP_S, RATE, melody, same_index
 from tests.helpers.rhythm import drum_track, needs_madmom
@@ -132,9 +133,12 @@ def test_a_cluster_survives_a_file_that_kills_its_reader(cluster, folder, tmp_pa
 
 @needs_ray
 def test_no_cluster_is_one_error(folder, tmp_path, capsys):
-    run = ("prepare", folder, "--out", tmp_path / "out", "--ray")
-    assert "HOST:PORT, or auto, got 'here'" in fails(capsys, *run, "here")
-    assert "no Ray cluster at 127.0.0.1:1" in fails(capsys, *run, "127.0.0.1:1")
+    for address, told in (("here", "HOST:PORT, or auto, got 'here'"), ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1")):
+        assert main(["prepare", str(folder), "--out", str(tmp_path / "out"), "--ray", address]) == 2
+        *account, error = capsys.readouterr().err.splitlines()
+        assert len(account) == 1  # what the folder holds
+        assert error.startswith("musicldm: error: ")
+        assert told in error
 
 
 @needs_ray
