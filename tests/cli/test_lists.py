@@ -154,6 +154,7 @@ def test_what_standard_output_has_no_letters_for_is_escaped(recipe):
     assert b"Fl\\xf6tenst\\xfcck \\U0001f3b5" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_output_that_cannot_be_printed_ends_no_work(tmp_path):
     beat(tmp_path / "a.wav")

@@ -217,6 +217,7 @@ def test_what_is_kept_is_bounded():
     assert kept.n_bytes == 800
 
 
+@pytest.mark.slow
 @needs_madmom
 def test_analysis_is_measured_once_and_only_what_is_new(tmp_path):
     for i, bpm in enumerate((100.0, 130.0)):

@@ -243,6 +243,7 @@ def test_analyses_by_earlier_versions_count_while_recordings_are_older(folder, m
     assert len(done) == 5
 
 
+@pytest.mark.slow
 def test_prepare_lists_what_it_cannot_use(tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     good = write(folder / "good.wav", 2.0).read_bytes()

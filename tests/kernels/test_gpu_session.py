@@ -37,6 +37,7 @@ def test_no_step_begins_when_the_time_is_over(tmp_path):
     assert {end["exit"] for end in run(tmp_path, LIMIT="5")} == {-1}
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_ended(tmp_path):
     hangs = tmp_path / "hangs"
     hangs.write_text("#!/bin/sh\nexec sleep 60\n")

@@ -90,6 +90,7 @@ def test_an_adapter_changes_the_music_by_its_scale_and_leaves_without_a_trace(ad
     torch.testing.assert_close(play(pipeline), plain, rtol=1e-4, atol=1e-4)  # fusing rounds
 
 
+@pytest.mark.slow
 def test_validations_are_of_what_is_exported_and_change_nothing(adapters, tiny_folder, tmp_path, monkeypatch):
     """A run stopped and validated often equals a straight one; its last validation had the averaged weights."""
     seen = []

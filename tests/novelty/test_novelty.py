@@ -189,6 +189,7 @@ def shards(data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_shards_give_the_index_of_the_folder_that_they_hold(shards, index, embedder, tmp_path, capsys, model):
     assert same_index(build_index(shards, tmp_path / "index", embedder, progress=False), index)
     part = build_index(shards, tmp_path / "train", embedder, progress=False, split="train")

@@ -73,6 +73,7 @@ class Transfers(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "unipc"])
 def test_the_loop_never_waits_for_a_device(name):
     """Latents and UNet lie on a device whose values nobody can know; only the time steps are brought there, at once."""

@@ -86,6 +86,7 @@ def test_other_data_are_said_and_told_in_the_card(data, tmp_path):
     assert "From step 1: 5 clips of 5 recordings" in card
 
 
+@pytest.mark.slow
 def test_one_recording_changed_or_more_is_said_and_a_copy_of_the_folder_is_not(data, tmp_path, recwarn):
     out = tmp_path / "out"
     run("vae", CONFIG, data, out, overrides=SHORT)

@@ -78,6 +78,7 @@ def test_the_scale_of_float16_gradients_is_part_of_a_checkpoint(tmp_path):
     assert all(torch.equal(resumed["unet"][name], value) for name, value in straight["unet"].items())
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_gan_have_their_own_gradients_in_float16(collection, tmp_path, monkeypatch):
     """Each batch of two that make a step, and after each second step the scale doubles: it must not show."""
     made: list[torch.amp.GradScaler] = []
