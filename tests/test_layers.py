@@ -16,6 +16,7 @@ LAYERS = [
     "generate",
     "novelty",
     "pipelines",
+    "editing",
     "sampling",
     "models",
     "kernels",
