@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 LONGEST_TEXT = 60  # characters of a text that become part of a file's name
 LONGEST_NAME = 255  # bytes, where the file system does not tell
@@ -42,11 +42,24 @@ def write_whole(path: str | Path, content: bytes) -> None:
     Raises:
         OSError: with the name of ``path``.
     """
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file, open for writing and reading, that becomes ``path`` when the context ends without an error.
+
+    Whatever fails, ``path`` is either as before or complete.
+
+    Raises:
+        OSError: with the name of ``path``.
+    """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")  # the same folder, so the same disk
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
+        with temporary.open("x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())  # a disk that fills up may say so only now
         temporary.replace(path)
