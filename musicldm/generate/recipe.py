@@ -11,7 +11,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from numbers import Real
 from pathlib import Path
 
@@ -98,20 +98,30 @@ class Settings:
 class Request(Settings):
     """One piece of music that is wanted: ``Request("calm piano", seconds=5, seed=1)``.
 
-    Without a seed a random one is drawn when the piece is made.
+    Without a seed a random one is drawn when the piece is made. Music of ``sections`` is as long as they are together;
+    its ``prompt`` names it.
     """
 
     prompt: str
     seed: int | None = None
+    loop: bool = field(default=False, kw_only=True)  # the end leads into the beginning
+    sections: tuple[tuple[str, float], ...] = field(default=(), kw_only=True)  # prompt and seconds of each in turn
 
     def __post_init__(self):
-        check_text("prompt", self.prompt)
-        if not self.prompt.strip():
-            empty = shown(self.prompt)
-            raise ValueError(f"the prompt {empty} is empty; describe the music, as in 'calm piano with strings'")
+        check_prompt(self.prompt)
         if self.seed is not None:
             check_whole("seed", self.seed, 0, HIGHEST_SEED)
+        check_kind("loop", self.loop, bool, "True or False")
         super().__post_init__()
+        object.__setattr__(self, "sections", check_sections(self.sections))
+        if self.sections and self.seconds is not None:
+            raise ValueError(f"the sections say how long the music is; leave seconds={self.seconds:g} out")
+
+    @classmethod
+    def of_sections(cls, sections: Iterable[tuple[str, float]], seed: int | None = None, **settings) -> Request:
+        """The request for music of ``sections`` (prompt, seconds), which is named by their prompts."""
+        sections = check_sections(sections)
+        return cls("; ".join(prompt for prompt, _ in sections), seed, sections=sections, **settings)
 
     @classmethod
     def from_recipe(cls, recipe: dict) -> Request:
@@ -120,8 +130,7 @@ class Request(Settings):
         Raises:
             ValueError: if a field is missing or cannot be.
         """
-        recipe = complete(recipe)
-        return cls(**{field.name: recipe[field.name] for field in fields(cls)})
+        return cls(**_taken(cls, complete(recipe)))
 
     @classmethod
     def for_prompts(cls, prompts: Iterable[str], seed: int | None = None, **settings) -> list[Request]:
@@ -141,11 +150,26 @@ DEFAULTS = OPENING | {field.name: field.default for field in fields(Settings)}
 DEFAULTS = {name: DEFAULTS[name] for name in FIELDS}
 # Without which a file was not made by `musicldm generate`.
 NEEDED = ("prompt", "seed", "model", "seconds", "steps", "guidance", "negative", "candidates", "scheduler", "dtype")
+SOME = ("loop", "sections")  # fields of loops, and of music in sections
+# Fields of edits, beside those of all pieces; `musicldm.generate.edit` says which kinds have which.
+EDITED = ("kind", "source", "source_sha256", "regions_s", "seams_s", "amount", "before_s", "after_s", "noise")
 
 
 def random_seed() -> int:
     """A seed that nobody chose."""
     return random.SystemRandom().randrange(RANDOM_SEEDS)
+
+
+def check_generated(recipe: dict, path: str | Path | None = None) -> None:
+    """ValueError unless ``recipe``, of the file ``path``, is one of `musicldm generate`."""
+    whose = "the recipe" if path is None else f"the recipe in {path}"
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{whose} must be a dictionary of fields, got {shown(recipe)}")
+    if (kind := recipe.get("kind")) is not None:
+        raise ValueError(
+            f"{whose} is that of an edit ({shown(kind)} of {shown(recipe.get('source'))}); make it again with "
+            "`musicldm edit --from RESULT SOURCE`"
+        )
 
 
 def complete(recipe: dict, changes: dict | None = None) -> dict:
@@ -154,19 +178,57 @@ def complete(recipe: dict, changes: dict | None = None) -> dict:
     Raises:
         ValueError: if a field that all versions wrote is missing, or one cannot be and ``changes`` do not replace it.
     """
-    if not isinstance(recipe, dict):
-        raise ValueError(f"a recipe must be a dictionary of fields, got {shown(recipe)}")
+    check_generated(recipe)
     for name in NEEDED:
         if recipe.get(name) is None:
             raise ValueError(f"its {name} is {shown(recipe.get(name))}")
-    whole = DEFAULTS | {"guidance_interval": list(EVERYWHERE)} | recipe
+    whole = with_defaults(recipe)
     used = whole | (changes or {})
     check_opening(**{name: used[name] for name in OPENING})
-    Request(**{field.name: used[field.name] for field in fields(Request)})
+    Request(**_taken(Request, used))
+    check_made(whole)
+    return whole
+
+
+def with_defaults(recipe: dict) -> dict:
+    """``recipe`` with what earlier versions did where it names nothing."""
+    return DEFAULTS | {"guidance_interval": list(EVERYWHERE)} | recipe
+
+
+def check_made(whole: dict) -> None:
+    """ValueError unless the fields of a complete recipe that say what made it are of their kinds."""
     for name, kind in (("adapters", dict), ("versions", dict), ("revision", str)):
         if not isinstance(whole.get(name), kind | None):
             raise ValueError(f"{name} must be a {kind.__name__} or null, got {shown(whole[name])}")
-    return whole
+
+
+def _taken(cls: type[Request], recipe: dict) -> dict:
+    """The values of the fields of ``cls`` in a complete ``recipe``."""
+    values = {
+        one.name: recipe[one.name] if one.default is MISSING else recipe.get(one.name, one.default)
+        for one in fields(cls)
+    }
+    return values | ({"seconds": None} if values["sections"] else {})
+
+
+def check_prompt(prompt: str) -> None:
+    """ValueError unless ``prompt`` is a text that says something."""
+    check_text("prompt", prompt)
+    if not prompt.strip():
+        empty = shown(prompt)
+        raise ValueError(f"the prompt {empty} is empty; describe the music, as in 'calm piano with strings'")
+
+
+def check_sections(sections: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    """``sections`` as pairs of a prompt and its seconds; ValueError for others."""
+    check_kind("sections", sections, (list, tuple), "a list of pairs of a prompt and its seconds")
+    for one in sections:
+        check_kind("a section", one, (list, tuple), "a pair of a prompt and its seconds")
+        if len(one) != 2:
+            raise ValueError(f"a section must be a pair of a prompt and its seconds, got {shown(one)}")
+        check_prompt(one[0])
+        _check_above(f"the seconds of {shown(one[0])}", one[1])
+    return tuple((str(prompt), float(seconds)) for prompt, seconds in sections)
 
 
 def check_opening(model: str | Path, dtype: str, fast: bool) -> None:
@@ -187,6 +249,7 @@ def load_recipe(path: str | Path, changes: dict | None = None) -> dict:
         ValueError: if it is not one that `musicldm generate` wrote, or a field of it cannot be.
     """
     recipe = read_recipe(path)
+    check_generated(recipe, path)
     if missing := [name for name in NEEDED if recipe.get(name) is None]:
         raise ValueError(
             f"{path} carries no recipe of `musicldm generate`: its {missing[0]} is {shown(recipe.get(missing[0]))}; "
@@ -198,12 +261,22 @@ def load_recipe(path: str | Path, changes: dict | None = None) -> dict:
         raise ValueError(f"the recipe in {path} cannot be followed: {error}; give the options themselves") from error
 
 
-def compose(request: Request, opened: dict, found: dict) -> dict:
-    """The recipe of a piece: ``request``, the model as it was ``opened`` (`Session.about`), and what was ``found``."""
-    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(request).items()}
+def compose(request: Settings, opened: dict, found: dict) -> dict:
+    """The recipe of a piece: a `Request` or an edit, the model as it was ``opened`` (`Session.about`), and ``found``.
+
+    What was found replaces what was asked for. Fields that belong to some pieces only are those of ``found``, and
+    `SOME` where they are not as they are without them.
+    """
+    wanted = {name: as_lists(value) for name, value in asdict(request).items()}
     first = {name: (wanted | opened)[name] for name in FIELDS}
-    text = {"prompt": request.prompt, "seed": request.seed}
-    return {"generated_by": GENERATED_BY} | first | opened | text | found
+    text = {name: wanted[name] for name in ("prompt", "seed")}
+    some = {name: wanted[name] for name in SOME if wanted.get(name)}
+    return {"generated_by": GENERATED_BY} | first | opened | text | some | found
+
+
+def as_lists(value):
+    """``value`` as JSON gives it back: tuples become lists."""
+    return [as_lists(one) for one in value] if isinstance(value, tuple | list) else value
 
 
 def warn_of_changes(recipe: dict, made: dict) -> None:

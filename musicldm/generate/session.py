@@ -212,6 +212,7 @@ class Session:
             make = partial(self._guard(wanted), mode=wanted.novelty, max_similarity=wanted.max_similarity)
         watch(counter := itertools.count())
         seeds = [one.seed + k for one in batch if one.seed is not None for k in range(one.candidates)]
+        circle = {"loop": True} if wanted.loop else {}
         return make(
             [one.prompt for one in batch],
             audio_length_in_s=wanted.seconds,
@@ -223,6 +224,7 @@ class Session:
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             return_best=1,
             callback=lambda *_: watch(counter),
+            **circle,
         )
 
     def _pieces(self, batch: list[Request], output, missing: tuple[int, ...]) -> Iterator[Piece]:
@@ -272,8 +274,8 @@ class Session:
 
 def batches(requests: list[Request], at_once: int) -> Iterator[list[Request]]:
     """Neighbours of equal settings, together at most ``at_once`` waveforms, and at least one request."""
-    for settings, group in itertools.groupby(requests, key=lambda request: request.settings):
-        alike, size = list(group), max(1, at_once // settings.candidates)
+    for wanted, group in itertools.groupby(requests, key=lambda request: replace(request, prompt="any", seed=None)):
+        alike, size = list(group), 1 if wanted.sections else max(1, at_once // wanted.candidates)
         yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
 

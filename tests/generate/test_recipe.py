@@ -73,7 +73,7 @@ def test_each_field_of_a_recipe_is_checked_by_name(tmp_path, name, value):
 
 
 def test_a_recipe_is_a_dictionary():
-    with pytest.raises(ValueError, match="a recipe must be a dictionary of fields, got 3"):
+    with pytest.raises(ValueError, match="the recipe must be a dictionary of fields, got 3"):
         complete(3)
 
 
