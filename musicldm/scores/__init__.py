@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "index": ["read_index"],
         "reading": ["Change", "Score", "change_score", "read_score"],
         "rendering": ["RenderConfig", "find_scores", "render_scores"],
+        "sketches": ["Sketch"],
         "splits": ["drawn_split"],
         "synthesis": ["Effects", "find_soundfont", "synthesize"],
     },

@@ -39,6 +39,7 @@ PARAMETER_NUMBERS = (6, 38, 96, 97, 98, 99, 100, 101)  # order matters among the
 SUSTAIN_PEDAL, ALL_SOUND_OFF, RESET_CONTROLLERS, ALL_NOTES_OFF = 64, 120, 121, 123
 KEPT_AFTER_RESET = (7, 10, 91, 93)
 TICKS_PER_S = 10_000
+TICKS_A_BEAT = 9_600
 MAX_BYTES = 8 * 2**20  # of a file, 20 times the longest symphony: 1 GB of memory while it is read
 MAX_TICK = 2**48
 MAX_NOTE_S = 30.0  # a note that is never ended, or for a very long time, ends here
@@ -66,8 +67,8 @@ class Change(NamedTuple):
     drum_kit: int | None = None  # None keeps the score's own
 
 
-def read_score(path: Path) -> Score:
-    """Read a standard MIDI file of type 0 or 1.
+def read_score(path: Path, tracks: Sequence[int] | None = None) -> Score:
+    """Read a standard MIDI file of type 0 or 1; with ``tracks`` only the notes of these (`_chosen`).
 
     Raises FileNotFoundError when there is none, ValueError when it cannot be read or has no notes.
     """
@@ -94,7 +95,7 @@ def read_score(path: Path) -> Score:
         raise ValueError(f"{path} states 0 ticks per quarter note, so that its notes have no time; save it anew")
     if not 0 < midi.ticks_per_beat < 0x8000:
         raise ValueError(f"{path} counts time in film frames; save it with ticks per quarter note")
-    events = _merge(midi)
+    events = _merge(midi if tracks is None else _chosen(midi, tracks, path))
     if events and events[-1][0] > MAX_TICK:
         raise ValueError(f"{path} has an event at tick {events[-1][0]}, which no music reaches; save it anew")
     # A tempo of 0 microseconds a quarter note is none: what held before it goes on.
@@ -104,6 +105,32 @@ def read_score(path: Path) -> Score:
     if not len(score.notes):
         raise ValueError(f"{path} holds no notes")
     return score
+
+
+def _chosen(midi: mido.MidiFile, tracks: Sequence[int], path: Path) -> mido.MidiFile:
+    """``midi`` with the notes of ``tracks`` alone: counted from 1 among those that have notes, in type 0 by channels.
+
+    Raises ValueError when there are none of such numbers.
+    """
+    messages = [(i, m) for i, track in enumerate(midi.tracks) for m in track if m.type == "note_on"]
+    by_channel = len(midi.tracks) == 1
+    voices = sorted({m.channel if by_channel else i for i, m in messages})
+    if missing := [number for number in tracks if not 1 <= number <= len(voices)]:
+        what = "channels" if by_channel else "tracks"
+        raise ValueError(f"{path} has {len(voices)} {what} with notes, counted from 1; there is no {missing[0]}")
+    kept = {voices[number - 1] for number in tracks}
+    chosen = mido.MidiFile(ticks_per_beat=midi.ticks_per_beat, type=midi.type)
+    for i, track in enumerate(midi.tracks):
+        other = mido.MidiTrack()
+        left_out = 0  # ticks of messages that were left out
+        for m in track:
+            if m.type in ("note_on", "note_off") and (m.channel if by_channel else i) not in kept:
+                left_out += m.time
+            else:
+                other.append(m.copy(time=m.time + left_out))
+                left_out = 0
+        chosen.tracks.append(other)
+    return chosen
 
 
 def _merge(midi: mido.MidiFile) -> list[tuple[int, mido.Message]]:
@@ -273,6 +300,52 @@ def _events(score: Score, start_s: float, end_s: float) -> list[tuple[int, int, 
         events.append((begin, 2, mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)))
         events.append((end, 0, mido.Message("note_off", channel=channel, note=pitch)))
     return sorted(events, key=lambda event: event[:2])
+
+
+def midi_file(score: Score, seconds: float) -> bytes:
+    """A MIDI file of type 1 of the notes of ``score``, in its tempos and metres, to the tick that is nearest.
+
+    Its ends of notes may be up to a tick (60 / tempo / `TICKS_A_BEAT` s) off; controls are left out.
+    """
+    tempos = [(0.0, 120.0)] if not len(score.tempos) or score.tempos[0, 0] > 0 else []
+    tempos += [(float(time), float(tempo)) for time, tempo in score.tempos]
+    starts, micros = [time for time, _ in tempos], [round(6e7 / tempo) for _, tempo in tempos]
+    at = np.concatenate([[0.0], np.cumsum(np.diff(starts) / np.array(micros[:-1]) * 1e6 * TICKS_A_BEAT)])
+
+    def tick(time: float) -> int:
+        i = max(np.searchsorted(starts, time, side="right") - 1, 0)
+        return round(float(at[i] + (time - starts[i]) / micros[i] * 1e6 * TICKS_A_BEAT))
+
+    conductor = [
+        (tick(time), 0, mido.MetaMessage("set_tempo", tempo=micro)) for time, micro in zip(starts, micros, strict=True)
+    ]
+    for time, numerator, denominator in score.metres:
+        message = mido.MetaMessage("time_signature", numerator=numerator, denominator=denominator)
+        conductor.append((tick(time), 0, message))
+    midi = mido.MidiFile(ticks_per_beat=TICKS_A_BEAT, type=1)
+    midi.tracks.append(_track(conductor, tick(seconds)))
+    for channel, program in dict.fromkeys((int(note["channel"]), int(note["program"])) for note in score.notes):
+        events = [(0, 0, mido.Message("program_change", channel=channel, program=program))]
+        for note in score.notes[select(score.notes, (channel, program))]:
+            begin, pitch = tick(note["start_s"]), int(note["pitch"])
+            struck = mido.Message("note_on", channel=channel, note=pitch, velocity=int(note["velocity"]))
+            events.append((begin, 2, struck))
+            ended = mido.Message("note_off", channel=channel, note=pitch)
+            events.append((max(tick(note["end_s"]), begin + 1), 1, ended))
+        midi.tracks.append(_track(events, tick(seconds)))
+    written = io.BytesIO()
+    midi.save(file=written)
+    return written.getvalue()
+
+
+def _track(events: list[tuple[int, int, mido.Message]], end: int) -> mido.MidiTrack:
+    """A track of (tick, order within the tick, message), which ends at the tick ``end`` or with its last event."""
+    track, last = mido.MidiTrack(), 0
+    for tick, _, message in sorted(events, key=lambda event: event[:2]):
+        track.append(message.copy(time=tick - last))
+        last = tick
+    track.append(mido.MetaMessage("end_of_track", time=max(end - last, 0)))
+    return track
 
 
 def _tick(seconds: float) -> int:
