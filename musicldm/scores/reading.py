@@ -313,7 +313,7 @@ def midi_file(score: Score, seconds: float) -> bytes:
     at = np.concatenate([[0.0], np.cumsum(np.diff(starts) / np.array(micros[:-1]) * 1e6 * TICKS_A_BEAT)])
 
     def tick(time: float) -> int:
-        i = max(np.searchsorted(starts, time, side="right") - 1, 0)
+        i = max(int(np.searchsorted(starts, time, side="right")) - 1, 0)
         return round(float(at[i] + (time - starts[i]) / micros[i] * 1e6 * TICKS_A_BEAT))
 
     conductor = [
