@@ -129,19 +129,18 @@ def parse_chords(text: str) -> tuple[list[Placed], int]:
         ValueError: for a text without chords, or something in it that is none.
     """
     check_text("chords", text)
-    bars = text.split("|")
-    if len(bars) > 1:
-        # lines at both ends and double lines are no bars
-        bars = [bar.split() for bar in bars if bar.strip()]
+    between_lines = text.split("|")
+    if len(between_lines) > 1:  # lines at both ends and double lines are no bars
+        bars = [bar.split() for bar in between_lines if bar.strip()]
     else:
         bars = [[symbol] for symbol in text.split()]
     placed: list[Placed] = []
-    before: Sequence[str] = ()
+    before: list[str] = []
     for number, symbols in enumerate(bars):
         if symbols == [AGAIN]:
             if not before:
                 raise ValueError(f"the first bar of the chords is {AGAIN}, the bar before once more; write its chords")
-            symbols = list(before)
+            symbols = before
         for i, symbol in enumerate(symbols):
             share = Fraction(1, len(symbols))
             placed.append(Placed(parse_chord(symbol), number + i * share, number + (i + 1) * share))
@@ -164,7 +163,7 @@ def voiced(chord: Chord, before: Sequence[int] = ()) -> tuple[int, ...]:
     for interval in (7, 5):
         if len(tones) > MOST_TONES and (tone := (tones[0] + interval) % 12) in tones:
             tones.remove(tone)
-    centre = np.mean(before[1:]) if len(before) > 1 else (LOWEST + HIGHEST) / 2 - 2
+    centre = float(np.mean(before[1:])) if len(before) > 1 else (LOWEST + HIGHEST) / 2 - 2
     best: tuple[float, tuple[int, ...]] | None = None
     order = sorted(tones)
     for turn in range(len(order)):
@@ -175,7 +174,7 @@ def voiced(chord: Chord, before: Sequence[int] = ()) -> tuple[int, ...]:
             if pitches[0] < LOWEST or pitches[-1] > HIGHEST + 12:
                 continue
             moved = sum(min(abs(pitch - other) for other in before[1:]) for pitch in pitches) if len(before) > 1 else 0
-            cost = moved + abs(np.mean(pitches) - centre)
+            cost = moved + abs(float(np.mean(pitches)) - centre)
             if best is None or cost < best[0]:
                 best = cost, tuple(pitches)
     return (bass, *best[1])
