@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from musicldm.audio.mp3 import counted_file
+from musicldm.audio.mp4 import decoded, is_mp4
 
 if TYPE_CHECKING:
     import soundfile
@@ -51,12 +52,14 @@ class Audio:
         channels: how many.
         frames: how many there are.
         declared: frames that the file's header states.
+        container: libsndfile's name of it, or MP4 for AAC.
         remark: what is wrong with the file, or None.
     """
 
     def __init__(self, name: str | Path, sound: soundfile.SoundFile, declared: int = 0):
         self.name, self.sound = name, sound
         self.remark: str | None = None
+        self.container: str = sound.format
         self.rate, self.channels, self.frames = sound.samplerate, sound.channels, sound.frames
         self.declared = max(self.frames, declared)
 
@@ -156,7 +159,7 @@ def doubt(path: Path) -> str | None:
 def open_audio(path: str | Path, file: BinaryIO | None = None) -> Iterator[Audio]:
     """The recording at ``path`` (WAV, FLAC, Ogg, MP3, ...), or in ``file``, which ``path`` then only names.
 
-    Pipes are read whole.
+    AAC (``.m4a``) is decoded where PyAV is installed. Pipes are read whole.
 
     Raises:
         OSError: the file is missing, a folder, or may not be read.
@@ -171,7 +174,7 @@ def open_audio(path: str | Path, file: BinaryIO | None = None) -> Iterator[Audio
             source = stack.enter_context(path.open("rb"))  # the system's own errors, which libsndfile words poorly
             if not source.seekable():
                 file = source = io.BytesIO(source.read())
-        start = source.read(4)
+        start = source.read(8)
         source.seek(0)
         if not start:
             raise ValueError(f"{path} is an empty file; give a recording (WAV, FLAC, Ogg or MP3)")
@@ -179,8 +182,12 @@ def open_audio(path: str | Path, file: BinaryIO | None = None) -> Iterator[Audio
             raise ValueError(f"{path} is raw audio without rate and format; convert it to WAV or FLAC first")
         # bytes: soundfile cannot encode a name that is not UTF-8
         place = os.fsencode(path) if file is None else file
+        if mp4 := is_mp4(start):
+            place = os.fsencode(decoded(path, source, stack))
         try:
-            yield _opened(path, source, place, stack)
+            audio = _opened(path, source, place, stack)
+            audio.container = "MP4" if mp4 else audio.container
+            yield audio
         except soundfile.LibsndfileError as error:
             raise ValueError(
                 f"{path} cannot be read as audio ({_reason(error)}); give WAV, FLAC, Ogg or MP3"

@@ -1,1 +1,13 @@
 """Recordings and pieces that are changed in part: sources, regions, joins, tempo and stretching."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "patches": ["Patch", "apply", "seams"],
+        "regions": ["Region", "check_regions", "parse_region", "snap_to_beats", "to_samples"],
+        "source": ["Source"],
+        "writing": ["Form", "output_form", "write_patched"],
+    },
+)
