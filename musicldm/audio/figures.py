@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,25 @@ from musicldm.audio import write_whole
 
 DYNAMIC_RANGE_DB = 80.0
 MAX_COLUMNS = 1600  # time steps of the picture; more than its pixels show nothing
+NEW = "#f0820f"  # the colour of what is marked as new
 ROUND_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A waveform in a picture."""
+
+    label: str
+    waveform: np.ndarray  # (L,), or the mean of (A, L)
+    starts_s: float = 0.0  # where it begins on the picture's axis of time
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is marked in a picture, in seconds on its axis of time."""
+
+    regions_s: Sequence[tuple[float, float]] = ()  # shaded: what is new
+    seams_s: Sequence[float] = ()  # dashed lines: where new and kept sound meet
 
 
 def new_figure(width: float, height: float, dpi: int = 120):
@@ -50,26 +70,57 @@ def save_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, title:
 
 def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_rate: int, title: str = "") -> None:
     """The same for several waveforms, one above the other under their labels; all spectrograms share one scale."""
-    waveforms = {label: _mono(waveform, label) for label, waveform in waveforms.items()}
-    mels = {label: _mel_db(waveform, sample_rate) for label, waveform in waveforms.items()}
-    loudest = max(mel.max() for mel in mels.values())
+    shown = [Shown(label, waveform) for label, waveform in waveforms.items()]
+    write_whole(path, png_bytes(_drawn(shown, sample_rate, title, Marks())))
 
-    figure = new_figure(10, 0.6 + 4.4 * len(waveforms))
-    axes = figure.subplots(2 * len(waveforms), 1, sharex=True, height_ratios=[1, 2.4] * len(waveforms), squeeze=False)
-    for (label, waveform), above, below in zip(waveforms.items(), axes[::2, 0], axes[1::2, 0], strict=True):
-        duration_s = len(waveform) / sample_rate
-        draw_waveform(above, waveform, duration_s)
-        if label:
-            above.set_title(label, loc="left", fontsize=11)
-        image = _draw_mel(below, mels[label] - loudest, duration_s, sample_rate)
+
+def save_edit(
+    path: str | Path, old: Shown, new: Shown, sample_rate: int, marks: Marks | None = None, title: str = ""
+) -> None:
+    """A PNG of a recording above what it was made into, on one axis of time, with ``marks`` in both.
+
+    Raises:
+        ValueError: if a waveform has another shape than (L,) or (A, L), or is empty.
+        OSError: if the file cannot be written; nothing is left behind.
+    """
+    write_whole(path, png_bytes(_drawn([old, new], sample_rate, title, marks or Marks())))
+
+
+def _drawn(shown: Sequence[Shown], sample_rate: int, title: str, marks: Marks):
+    """A figure of ``shown``, one above the other, each a waveform above its spectrogram."""
+    waveforms = [_mono(one.waveform, one.label) for one in shown]
+    mels = [_mel_db(waveform, sample_rate) for waveform in waveforms]
+    loudest = max(mel.max() for mel in mels)
+
+    figure = new_figure(10, 0.6 + 4.4 * len(shown))
+    axes = figure.subplots(2 * len(shown), 1, sharex=True, height_ratios=[1, 2.4] * len(shown), squeeze=False)
+    ends = [one.starts_s + len(waveform) / sample_rate for one, waveform in zip(shown, waveforms, strict=True)]
+    for i, (one, above, below) in enumerate(zip(shown, axes[::2, 0], axes[1::2, 0], strict=True)):
+        draw_waveform(above, waveforms[i], ends[i] - one.starts_s, one.starts_s)
+        if one.label:
+            above.set_title(one.label, loc="left", fontsize=11)
+        image = _draw_mel(below, mels[i] - loudest, (one.starts_s, ends[i]), sample_rate)
         bar = figure.colorbar(image, ax=below, pad=0.01, aspect=18)
         bar.set_label("dB", fontsize=10)
         bar.outline.set_visible(False)
+        _draw_marks(above, below, marks)
+    words = [word for word, there in (("orange: new", marks.regions_s), ("dashed: seams", marks.seams_s)) if there]
+    axes[0, 0].set_title("   ".join(words), loc="right", fontsize=10, color="0.35")
     axes[-1, 0].set_xlabel("time (s)", fontsize=11)
-    axes[-1, 0].set_xlim(0, max(len(waveform) for waveform in waveforms.values()) / sample_rate)
+    axes[-1, 0].set_xlim(min(one.starts_s for one in shown), max(ends))
     if title:
         figure.suptitle(one_line(title), fontsize=13)
-    write_whole(path, png_bytes(figure))
+    return figure
+
+
+def _draw_marks(above, below, marks: Marks) -> None:
+    """Regions and seams over a waveform (``above``) and its spectrogram."""
+    for start_s, end_s in marks.regions_s:
+        above.axvspan(start_s, end_s, color=NEW, alpha=0.25, linewidth=0, zorder=0)
+        below.axvspan(start_s, end_s, ymin=0.98, color=NEW, linewidth=0)
+    for seam_s in marks.seams_s:
+        above.axvline(seam_s, color="0.25", linewidth=1.0, linestyle=(0, (4, 3)))
+        below.axvline(seam_s, color="white", linewidth=1.0, linestyle=(0, (4, 3)))
 
 
 def save_log_mels(path: Path, log_mels: dict[str, np.ndarray]) -> None:
@@ -93,10 +144,10 @@ def _mono(waveform: np.ndarray, label: str) -> np.ndarray:
     return waveform if np.ndim(waveform) == 1 else np.mean(waveform, axis=0)
 
 
-def draw_waveform(axes, waveform: np.ndarray, duration_s: float) -> None:
+def draw_waveform(axes, waveform: np.ndarray, duration_s: float, starts_s: float = 0.0) -> None:
     """``waveform (L,)`` over seconds: lowest and highest sample of each column of the picture."""
     columns = np.array_split(waveform, min(MAX_COLUMNS, len(waveform)))
-    times = np.linspace(0, duration_s, len(columns), endpoint=False)
+    times = starts_s + np.linspace(0, duration_s, len(columns), endpoint=False)
     low, high = [c.min() for c in columns], [c.max() for c in columns]
     axes.fill_between(times, low, high, color="#3b528b", linewidth=0.4, edgecolor="#3b528b")
     axes.axhline(0, color="0.6", linewidth=0.5, zorder=0)
@@ -106,8 +157,8 @@ def draw_waveform(axes, waveform: np.ndarray, duration_s: float) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_mel(axes, mel_db: np.ndarray, duration_s: float, sample_rate: int):
-    """Draw ``mel_db (T, F)``; returns the image, which the colour bar needs."""
+def _draw_mel(axes, mel_db: np.ndarray, stretch_s: tuple[float, float], sample_rate: int):
+    """Draw ``mel_db (T, F)`` of a stretch of time; returns the image, which the colour bar needs."""
     import torch
 
     from vocoder.mel import hz_to_mel
@@ -122,7 +173,7 @@ def _draw_mel(axes, mel_db: np.ndarray, duration_s: float, sample_rate: int):
         cmap="magma",
         vmin=-DYNAMIC_RANGE_DB,
         vmax=0.0,
-        extent=(0, duration_s, 0, highest),
+        extent=(*stretch_s, 0, highest),
         interpolation="nearest",
     )
     axes.set_yticks(positions, [f"{hz:,}".replace(",", " ") for hz in ticks])
