@@ -146,6 +146,7 @@ FIELDS = (
     *("dtype", "fast", "lora", "concept", "novelty", "index", "max_similarity"),
 )
 OPENING = {"model": "mini", "dtype": "auto", "fast": True}
+SETTINGS = tuple(field.name for field in fields(Settings))
 DEFAULTS = OPENING | {field.name: field.default for field in fields(Settings)}
 DEFAULTS = {name: DEFAULTS[name] for name in FIELDS}
 # Without which a file was not made by `musicldm generate`.
