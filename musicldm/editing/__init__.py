@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "patches": ["Patch", "apply", "seams"],
         "regions": ["Region", "check_regions", "parse_region", "snap_to_beats", "to_samples"],
         "source": ["Source"],
+        "windows": ["Window", "plan_windows", "read_window"],
         "writing": ["Form", "output_form", "write_patched"],
     },
 )

@@ -17,6 +17,9 @@ import numpy as np
 from musicldm.config.values import shown
 
 
+NEARLY_S = 1e-3  # by which a region may pass the end of a recording, whose length is told in milliseconds
+
+
 class Region(NamedTuple):
     """A stretch of time in seconds from the first sample of a recording; below 0 before it.
 
@@ -89,6 +92,8 @@ def _checked(region: Sequence[float], duration_s: float, extend: bool) -> Region
     asked = Region(start, stop)
     start = 0.0 if start == -math.inf else start
     stop = max(duration_s, start) if stop == math.inf else stop
+    if not extend and duration_s < stop <= duration_s + NEARLY_S:
+        stop = duration_s
     if not (math.isfinite(start) and math.isfinite(stop)):
         raise ValueError(f"the region {start:g} to {stop:g} must begin and end at finite times")
     if stop < start:
