@@ -313,7 +313,7 @@ class MusicLDMBase(PublishMixin, LoraMixin, HabitsMixin, DiffusionPipeline):
         if getattr(self.unet, "peft_config", None):
             evaluate = _predict_alone
         step_options = options_of_step(self.scheduler, latents, eta, generator)
-        options |= {"step_options": step_options, "evaluate": (watched := Watched(evaluate))}
+        options |= step_options | {"evaluate": (watched := Watched(evaluate))}
         window = (condition.cross_attention_kwargs or {}).get("window")
         with unet_attention.serving(self.unet, window, latents.device.type):
             latents = sampling.denoise(self.unet, self.scheduler, latents, condition, timesteps, guidance, **options)

@@ -6,7 +6,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "condition": ["Condition", "predict"],
-        "denoising": ["Guidance", "denoise", "first_noise", "make_generators", "prepare_timesteps"],
+        "denoising": [
+            "Guidance",
+            "denoise",
+            "draw_noise",
+            "first_noise",
+            "make_generators",
+            "prepare_later_timesteps",
+            "prepare_timesteps",
+        ],
+        "known": ["Known", "NoiseLevel", "add_noise", "noise_level"],
         "schedulers": ["FLOW_SCHEDULERS", "SCHEDULERS", "make_scheduler"],
+        "turning": ["TurnedGenerator", "turn_noise"],
     },
 )

@@ -18,8 +18,10 @@ from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor, nn
 
-from musicldm.config.values import check_kind, check_whole, shown
+from musicldm.config.values import check_kind, check_number, check_whole, shown
 from musicldm.sampling.condition import Condition, predict
+from musicldm.sampling.known import Keeper, Known, skip_noisier
+from musicldm.sampling.turning import TurnedGenerator, turn_noise, turning
 
 ALL_NOISE = (0.0, 1.0)  # an interval of guidance: the shares of the training's time steps between which there is some
 
@@ -80,6 +82,38 @@ def prepare_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> Te
     return scheduler.timesteps
 
 
+def prepare_later_timesteps(
+    scheduler: SchedulerMixin, num_inference_steps: int, noise_level: float
+) -> tuple[Tensor, int]:
+    """As `prepare_timesteps`, without those noisier than ``noise_level``, a share of the training's; and their number.
+
+    1 leaves all of them; the last step is always left. The scheduler is then as one prepared for these steps alone.
+
+    Raises:
+        ValueError: that of `prepare_timesteps`, or for a level that is not above 0 and at most 1.
+    """
+    check_number("init_noise_level", noise_level, 0, 1)
+    if noise_level == 0:
+        raise ValueError("init_noise_level must be above 0 (the audio as it is) and at most 1 (all new), got 0")
+    prepare_timesteps(scheduler, num_inference_steps)
+    n_steps = num_inference_steps if noise_level == 1 else skip_noisier(scheduler, num_inference_steps, noise_level)
+    return scheduler.timesteps, n_steps
+
+
+def draw_noise(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: Noise = None,
+    latents: Tensor | None = None,
+) -> Tensor:
+    """Normal noise of ``shape``, drawn or given as ``latents``."""
+    if latents is None:
+        with turning(generator):
+            latents = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
+    return latents.to(device, dtype)
+
+
 def first_noise(
     scheduler: SchedulerMixin,
     shape: Sequence[int],
@@ -88,10 +122,9 @@ def first_noise(
     generator: Noise = None,
     latents: Tensor | None = None,
 ) -> Tensor:
-    """Normal noise of ``shape``, drawn or given as ``latents``, scaled as a prepared ``scheduler`` wants it."""
-    if latents is None:
-        latents = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
-    return latents.to(device, dtype) * getattr(scheduler, "init_noise_sigma", 1.0)  # flows start from noise as it is
+    """`draw_noise`, scaled as a prepared ``scheduler`` wants it."""
+    noise = draw_noise(shape, dtype, device, generator, latents)
+    return noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flows start from noise as it is
 
 
 def denoise(
@@ -102,19 +135,21 @@ def denoise(
     timesteps: Tensor,
     guidance: Guidance | None = None,
     *,
-    step_options: dict[str, Any] | None = None,
     on_step: OnStep | None = None,
     correct: Correct | None = None,
+    known: Known | tuple[Tensor, Tensor, Tensor | None] | None = None,
     evaluate: Callable[..., Tensor] = predict,
+    **step_options: Any,
 ) -> Tensor:
     """``latents (B, C, T, F)``, of any window in time, taken from the first to the last of ``timesteps``.
 
     ``timesteps`` are the prepared scheduler's: all of them, or the last few for latents that are partly denoised.
     ``condition`` has B rows, or for guidance 2B, of which the unconditional ones are left out outside of the interval
-    of guidance. ``step_options`` are those of `options_of_step`. After each step ``on_step(i, t, latents, condition)``
-    returns the latents and the condition to go on with, or None to stop: this is where a part of the latents can be
-    held to something known. ``correct(prediction, model_input, t)`` may change what the UNet predicts, guidance
-    included, of what it was given. ``evaluate`` takes the place of `predict`.
+    of guidance. After each step ``on_step(i, t, latents, condition)`` returns the latents and the condition to go on
+    with, or None to stop. ``correct(prediction, model_input, t)`` may change what the UNet predicts, guidance included,
+    of what it was given. ``known``, of `Known`, keeps a part of the latents: by ``noises`` before each evaluation, else
+    by the prediction. ``evaluate`` takes the place of `predict`. ``step_options`` are arguments of ``scheduler.step``,
+    as of `options_of_step`.
 
     The loop never waits for a GPU, unless the scheduler does: UniPC solves a system there, and noise of a CPU generator
     has to be brought.
@@ -125,7 +160,10 @@ def denoise(
     precision = torch.float32 if timesteps.is_floating_point() else timesteps.dtype  # not every device has float64
     there = timesteps.to(latents.device, precision)
     low, high = (share * scheduler.config.num_train_timesteps for share in guidance.interval)
+    keeper = None if known is None else Keeper(known, scheduler, latents, timesteps)
     for i, t in enumerate(timesteps):
+        if keeper is not None:
+            latents = keeper.before(i, t, latents)
         scaled = latents
         if hasattr(scheduler, "scale_model_input"):  # flows have none
             scaled = scheduler.scale_model_input(latents, t)
@@ -133,7 +171,10 @@ def denoise(
         prediction = evaluate(unet, scaled, there[i], rows, guidance.scale)
         if correct is not None:
             prediction = _corrected(correct(prediction, scaled, t), prediction)
-        latents = scheduler.step(prediction, t, latents, **(step_options or {})).prev_sample
+        if keeper is not None:
+            prediction = keeper.after(prediction, scaled)
+        with turning(step_options.get("generator")):
+            latents = scheduler.step(prediction, t, latents, **step_options).prev_sample
         if on_step is not None:
             changed = on_step(i, t, latents, condition)
             if changed is None:
@@ -164,9 +205,21 @@ def brownian_noise(latents: Tensor, sigmas: Tensor, generators: list[Generator])
     """
     from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
-    seeds = [torch.randint(2**62, (), generator=generator).item() for generator in generators]
-    sampler = BrownianTreeNoiseSampler(latents.cpu(), sigmas[sigmas > 0].min().item(), sigmas.max().item(), seeds)
-    return lambda sigma, sigma_next: sampler(sigma.cpu(), sigma_next.cpu()).to(latents)
+    low, high = sigmas[sigmas > 0].min().item(), sigmas.max().item()
+
+    def motion(generators: list[Generator]) -> Callable[[Tensor, Tensor], Tensor]:
+        seeds = [torch.randint(2**62, (), generator=generator).item() for generator in generators]
+        return BrownianTreeNoiseSampler(latents.cpu(), low, high, seeds)
+
+    first = motion([getattr(each, "first", each) for each in generators])
+    shares = [each.share if isinstance(each, TurnedGenerator) else 0.0 for each in generators]
+    other = motion([getattr(each, "other", each) for each in generators]) if any(shares) else first
+
+    def noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        pairs = zip(*(each(sigma.cpu(), sigma_next.cpu()) for each in (first, other)), shares, strict=True)
+        return torch.stack([turn_noise(*pair) for pair in pairs]).to(latents)
+
+    return noise
 
 
 def check_seed(seed: int) -> None:

@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler
 from musicldm import MusicLDMPipeline
 from musicldm.models.original import load_original
 from musicldm.models.original.config_map import read_config, scheduler_config
+from musicldm.sampling import Condition, Guidance, denoise, prepare_timesteps
 from tests.helpers.golden import golden, relative_error, tensors
 
 STEPS = 10
@@ -143,3 +144,19 @@ def test_pipeline_waveforms(pipeline, io):
         output_type="pt",
     ).audios
     assert relative_error(audios, io["eta0.wav"][:, 0, :n_samples]) < 5e-5
+
+
+@torch.no_grad()
+def test_a_known_part(parts, io):
+    """Masked sampling as the authors do it: mask 1 keeps."""
+    timesteps = prepare_timesteps(parts["scheduler"], STEPS)
+    made = denoise(
+        parts["unet"],
+        parts["scheduler"],
+        io["x_T"],
+        Condition(torch.cat([io["uncond"], io["cond"]])[:, 0]),
+        timesteps,
+        Guidance(float(io["guidance_scale"])),
+        known=(io["inpaint.x0"], io["inpaint.mask"], io["inpaint.q_noises"]),
+    )
+    assert relative_error(made, io["inpaint.samples"]) < 5e-5
