@@ -22,6 +22,7 @@ from musicldm.novelty import CopyError
 # import torch only inside run, so that help comes at once.
 COMMANDS = {
     "generate": "turn descriptions into music",
+    "edit": "make a part of a recording anew: vary it, replace regions, extend it, or take it again",
     "reconstruct": "pass recordings through the models and measure what is lost",
     "convert": "turn a checkpoint of MusicLDM's authors into a model folder",
     "render": "turn scores (MIDI) into audio with captions, to train on",

@@ -9,8 +9,9 @@ after it; "retake" makes the music of one of our own files again, from noise tur
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from musicldm.audio import read_recipe
@@ -21,6 +22,7 @@ from musicldm.generate.recipe import (
     SETTINGS,
     SOME,
     Settings,
+    as_lists,
     check_made,
     check_opening,
     check_prompt,
@@ -57,7 +59,7 @@ class Edit(Settings):
     after_s: float = 0.0  # and after the end
     amount: float | None = None  # 0 to 1: of vary the noise that it starts from, of retake the share of a quarter turn
     snap: str | None = None  # beat or none: borders of regions move inwards to beats; None: if a tracker is installed
-    noise: tuple[tuple[int, float], ...] = ()  # of retake: seeds and turns that made the source; empty: by its recipe
+    noise: tuple[tuple[int, float], ...] = ()  # of retake: the source's, as seeds and turns; empty: by its recipe
     loop: bool = False  # of retake, as these of the source
     sections: tuple[tuple[str, float], ...] = ()
 
@@ -96,16 +98,6 @@ class Edit(Settings):
         check_number("amount", self.amount, 0, 1)
         if self.kind == "vary" and self.amount == 0:
             raise ValueError("the amount of vary must be above 0 (all as it is) and at most 1 (all new), got 0")
-
-    @classmethod
-    def of(cls, kind: str, source: str | Path, **given) -> Edit:
-        """An edit whose prompt, if it is not ``given``, is that of the source's recipe; of retake all settings are.
-
-        Raises:
-            OSError: if the source cannot be read.
-            ValueError: if it has no such recipe, or a value cannot be.
-        """
-        return cls(kind, str(source), **given) if kind != "retake" else _retake(str(source), given)
 
     @classmethod
     def from_recipe(cls, recipe: dict, source: str | Path, **changes) -> Edit:
@@ -175,20 +167,19 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def resolved(edit: Edit) -> Edit:
-    """``edit`` with what the source's recipe says where it says nothing.
+def resolved_retake(edit: Edit) -> Edit:
+    """A retake with the settings of its source's recipe where its own are the usual ones.
 
     Raises:
         OSError: if the source cannot be read.
-        ValueError: if it has no such recipe.
+        ValueError: if it has no recipe that can be followed.
     """
-    if edit.kind == "retake":
-        if edit.noise:
-            return edit
-        defaults = {one.name: one.default for one in fields(Edit) if one.default is not MISSING}
-        given = {name: getattr(edit, name) for name in (*SETTINGS, "prompt", "seed", "amount")}
-        return _retake(edit.source, {name: value for name, value in given.items() if value != defaults[name]})
-    return edit if edit.prompt is not None else replace(edit, prompt=own_prompt(edit.source))
+    if edit.noise:
+        return edit
+    defaults = {one.name: one.default for one in fields(Edit) if one.default is not MISSING}
+    given = {name: getattr(edit, name) for name in (*SETTINGS, "prompt", "seed", "amount")}
+    changes = {name: value for name, value in given.items() if value != defaults[name]}
+    return retake_of(load_music_recipe(edit.source, changes), edit.source, changes)
 
 
 def own_prompt(source: str | Path) -> str:
@@ -208,23 +199,35 @@ def own_prompt(source: str | Path) -> str:
     return prompt
 
 
-def _retake(source: str, given: dict) -> Edit:
-    """The edit that makes the music of ``source`` again, with the settings of its recipe where none are ``given``."""
+def load_music_recipe(source: str | Path, changes: dict | None = None) -> dict:
+    """The recipe of music that `retake` can make again, complete, with ``noise``: the seeds and turns that it is of.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it has no such recipe, or a field cannot be and ``changes`` do not replace it.
+    """
     recipe = read_recipe(source)
     if recipe.get("kind") not in (None, "retake"):
         raise ValueError(
-            f"retake makes music again that has no recording in it, and {source} is an edit ({shown(recipe['kind'])} of "
+            f"retake makes music again that has no recording in it; {source} is an edit ({shown(recipe['kind'])} of "
             f"{shown(recipe.get('source'))}); retake a file of `musicldm generate`, or make the edit with another seed"
         )
     try:
-        own = complete({name: value for name, value in recipe.items() if name != "kind"}, given)
-        noise = check_noise(recipe.get("noise") or [[own["seed"], 1.0]])
+        own = complete({name: value for name, value in recipe.items() if name != "kind"}, changes)
+        noise = [[own["seed"], 1.0]]
+        if recipe.get("kind") == "retake":
+            noise = [*(recipe.get("noise") or []), [own["seed"], recipe.get("amount")]]
+        return own | {"noise": as_lists(check_noise(noise))}
     except ValueError as error:
         raise ValueError(
-            f"retake needs a file with a recipe of `musicldm generate`, and that in {source} cannot be followed: {error}"
+            f"retake needs a file of `musicldm generate`, and the recipe in {source} cannot be followed: {error}"
         ) from error
-    values = {name: own[name] for name in (*SETTINGS, "prompt", *SOME) if name in own}
-    return Edit("retake", source, noise=noise, **values | given)
+
+
+def retake_of(recipe: dict, source: str | Path, given: dict) -> Edit:
+    """The retake of ``source``, whose recipe `load_music_recipe` gave, with its settings where none are ``given``."""
+    values = {name: recipe[name] for name in (*SETTINGS, "prompt", "noise", *SOME) if name in recipe}
+    return Edit("retake", str(source), **values | given)
 
 
 def check_noise(noise: Iterable) -> tuple[tuple[int, float], ...]:
@@ -242,11 +245,14 @@ def check_noise(noise: Iterable) -> tuple[tuple[int, float], ...]:
 def check_regions(regions: Iterable) -> tuple[Region, ...]:
     """Pairs of seconds, of which None is the beginning or the end; ValueError for anything else."""
     check_kind("regions_s", regions, (list, tuple), "a list of pairs of seconds")
+    found = []
     for pair in regions:
         check_kind("a region", pair, (list, tuple), "a pair of seconds, of which None is the beginning or the end")
         if len(pair) != 2:
             raise ValueError(f"a region must be a pair of seconds, got {shown(pair)}")
-        for edge in pair:
+        edges = tuple(None if edge == end else edge for edge, end in zip(pair, (-math.inf, math.inf), strict=True))
+        for edge in edges:
             if edge is not None:
                 check_number("a region's border", edge)
-    return tuple((first, last) for first, last in regions)
+        found.append(edges)
+    return tuple(found)

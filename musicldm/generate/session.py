@@ -11,19 +11,17 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from musicldm.audio import write_audio
-from musicldm.audio.figures import save_figure
 from musicldm.config.values import check_kind, check_whole
 from musicldm.generate.adapters import load_adapters
 from musicldm.generate.environment import choose_device, choose_dtype, model_revision, package_versions
+from musicldm.generate.pieces import Piece
 from musicldm.generate.recipe import Request, Settings, check_opening, compose, random_seed
 from musicldm.models.loading import find_folder
 from musicldm.novelty import CopyError
@@ -54,25 +52,6 @@ class Progress(NamedTuple):
     first: int  # number of the batch's first request among all, from 1
     last: int
     total: int  # of all requests
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Music with all that is known of it."""
-
-    waveform: np.ndarray  # (L,) of a mono model, (A, L) of others
-    sampling_rate: int  # Hz
-    recipe: dict  # what makes the same music again, and what was found
-    score: float | None = None  # cosine similarity to the prompt in CLAP's space; None of one candidate
-    novelty: dict | None = None  # what `musicldm.novelty.guard.CopyGuard.judge` found; None unless asked for
-
-    def save(self, path: str | Path) -> None:
-        """Write a WAV or FLAC file with all channels and the recipe inside; errors of `write_audio`."""
-        write_audio(path, self.waveform.T, self.sampling_rate, self.recipe)
-
-    def figure(self, path: str | Path) -> None:
-        """Write a picture (PNG) of the waveform and its spectrogram; errors of `save_figure`."""
-        save_figure(path, self.waveform, self.sampling_rate, title=self.recipe["prompt"])
 
 
 class Session:

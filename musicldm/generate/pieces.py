@@ -1,0 +1,123 @@
+"""What a session gives: music with its recipe, as a file and as a picture; or an edited recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from musicldm.audio import write_audio
+from musicldm.audio.figures import Marks, Shown, save_edit, save_figure
+from musicldm.editing import Form, Patch, Source, apply, output_form, write_patched
+
+SHOWN_S = 600.0  # of a longer file a picture shows the surroundings of what is new
+AROUND_S = 10.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Music with all that is known of it."""
+
+    waveform: np.ndarray  # (L,) of a mono model, (A, L) of others
+    sampling_rate: int  # Hz
+    recipe: dict  # what makes the same music again, and what was found
+    score: float | None = None  # cosine similarity to the prompt in CLAP's space; None of one candidate
+    novelty: dict | None = None  # what `musicldm.novelty.guard.CopyGuard.judge` found; None unless asked for
+
+    def save(self, path: str | Path) -> None:
+        """Write a WAV or FLAC file with all channels and the recipe inside; errors of `write_audio`."""
+        write_audio(path, self.waveform.T, self.sampling_rate, self.recipe)
+
+    def figure(self, path: str | Path) -> None:
+        """Write a picture (PNG) of the waveform and its spectrogram; errors of `save_figure`."""
+        save_figure(path, self.waveform, self.sampling_rate, title=self.recipe["prompt"])
+
+
+class EditedPiece(Piece):
+    """An edited recording: the original, what of it is new, and the recipe.
+
+    Attributes:
+        original: the `Source` that was edited.
+        patches: what is new in it; of a retake all, from the first sample on.
+        waveform: (A, L) of the result, float32 (float64 of a source of that kind), read when it is asked for.
+        sampling_rate: the original's, in Hz.
+        remarks: a line for each thing that the model cannot make as it was in the original.
+    """
+
+    def __init__(
+        self,
+        original: Source,
+        patches: Sequence[Patch],
+        recipe: dict,
+        score: float | None = None,
+        novelty: dict | None = None,
+        remarks: Sequence[str] = (),
+        replaces: bool = False,
+    ):
+        """``replaces``: the only patch is the whole result, however long the original is."""
+        values = {"original": original, "patches": tuple(patches), "recipe": recipe, "score": score}
+        values |= {"novelty": novelty, "remarks": tuple(remarks), "sampling_rate": original.rate}
+        values |= {"_made": Source.of(patches[0].samples, original.rate) if replaces else original}
+        values |= {"_patches": () if replaces else tuple(patches)}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # a frozen dataclass
+
+    @cached_property
+    def waveform(self) -> np.ndarray:
+        samples = apply(self._made, self._patches)
+        if samples.dtype.kind == "i":
+            samples = (samples / 2.0 ** (8 * samples.dtype.itemsize - 1)).astype(np.float32)
+        return samples
+
+    def form(self, format: str | None = None) -> Form:
+        """The container and sample format that `save` writes: the original's, unless ``format`` says otherwise."""
+        return output_form(self.original, format)
+
+    def save(self, path: str | Path, format: str | None = None) -> None:
+        """Write the result, in the original's container, rate, channels and sample format; errors of `write_patched`.
+
+        ``format`` names another container, such as wav or flac.
+        """
+        form = self.form(format)
+        write_patched(path, self._made, self._patches, form.container.lower(), form.subtype, self.recipe)
+
+    def figure(self, path: str | Path) -> None:
+        """Write a picture (PNG) of the original above the result, with what is new and the seams marked."""
+        regions, rate = self.recipe["regions_s"], self.sampling_rate
+        before_s = max([0.0, *(-patch.start / rate for patch in self._patches)])  # what the result has before it
+        length_s = before_s + max([self._made.length, *(patch.stop for patch in self._patches)]) / rate
+        new = [(start + before_s, stop + before_s) for start, stop in regions]
+        first_s, last_s = 0.0, length_s
+        if length_s > SHOWN_S:
+            first_s = max(0.0, min(start for start, _ in new) - AROUND_S)
+            last_s = min(length_s, first_s + SHOWN_S, max(stop for _, stop in new) + AROUND_S)
+        old = _stretch(self.original, (), first_s - before_s, last_s - before_s)
+        made = _stretch(self._made, self._patches, first_s - before_s, last_s - before_s)
+        save_edit(
+            path,
+            Shown(f"before: {Path(self.original.name).name}", old.waveform, old.starts_s + before_s),
+            Shown(f"after: {self.recipe['kind']}", made.waveform, made.starts_s + before_s),
+            rate,
+            Marks(new, [seam for seam in self.recipe["seams_s"] if first_s <= seam <= last_s]),
+            title=self.recipe["prompt"],
+        )
+
+
+def _stretch(source: Source, patches: Sequence[Patch], first_s: float, last_s: float) -> Shown:
+    """The mean of the channels of ``source`` with ``patches``, from ``first_s`` to ``last_s`` of the source's time."""
+    begin = min([0, *(patch.start for patch in patches)])
+    end = max([source.length, *(patch.stop for patch in patches)])
+    start, stop = max(begin, round(first_s * source.rate)), min(end, round(last_s * source.rate))
+    mean = np.zeros(stop - start, np.float32)
+    at = max(start, 0)
+    for block in source.blocks(at, max(at, min(stop, source.length))):
+        mean[at - start : at - start + block.shape[1]] = block.mean(axis=0)
+        at += block.shape[1]
+    for patch in patches:
+        low, high = max(patch.start, start), min(patch.stop, stop)
+        if low < high:
+            mean[low - start : high - start] = patch.samples[:, low - patch.start : high - patch.start].mean(axis=0)
+    return Shown("", mean, start / source.rate)
