@@ -19,12 +19,20 @@ from musicldm.cli.music import (
     given,
     progress_bars,
 )
-from musicldm.generate.recipe import DEFAULTS, OPENING, Request, load_recipe, warn_of_changes
+from musicldm.generate.recipe import DEFAULTS, OPENING, Request, load_recipe, random_seed, warn_of_changes
+from musicldm.generate.sections import read_sections
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what the music should be like")
     parser.add_argument("--file", type=Path, help="a text file with one prompt a line")
+    parser.add_argument(
+        "--sections",
+        type=Path,
+        metavar="FILE",
+        help="make one long piece of the sections that this text file lists, one a line: seconds and a prompt, such as "
+        "'20 calm piano', or bars with --bpm, such as '8 bars drums come in'",
+    )
     parser.add_argument(
         "--from",
         dest="recipe",
@@ -52,10 +60,31 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, chosen) if args.recipe else {}
     settings = {name: chosen.get(name, recipe.get(name, default)) for name, default in DEFAULTS.items()}
     opening = {name: settings.pop(name) for name in OPENING}
-    prompts = collect_prompts(args.prompts, args.file, recipe)
-    requests = Request.for_prompts(prompts, chosen.get("seed", recipe.get("seed")), **settings)
+    requests = collect_requests(args, chosen.get("seed", recipe.get("seed")), settings, recipe)
     with output_folder(args.out):
         generate(args, opening, requests, recipe)
+
+
+def collect_requests(args: argparse.Namespace, seed: int | None, settings: dict, recipe: dict) -> list[Request]:
+    """What is asked for: music for each prompt, or one piece in sections; that of ``recipe`` if nothing else is.
+
+    Raises:
+        ValueError: if there is nothing, or both.
+        OSError: if a file cannot be read.
+    """
+    if args.sections is not None:
+        if args.prompts or args.file:
+            raise ValueError("--sections has the prompts in its file; leave the others out")
+        if hasattr(args, "seconds"):
+            raise ValueError("--sections has the lengths in its file; leave --seconds out")
+        sections = read_sections(args.sections)
+    else:
+        sections = () if args.prompts or args.file or hasattr(args, "seconds") else recipe.get("sections", ())
+    if sections:
+        seed = random_seed() if seed is None else seed
+        return [Request.of_sections(sections, seed, **settings | {"seconds": None})]
+    prompts = collect_prompts(args.prompts, args.file, recipe)
+    return Request.for_prompts(prompts, seed, **settings)
 
 
 def collect_prompts(prompts: list[str], file: Path | None, recipe: dict) -> list[str]:

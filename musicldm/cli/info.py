@@ -11,7 +11,7 @@ from musicldm.cli.common import each, refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", type=Path, metavar="AUDIO", help="files that `musicldm generate` wrote")
+    parser.add_argument("files", nargs="*", type=Path, metavar="AUDIO", help="files that musicldm wrote")
     parser.add_argument("--json", action="store_true", help="one JSON object for each file, or one, on stdout")
     parser.set_defaults(several="files")
 
