@@ -137,7 +137,7 @@ class CopyGuard:
         wanted = arguments["return_best"] or arguments["num_waveforms_per_prompt"]
         with taking_turns(self.pipeline):
             drawn, waiting, output = self._draw(mode, max_similarity, wanted, arguments)
-        chosen = [_choose(candidates, wanted, mode) for candidates in drawn]
+        chosen = [choose(candidates, wanted, mode) for candidates in drawn]
         output.audios = np.stack([one.waveform for row in chosen for one in row])
         if output.scores is not None:
             output.scores = np.array([[one.score for one in row] for row in chosen], np.float32)
@@ -148,7 +148,7 @@ class CopyGuard:
         if mode == "avoid" and waiting:
             prompts = [arguments["prompt"]] if isinstance(arguments["prompt"], str) else arguments["prompt"]
             names = [f"prompt {i + 1}" if prompts is None else shown(prompts[i]) for i in waiting]
-            raise CopyError(_refusal(names, [drawn[i] for i in waiting]), output, tuple(waiting))
+            raise CopyError(refusal(names, [drawn[i] for i in waiting]), output, tuple(waiting))
         return output if arguments["return_dict"] else (output.audios,)
 
     def _draw(
@@ -239,7 +239,7 @@ def _left_a_hum(found: dict, before: list[Drawn]) -> bool:
     return not found["too_close"] and is_hum(found["movement_db"], unsteered)
 
 
-def _choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
+def choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
     """The best ``wanted`` of the new candidates, then hums that move most, then the least similar of the others."""
 
     def best(drawn: Drawn) -> float:
@@ -250,17 +250,19 @@ def _choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
     new = sorted((one for one in candidates if one.new), key=best)
     hums = sorted((one for one in candidates if one.found["hum"]), key=lambda one: -one.found["movement_db"])
     close = [one for one in candidates if one.found["too_close"]]
-    return (new + hums + sorted(close, key=_closeness))[:wanted]
+    return (new + hums + sorted(close, key=closeness))[:wanted]
 
 
-def _closeness(drawn: Drawn) -> tuple[bool, float]:
+def closeness(drawn: Drawn) -> tuple[bool, float]:
+    """By which draws that are too near the training set are ordered, the least near first."""
     return drawn.found["verdict"] == "copy", drawn.found["similarity"]
 
 
-def _refusal(names: list[str], drawn: list[list[Drawn]]) -> str:
+def refusal(names: list[str], drawn: list[list[Drawn]]) -> str:
+    """Words for prompts, by name, of whose draws too few are new."""
     parts = []
     for name, candidates in zip(names, drawn, strict=True):
-        found = min((one for one in candidates if one.found["too_close"]), key=_closeness).found
+        found = min((one for one in candidates if one.found["too_close"]), key=closeness).found
         near, window = found["nearest"][0], None
         if found["verdict"] == "copy":
             near = found["passage"]

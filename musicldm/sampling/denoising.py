@@ -208,18 +208,24 @@ def brownian_noise(latents: Tensor, sigmas: Tensor, generators: list[Generator])
     low, high = sigmas[sigmas > 0].min().item(), sigmas.max().item()
 
     def motion(generators: list[Generator]) -> Callable[[Tensor, Tensor], Tensor]:
-        seeds = [torch.randint(2**62, (), generator=generator).item() for generator in generators]
-        return BrownianTreeNoiseSampler(latents.cpu(), low, high, seeds)
+        turned = [each if isinstance(each, TurnedGenerator) else None for each in generators]
+        if not any(turned):
+            seeds = [torch.randint(2**62, (), generator=generator).item() for generator in generators]
+            return BrownianTreeNoiseSampler(latents.cpu(), low, high, seeds)
+        both = [
+            motion([getattr(turn, name) if turn else each for turn, each in zip(turned, generators, strict=True)])
+            for name in ("first", "other")
+        ]
+        shares = [turn.share if turn else 0.0 for turn in turned]
 
-    first = motion([getattr(each, "first", each) for each in generators])
-    shares = [each.share if isinstance(each, TurnedGenerator) else 0.0 for each in generators]
-    other = motion([getattr(each, "other", each) for each in generators]) if any(shares) else first
+        def noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+            rows = zip(*(each(sigma, sigma_next) for each in both), shares, strict=True)
+            return torch.stack([turn_noise(first, other, share) for first, other, share in rows])
 
-    def noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        pairs = zip(*(each(sigma.cpu(), sigma_next.cpu()) for each in (first, other)), shares, strict=True)
-        return torch.stack([turn_noise(*pair) for pair in pairs]).to(latents)
+        return noise
 
-    return noise
+    whole = motion(generators)
+    return lambda sigma, sigma_next: whole(sigma.cpu(), sigma_next.cpu()).to(latents)
 
 
 def check_seed(seed: int) -> None:

@@ -38,7 +38,7 @@ class TurnedGenerator(Generator):
     """A generator for pipelines whose noise is that of ``first`` turned by ``share`` towards that of ``other``.
 
     Given as one of a call's ``generator`` list, it makes waveform i a variation of what ``first`` alone would make.
-    Every draw takes from both generators, so that what they make is that of two calls.
+    Every draw takes from both generators, so that what they make is that of two calls. Both may be turned themselves.
 
     Raises:
         ValueError: for something else than generators of one kind of device, or a share outside of 0 to 1.
@@ -63,8 +63,11 @@ class _Turning(TorchFunctionMode):
         kwargs = kwargs or {}
         generator = kwargs.get("generator")
         if function is torch.randn and isinstance(generator, TurnedGenerator):
-            drawn = (torch.randn(*args, **kwargs | {"generator": each}) for each in (generator.first, generator.other))
-            return turn_noise(*drawn, generator.share)
+            first, other = (
+                self.__torch_function__(torch.randn, types, args, kwargs | {"generator": each})
+                for each in (generator.first, generator.other)
+            )
+            return turn_noise(first, other, generator.share)
         return function(*args, **kwargs)
 
 

@@ -48,6 +48,21 @@ def test_a_turned_generator_draws_what_both_would():
             assert torch.equal(drawn(turned), turn_noise(drawn(first), drawn(other), share))
 
 
+def test_a_turned_generator_may_be_turned_again():
+    turned = TurnedGenerator(TurnedGenerator(seeded(1), seeded(2), 0.3), seeded(3), 0.6)
+    expected = turn_noise(turn_noise(drawn(seeded(1)), drawn(seeded(2)), 0.3), drawn(seeded(3)), 0.6)
+    assert torch.equal(drawn(turned), expected)
+    sigmas = torch.linspace(10, 0.1, 5)
+
+    def motion(*generators):
+        return brownian_noise(torch.zeros(len(generators), 2, 3), sigmas, list(generators))(sigmas[1], sigmas[0])
+
+    alone = [motion(seeded(seed)) for seed in (1, 2, 3)]
+    expected = turn_noise(turn_noise(alone[0], alone[1], 0.3), alone[2], 0.6)
+    turned = TurnedGenerator(TurnedGenerator(seeded(1), seeded(2), 0.3), seeded(3), 0.6)
+    assert torch.equal(motion(turned, seeded(4)), torch.cat([expected, motion(seeded(4))]))
+
+
 def test_others_beside_it_draw_as_ever():
     device = torch.device("cpu")
     rows = draw_noise((2, 3), torch.float32, device, [TurnedGenerator(seeded(1), seeded(2), 0.5), seeded(3)])
