@@ -28,6 +28,8 @@ HELP = {
     "program_share": "how often a part gets another program of its kind, 0 to 1",
     "drumless_share": "how often a piece leaves its drums out, and is said to be without, 0 to 1",
     "peak_db_range": "decibels below full scale between which each clip's peak is drawn",
+    "pan_share": "how often parts are placed anew between left and right, in a room of drawn width, 0 to 1",
+    "loudness_range": "LUFS between which each clip's loudness is drawn, limited as records are, in place of its peak",
     "min_sound": "share of a clip in which something must sound",
     "max_silence_s": "longest silence inside a clip, in seconds",
     "validation_share": "share of the pieces that are held out",
@@ -71,11 +73,12 @@ def add_config_options(parser: argparse.ArgumentParser, config: type, helps: dic
             continue
         assert field.default is not MISSING
         kind, options = hints[field.name], {}
+        if optional := NoneType in get_args(kind):
+            (kind,) = set(get_args(kind)) - {NoneType}
         if get_origin(kind) is tuple:
             kind = get_args(kind)[0]
             options = {"nargs": 2, "metavar": ("LOW", "HIGH")}
-        elif NoneType in get_args(kind):
-            (kind,) = set(get_args(kind)) - {NoneType}
+        elif optional:
             options = {"type": none_or(kind)}
         parser.add_argument(
             "--" + field.name.replace("_", "-"),

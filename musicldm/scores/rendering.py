@@ -29,9 +29,11 @@ from musicldm.scores.captions import write_captions
 from musicldm.scores.facts import describe, score_facts
 from musicldm.scores.general_midi import ORCHESTRATIONS
 from musicldm.scores.index import Index, plain_path, read_index
+from musicldm.scores.mastering import master
 from musicldm.scores.reading import Score, change_score, read_score
 from musicldm.scores.render_folder import MARK, WRITES, RenderFolder, fingerprint, font_identity, printable, slug
 from musicldm.scores.splits import drawn_split
+from musicldm.scores.staging import draw_stage, pan_score
 from musicldm.scores.synthesis import BACKENDS, check_backend, check_soundfont, find_soundfont, synthesize
 from musicldm.scores.windows import choose_windows, drop_silence, sounds
 
@@ -39,6 +41,7 @@ SUFFIXES = (".mid", ".midi")
 LONGEST_LIMIT_S = 1e6  # what a timer of the system takes
 LEAST_LIMIT_S = 30.0  # for what is done to a score beside synthesis
 PREROLL_S = 1.5  # heard by the reverb, not by the listener
+ADDED = ("pan_share", "loudness_range")  # settings that folders of earlier versions do not, and need not, name
 
 # What a damaged or absurd score can end in. Errors of files are not among them: they are of the disk.
 FAULTS = (ValueError, ArithmeticError, LookupError, TypeError, MemoryError)
@@ -66,6 +69,8 @@ class RenderConfig:
     program_share: float = 0.5  # how often a part gets another program of its kind
     drumless_share: float = 0.0  # how often a rendering for the original instruments leaves the drums out
     peak_db_range: tuple[float, float] = (-9.0, -1.0)  # of each clip, relative to full scale
+    pan_share: float = 0.0  # how often a rendering places its parts anew between left and right, in a room drawn for it
+    loudness_range: tuple[float, float] | None = None  # LUFS of each clip, limited as records are; None: peak_db_range
     min_sound: float = 0.85  # share of a clip in which something sounds
     max_silence_s: float = 1.0  # longest silence inside a clip
     validation_share: float = 0.05  # of the pieces
@@ -98,10 +103,14 @@ class RenderConfig:
             raise ValueError(f"velocity_range must be positive, up to 127, got {self.velocity_range}")
         if not -200 <= self.peak_db_range[0] <= self.peak_db_range[1] <= -0.1:
             raise ValueError(f"peak_db_range must end at -0.1 dB or lower, and begin at -200, got {self.peak_db_range}")
+        if self.loudness_range and not -60 <= self.loudness_range[0] <= self.loudness_range[1] <= -5:
+            raise ValueError(
+                f"loudness_range must go from low to high within -60 and -5 LUFS, got {self.loudness_range}"
+            )
         for name in ("max_silence_s", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("program_share", "drumless_share", "min_sound", "validation_share"):
+        for name in ("program_share", "drumless_share", "pan_share", "min_sound", "validation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         orchestrations(self.orchestrate)
@@ -164,7 +173,9 @@ def render_scores(
         check_soundfont(font)
     check_backend(config.backend)
     settings = asdict(config) | {"soundfonts": [font_identity(font) for font in fonts]}
-    del settings["timeout_s"]
+    of_default = asdict(RenderConfig())
+    for name in ("timeout_s", *(name for name in ADDED if settings[name] == of_default[name])):
+        del settings[name]
     folder = RenderFolder(Path(out))
     check_mark(folder.path, MARK, WRITES, "render")
     faults = dict(table.faults)
@@ -297,8 +308,8 @@ def limited(seconds: float, what: str) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, left_s)
 
 
-def _rng(config: RenderConfig, name: str, variant: int) -> np.random.Generator:
-    digest = hashlib.sha256(f"{config.seed}|{name}|{variant}".encode()).digest()
+def _rng(config: RenderConfig, name: str, variant: int, purpose: str = "") -> np.random.Generator:
+    digest = hashlib.sha256(f"{config.seed}|{name}|{variant}{purpose}".encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
@@ -312,20 +323,23 @@ def _render_variant(
     rng = _rng(config, name, variant)
     drawn = draw_rendering(score, target, rng, config)
     font = fonts[int(rng.integers(len(fonts)))]
-    changed = change_score(score, drawn.change)
+    changed, effects, panned = change_score(score, drawn.change), drawn.effects, {}
+    stage_rng = _rng(config, name, variant, "|stage")
+    if config.pan_share and stage_rng.random() < config.pan_share:
+        stage = draw_stage(changed, effects, stage_rng)
+        changed, effects, panned = pan_score(changed, stage.pans), stage.effects, {"pan_spread": round(stage.spread, 3)}
     windows = choose_windows(changed, config.clip_s, config.max_clips, config.min_clip_s, config.max_silence_s, rng)
     wanted = config.max_clips if config.clip_s is not None else 1
     rows: list[dict] = []
     while windows and len(rows) < wanted:
         batch, windows = sorted(windows[: wanted - len(rows)]), windows[wanted - len(rows) :]
-        for window, audio in zip(batch, _play(changed, batch, font, drawn.effects, config), strict=True):
+        for window, audio in zip(batch, _play(changed, batch, font, effects, config), strict=True):
             if config.clip_s is None:
                 audio = drop_silence(audio, config.sample_rate, config.max_silence_s)
             if not sounds(audio, config.sample_rate, config.min_sound, config.max_silence_s):
                 continue
             file_name = f"audio/{slug(name)}-v{variant:02d}-c{len(rows):02d}.flac"
-            level = 10 ** (rng.uniform(*config.peak_db_range) / 20)
-            folder.write_clip(file_name, audio * (level / np.abs(audio).max()), config.sample_rate)
+            folder.write_clip(file_name, _at_level(audio, rng, config), config.sample_rate)
             attributes = describe(
                 facts,
                 changed,
@@ -351,8 +365,17 @@ def _render_variant(
                     "tempo_factor": round(drawn.change.tempo_factor, 4),
                     "transpose_semitones": drawn.change.transpose,
                 }
+                | panned
             )
     return rows
+
+
+def _at_level(audio: np.ndarray, rng: np.random.Generator, config: RenderConfig) -> np.ndarray:
+    """``audio`` (L, channels) with a drawn peak, or a drawn loudness."""
+    if config.loudness_range:
+        return master(audio, config.sample_rate, rng.uniform(*config.loudness_range))
+    level = 10 ** (rng.uniform(*config.peak_db_range) / 20)
+    return audio * (level / np.abs(audio).max())
 
 
 def _turn(choices: Sequence[str], variant: int, rng: np.random.Generator) -> str:

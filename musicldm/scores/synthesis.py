@@ -40,6 +40,8 @@ class Effects(NamedTuple):
     reverb_level: float = 0.3  # 0 is off
     room_size: float = 0.4
     chorus_level: float = 0.8  # 0 is off
+    damp: float = 0.0  # of the room's high frequencies, 0 to 1
+    width: float = 0.5  # of the room between left and right: 0 is mono
 
 
 def find_soundfont(folders: tuple[str, ...] = FOLDERS) -> Path:
@@ -152,6 +154,8 @@ def _fluidsynth(midi: Path, soundfont: Path, rate: int, effects: Effects, timeou
         "synth.reverb.active": int(effects.reverb_level > 0),
         "synth.reverb.level": f"{effects.reverb_level:.4f}",
         "synth.reverb.room-size": f"{effects.room_size:.4f}",
+        "synth.reverb.damp": f"{effects.damp:.4f}",
+        "synth.reverb.width": f"{effects.width:.4f}",
         "synth.chorus.active": int(effects.chorus_level > 0),
         "synth.chorus.level": f"{effects.chorus_level:.4f}",
     }

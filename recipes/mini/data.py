@@ -32,9 +32,14 @@ FOLDERS = {
 }
 
 
+def place_of(piece_id: str, purpose: str) -> float:
+    """A number from 0 to 1 for all versions of a piece, whatever else is rendered."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {piece_id}".encode()).digest()[:8], "big") / 2**64
+
+
 def folder_of(piece_id: str) -> str:
-    """Which folder all versions of a piece belong to, whatever else is rendered."""
-    place = int.from_bytes(hashlib.sha256(f"mini {piece_id}".encode()).digest()[:8], "big") / 2**64
+    """Which folder all versions of a piece belong to."""
+    place = place_of(piece_id, "mini")
     for name, share in SHARES.items():
         if place < share:
             return name
@@ -42,22 +47,26 @@ def folder_of(piece_id: str) -> str:
     return "train"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def render_folders(described: str, folders: dict[str, RenderConfig], out: Path) -> None:
+    """The command: render each of ``folders`` from the pieces that belong to it."""
+    parser = argparse.ArgumentParser(description=described.splitlines()[0])
     parser.add_argument("scores", type=Path, help="folder of MIDI files")
     parser.add_argument("--index", type=Path, required=True, help="table of what is known of each score")
-    parser.add_argument("--out", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the pieces, to begin with; a run with more goes on from there"
+    )
     options = parser.parse_args()
-    scores: dict[str, list[Path]] = {name: [] for name in FOLDERS}
+    scores: dict[str, list[Path]] = {name: [] for name in (*SHARES, "train")}
     with options.index.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if row["source"] not in LEFT_OUT:
+            if row["source"] not in LEFT_OUT and place_of(row["piece_id"], "share") <= options.share:
                 scores[folder_of(row["piece_id"])].append(options.scores / row["path"])
-    for name, config in FOLDERS.items():
+    for name, config in folders.items():
         report = render_scores(scores[name], options.out / name, config, index=options.index, workers=options.workers)
         print(f"{name}: {report.scores} scores, {report.written + report.skipped} clips, {report.failed} failed")
 
 
 if __name__ == "__main__":
-    main()
+    render_folders(__doc__, FOLDERS, Path("data"))
