@@ -17,9 +17,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from musicldm.audio.marks import add_mark
 from musicldm.audio.output import write_whole
 from musicldm.audio.reading import open_audio
-from musicldm.audio.tags import with_wav_comment
+from musicldm.audio.tags import append_comment
 
 FORMATS = ("wav", "flac")
 MOST_CHANNELS = 8  # of a file: more are taken for a waveform with channels first
@@ -66,11 +67,13 @@ def with_channels(frames: np.ndarray, channels: int, path: str | Path) -> np.nda
     return np.broadcast_to(frames, (len(frames), channels))
 
 
-def write_audio(path: str | Path, waveform: np.ndarray, sample_rate: int, recipe: dict | None = None) -> None:
+def write_audio(
+    path: str | Path, waveform: np.ndarray, sample_rate: int, recipe: dict | None = None, mark: str | None = None
+) -> None:
     """Write ``waveform`` (L,) or (L, channels) as 16-bit PCM; the suffix, ``.wav`` or ``.flac``, names the format.
 
-    ``recipe`` is stored as JSON in the file's comment. Levels are never changed: scale or clip before. A model's
-    waveform, (L,) or (A, L), is given as ``waveform.T``.
+    ``recipe`` is stored as JSON in the file's comment, ``mark`` in the place that `musicldm.audio.marks` names. Levels
+    are never changed: scale or clip before. A model's waveform, (L,) or (A, L), is given as ``waveform.T``.
 
     Raises:
         ValueError: if the suffix is another one, or the samples are none, not finite or beyond -1 to 1.
@@ -104,7 +107,8 @@ def write_audio(path: str | Path, waveform: np.ndarray, sample_rate: int, recipe
         if comment is not None and kind == "flac":
             file.comment = comment
         file.write(samples)
-    content = encoded.getvalue()
     if comment is not None and kind == "wav":
-        content = with_wav_comment(content, comment)
-    write_whole(path, content)
+        append_comment(encoded, comment)
+    if mark is not None:
+        add_mark(encoded, mark)
+    write_whole(path, encoded.getvalue())

@@ -3,6 +3,8 @@
     WAV, RF64   an XMP packet in a chunk _PMX             FLAC, Ogg, Opus   a Vorbis comment, DIGITALSOURCETYPE
     AIFF        an XMP packet in a chunk APPL             MP3               an XMP packet in an ID3 frame PRIV
 
+A packet in a file of the same name with the suffix .xmp, a sidecar, stands beside other kinds.
+
 The value is a URI of the IPTC's vocabulary, https://cv.iptc.org/newscodes/digitalsourcetype/. The places are those of
 Adobe's XMP Specification, Part 3 (Storage in Files); for Vorbis comments, where it has none, the field's own name.
 """
@@ -17,9 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from musicldm.audio.output import write_whole
+
 VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 NEW = VOCABULARY + "trainedAlgorithmicMedia"  # all of it made by a model
+CHANGED = VOCABULARY + "algorithmicallyEnhanced"  # a recording that went through a model as a whole
 EDITED = VOCABULARY + "compositeWithTrainedAlgorithmicMedia"  # a recording with parts made by a model
+BESIDE = ("W64", "CAF", "AU")  # libsndfile's names of containers without a place for it: a sidecar has it
 FIELD = "DIGITALSOURCETYPE"
 EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -91,7 +97,19 @@ def read_mark(path: str | Path) -> str | None:
             packets = [value.encode() for value in tagged.get("XMP", [])]
         else:
             packets = [frame.data for frame in getattr(tagged.tags, "getall", lambda _: [])("PRIV:XMP")]
+    sidecar = Path(path).with_suffix(".xmp")
+    if not packets and sidecar.is_file() and sidecar.stat().st_size <= LONGEST_PACKET:
+        packets = [sidecar.read_bytes()]
     return next((value for packet in packets if (value := source_type_of(packet)) is not None), None)
+
+
+def write_sidecar(path: str | Path, source_type: str) -> None:
+    """Write ``source_type`` for the audio file ``path`` into a file beside it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    write_whole(Path(path).with_suffix(".xmp"), xmp_packet(source_type))
 
 
 def source_type_of(packet: bytes) -> str | None:

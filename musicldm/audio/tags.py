@@ -45,13 +45,6 @@ def read_recipe(path: str | Path) -> dict:
     return recipe
 
 
-def with_wav_comment(content: bytes, comment: str) -> bytes:
-    """``content`` of a WAV file with a LIST INFO chunk behind the samples; libsndfile drops comments beyond 2 kB."""
-    file = io.BytesIO(content)
-    append_comment(file, comment)
-    return file.getvalue()
-
-
 def append_comment(file: BinaryIO, comment: str) -> None:
     """Write ``comment``, ASCII, behind the samples of ``file``, a whole WAV, RF64 or W64 file open for both ways."""
     file.seek(0)

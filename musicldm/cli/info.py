@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from musicldm.audio import read_recipe
+from musicldm.audio.marks import read_mark
 from musicldm.cli.common import each, refuse
 
 
@@ -19,12 +20,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print recipes, or the environment."""
     if args.files:
-        _, bad = each(args.files, lambda path: show({"file": str(path), **read_recipe(path)}, args.json))
+        _, bad = each(args.files, lambda path: show(described(path), args.json))
         refuse(bad, len(args.files))
     else:
         from musicldm.generate.environment import environment
 
         show(environment(), args.json)
+
+
+def described(path: Path) -> dict:
+    """The mark of AI and the recipe in an audio file; other people's files may have the mark alone.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no audio, or has neither.
+    """
+    mark = read_mark(path)
+    try:
+        recipe = read_recipe(path)
+    except ValueError:
+        if mark is None:
+            raise
+        recipe = {}
+    marked = {} if mark is None else {"digital_source_type": mark}
+    return {"file": str(path)} | marked | recipe
 
 
 def show(record: dict, as_json: bool) -> None:

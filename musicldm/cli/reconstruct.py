@@ -8,6 +8,7 @@ from statistics import mean
 
 from musicldm.audio import FORMATS, read_audio, write_audio
 from musicldm.audio.figures import save_comparison
+from musicldm.audio.marks import CHANGED
 from musicldm.audio.output import free_name, output_folder
 from musicldm.cli.common import each, load_quietly, refuse, report
 from musicldm.generate.environment import DTYPES, choose_device, choose_dtype
@@ -77,7 +78,8 @@ def reconstruct_file(path: Path, vae, vocoder, args: argparse.Namespace) -> floa
     stem = free_name(args.out, f"{path.stem}_reconstructed", (*(f".{kind}" for kind in FORMATS), ".png"))
     audio, figure = (stem.with_name(f"{stem.name}.{suffix}") for suffix in (args.format, "png"))
     about = {"source": path.name, "model": args.model, "mel_only": args.mel_only, "log_mel_error": result.log_mel_error}
-    write_audio(audio, result.waveform.T, rate, {"generated_by": "AI (musicldm reconstruct)", **about})
+    recipe = {"generated_by": "AI (musicldm reconstruct)", **about}
+    write_audio(audio, result.waveform.T, rate, recipe, CHANGED)
     if not args.no_figure:
         pair = {"original": original, "reconstruction": result.waveform}
         save_comparison(figure, pair, rate, title=f"{path.name}: log-mel error {result.log_mel_error:.3f}")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from musicldm.audio.marks import BESIDE, add_mark, write_sidecar
 from musicldm.audio.output import whole_file
 from musicldm.audio.tags import APPENDED, append_comment
 from musicldm.editing.patches import Patch, blocks, pieces
@@ -99,8 +100,12 @@ def write_patched(
     format: str | None = None,
     subtype: str | None = None,
     recipe: dict[str, Any] | None = None,
+    mark: str | None = None,
 ) -> Form:
     """Write ``source`` with ``patches`` to ``path``, in blocks, as `output_form` says; ``recipe`` in its comment.
+
+    ``mark``, of `musicldm.audio.marks`, is written where the container has a place for it, else into a file beside it
+    with the suffix ``.xmp``.
 
     Kept samples are the source's to the bit, unless a remark of the result says that they are rounded. A WAV file that
     would exceed 4 GB becomes RF64.
@@ -123,6 +128,11 @@ def write_patched(
         if comment is not None and form.container in APPENDED:
             append_comment(file, comment)
         _forget_time(file)
+        is_marked = mark is None or form.container not in BESIDE
+        if mark is not None and is_marked:
+            add_mark(file, mark)
+    if not is_marked:
+        write_sidecar(path, mark)
     return form
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from musicldm.audio import write_audio, write_whole
 from musicldm.audio.figures import save_comparison, save_log_mels
+from musicldm.audio.marks import NEW
 from musicldm.config import TrainConfig
 from musicldm.data.clips import Clip
 
@@ -137,7 +138,7 @@ class Log:
         folder = self.out / "examples" / f"step-{step}"
         for name, waveform in made.waveforms.items():
             folder.mkdir(parents=True, exist_ok=True)
-            write_audio(folder / f"{name}.wav", waveform.T, made.sample_rate)
+            write_audio(folder / f"{name}.wav", waveform.T, made.sample_rate, mark=NEW)
             save_comparison(folder / f"{name}.png", {"": waveform}, made.sample_rate)
             self._show(step, folder / f"{name}.png")
             for tracker in self.accelerator.trackers:

@@ -1,0 +1,276 @@
+"""The queue of jobs, and the one thread that works on them.
+
+    job -> waits -> with others of the same model and settings through the network -> files in the library
+
+One thread, as the network fills all cores by itself. What waits or runs is kept in the library before anybody is told
+of it, with its seed: after a crash it is made again, to the same music.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sqlite3
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from musicldm.app.library import Library, StoredJob
+from musicldm.app.options import Options
+from musicldm.app.schemas import JobState
+from musicldm.app.sessions import Sessions
+from musicldm.generate.edit import Edit
+from musicldm.generate.recipe import Request
+from musicldm.generate.session import Cancelled, Progress
+from musicldm.novelty import CopyError
+
+FINISHED = ("done", "failed", "cancelled")
+KEPT_FINISHED = 1000  # jobs of which the state is kept in memory
+
+log = logging.getLogger(__name__)
+
+
+class TooManyJobs(Exception):
+    """A client has as many unfinished jobs as it may have."""
+
+
+@dataclass
+class Job:
+    """A job while the server runs."""
+
+    stored: StoredJob
+    status: str = "queued"
+    done: dict[int, int] = field(default_factory=dict)  # steps of each of its requests
+    error: str | None = None
+    started: float | None = None  # by the monotonic clock
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def step(self) -> int:
+        """Steps that are done, of all its requests together."""
+        return self.steps if self.status == "done" else sum(self.done.values())
+
+    @property
+    def steps(self) -> int:
+        return sum(request["steps"] for request in self.stored.requests)
+
+    @property
+    def requests(self) -> list[Request | Edit]:
+        return [as_request(self.stored.kind, fields) for fields in self.stored.requests]
+
+
+class Jobs:
+    """The queue of a server; every method may be called from any thread."""
+
+    def __init__(self, options: Options, library: Library, sessions: Sessions):
+        self.options, self.library, self.sessions = options, library, sessions
+        self._changed = threading.Condition()
+        self._waiting: deque[str] = deque()
+        self._jobs: dict[str, Job] = {}
+        self._ends = False
+        self._pace: float | None = None  # seconds for each step, lately
+        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+        self.seconds_made = 0.0
+
+    def start(self) -> None:
+        """Take up what an earlier server left, and begin to work."""
+        for stored in self.library.unfinished():
+            self._jobs[stored.id] = Job(stored)
+            self._waiting.append(stored.id)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the current step; what is not finished goes on when a server starts again."""
+        with self._changed:
+            self._ends = True
+            self._changed.notify_all()
+        self._thread.join(timeout=60)
+
+    def submit(self, client: str, kind: str, model: str, requests: list[Request | Edit], parent: str | None) -> Job:
+        """A new job at the end of the queue.
+
+        Raises:
+            TooManyJobs: if ``client`` has too many unfinished ones.
+            sqlite3.Error: if it cannot be kept, as on a full disk.
+        """
+        with self._changed:
+            mine = sum(job.stored.client == client and job.status not in FINISHED for job in self._jobs.values())
+            if mine >= self.options.jobs_a_client:
+                raise TooManyJobs(f"there are {mine} jobs of yours already; wait for one to end, or cancel one")
+            described = tuple(asdict(request) for request in requests)
+            stored = StoredJob(secrets.token_hex(8), client, kind, model, described, parent, "queued")
+            self.library.add_job(stored)
+            self._jobs[stored.id] = Job(stored)
+            self._waiting.append(stored.id)
+            self._forget()
+            self._changed.notify_all()
+            return self._jobs[stored.id]
+
+    def _forget(self) -> None:
+        """Drop the oldest finished jobs; the library has them."""
+        finished = [name for name, job in self._jobs.items() if job.status in FINISHED]
+        for name in finished[: max(0, len(finished) - KEPT_FINISHED)]:
+            del self._jobs[name]
+
+    def state(self, identity: str, client: str) -> JobState | None:
+        """Where a job of ``client`` is; None if there is none."""
+        with self._changed:
+            job = self._jobs.get(identity)
+            if job is None or job.stored.client != client:
+                stored = self.library.job(identity, client)
+                job = None if stored is None else Job(stored, stored.status, error=stored.error)
+            if job is None:
+                return None
+            position = self._waiting.index(identity) + 1 if identity in self._waiting else None
+            return JobState(
+                id=identity,
+                status=job.status,
+                position=position if job.status == "queued" else None,
+                step=job.step,
+                steps=job.steps,
+                seconds_left=self._seconds_left(job),
+                results=job.stored.results if job.status == "done" else [],
+                error=job.error,
+            )
+
+    def _seconds_left(self, job: Job) -> float | None:
+        if job.status == "running" and job.step and job.started is not None:
+            return round((time.monotonic() - job.started) / job.step * (job.steps - job.step), 1)
+        if job.status == "queued" and self._pace is not None and job.stored.id in self._waiting:
+            before = list(self._waiting)[: self._waiting.index(job.stored.id) + 1]
+            running = sum(one.steps - one.step for one in self._jobs.values() if one.status == "running")
+            return round(self._pace * (running + sum(self._jobs[name].steps for name in before)), 1)
+        return None
+
+    def cancel(self, identity: str, client: str) -> bool:
+        """End a job of ``client``, at once if it waits, else after its current step; False if there is none."""
+        with self._changed:
+            job = self._jobs.get(identity)
+            if job is None or job.stored.client != client:
+                return self.library.job(identity, client) is not None
+            if job.status not in FINISHED:
+                job.cancelled.set()
+                if identity in self._waiting:
+                    self._waiting.remove(identity)
+                self._end(job, "cancelled")
+            return True
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._waiting)
+
+    def _end(self, job: Job, status: str, error: str | None = None) -> None:
+        with self._changed:
+            if job.status in FINISHED:
+                return
+            job.status, job.error = status, error
+            try:
+                self.library.set_status(job.stored.id, status, error)
+            except sqlite3.Error as problem:  # a full disk, for one; after a restart the job is done again
+                log.warning("the end of job %s could not be kept: %s", job.stored.id, problem)
+            self._changed.notify_all()
+
+    # The worker
+
+    def _work(self) -> None:
+        while (group := self._next()) is not None:
+            try:
+                self._do(group)
+            except Cancelled:
+                for job in group:
+                    if job.cancelled.is_set():
+                        self._end(job, "cancelled")
+                    elif not self._ends:
+                        self._again(job)
+            except Exception as error:
+                # Whatever a job does, the server goes on; a bug is logged whole and told as what it is.
+                is_told = isinstance(error, ValueError | OSError | sqlite3.Error | MemoryError)
+                if not is_told:
+                    log.exception("job %s failed", group[0].stored.id)
+                message = str(error) or type(error).__name__
+                for job in group:
+                    self._end(job, "failed", message if is_told else f"{type(error).__name__}: {message}")
+
+    def _next(self) -> list[Job] | None:
+        """The next jobs that can go together, now running; None when the server ends."""
+        with self._changed:
+            while not self._waiting and not self._ends:
+                self._changed.wait()
+            if self._ends:
+                return None
+            group = [self._jobs[self._waiting.popleft()]]
+            room = self.sessions.get(group[0].stored.model).waveforms_at_once - waveforms(group[0].stored)
+            for name in list(self._waiting):
+                other = self._jobs[name]
+                if goes_with(group[0].stored, other.stored) and waveforms(other.stored) <= room:
+                    self._waiting.remove(name)
+                    group.append(other)
+                    room -= waveforms(other.stored)
+            for job in group:
+                job.status, job.started, job.done = "running", time.monotonic(), {}
+                self.library.set_status(job.stored.id, "running")
+            self._changed.notify_all()
+            return group
+
+    def _again(self, job: Job) -> None:
+        """Put a job of which another was cancelled back to the front."""
+        with self._changed:
+            job.status, job.done = "queued", {}
+            self._waiting.appendleft(job.stored.id)
+
+    def _do(self, group: list[Job]) -> None:
+        """Make and keep the music of jobs that go together."""
+        session = self.sessions.get(group[0].stored.model)
+        owners = [(job, place) for job in group for place in range(len(job.stored.requests))]
+        requests = [request for job in group for request in job.requests]
+        began = time.monotonic()
+
+        def progress(where: Progress) -> None:
+            for job, place in owners[where.first - 1 : where.last]:
+                most = job.stored.requests[place]["steps"]
+                job.done[place] = min(most, max(where.step, job.done.get(place, 0)))
+            self._pace = (time.monotonic() - began) / max(1, sum(job.step for job in group))
+
+        def cancel() -> bool:
+            return self._ends or all(job.cancelled.is_set() for job in group)
+
+        pieces = session.run_many(requests, progress, cancel, at_once=None)
+        try:
+            for (job, place), piece in zip(owners, pieces, strict=False):
+                if not job.cancelled.is_set():
+                    self._keep(job.stored, place, piece)
+        except CopyError as error:
+            refused = {owners[i][0].stored.id for i in error.refused}
+            for job in group:
+                if job.stored.id in refused:
+                    self._end(job, "failed", str(error))
+        for job in group:
+            self._end(job, "cancelled" if job.cancelled.is_set() else "done")
+
+    def _keep(self, stored: StoredJob, place: int, piece) -> None:
+        suffix = getattr(piece, "suffix", ".wav")
+        path: Path = self.library.reserve(stored, place, piece, suffix)
+        piece.save(path)
+        piece.figure(path.with_suffix(".png"))
+        self.library.complete(stored, place)
+        self.seconds_made += piece.waveform.shape[-1] / piece.sampling_rate
+
+
+def as_request(kind: str, values: dict) -> Request | Edit:
+    """The request that was kept as ``values``."""
+    return Request(**values) if kind == "generate" else Edit(**values)
+
+
+def waveforms(stored: StoredJob) -> int:
+    return sum(request["candidates"] for request in stored.requests)
+
+
+def goes_with(one: StoredJob, other: StoredJob) -> bool:
+    """Whether both can go through the network together: the same model, and settings that are alike."""
+    if one.kind != "generate" or other.kind != "generate" or one.model != other.model:
+        return False
+    first, second = (as_request(job.kind, job.requests[0]).settings for job in (one, other))
+    return first == second

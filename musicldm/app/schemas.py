@@ -1,0 +1,241 @@
+"""What the HTTP interface takes and gives.
+
+    JSON or form -> Generation or Editing -> requests of `musicldm.generate`
+
+Fields have the names of the Python call. ACE-Step's names are taken where they mean the same; those of its fields that
+have no counterpart here are left out, and named in the answer's header `Ignored-Fields`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+from musicldm.generate.edit import Edit
+from musicldm.generate.recipe import Request, random_seed
+from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS
+
+MOST_RESULTS = 16  # of a job
+NESTED = ("metas", "metadata", "user_metadata")  # objects in which ACE-Step's clients may pass fields
+# Fields of ACE-Step that other models of its need, or that say how its language model works.
+IGNORED = frozenset(
+    """
+    lyrics vocal_language thinking sample_mode sample_query description desc use_format format use_random_seed shift
+    infer_method timesteps use_adg audio_code_string lm_model_path lm_backend lm_temperature lm_cfg_scale
+    lm_negative_prompt lm_top_k lm_top_p lm_repetition_penalty use_cot_caption use_cot_language constrained_decoding
+    constrained_decoding_debug allow_lm_batch instruction reference_audio ref_audio audio_format ai_token
+    """.split()  # noqa: SIM905
+)
+METRES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}  # as ACE-Step names them
+
+
+def _listed(value: Any) -> Any:
+    """A list that a form gives as JSON, or a single value of it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return [value] if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+
+
+def _no_seed(value: Any) -> Any:
+    return None if value in (-1, "-1", "") else value
+
+
+Times = Annotated[list[float], BeforeValidator(_listed)]
+Seed = Annotated[int | None, BeforeValidator(_no_seed), Field(description="None or -1: a random one")]
+
+
+def aliased(name: str, *others: str, **options: Any) -> Any:
+    """A field that may also be called by ``others``."""
+    return Field(validation_alias=AliasChoices(name, *others), **options)
+
+
+class Body(BaseModel):
+    """What generations and edits have in common."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    model: str | None = Field(None, description="one of /v1/models; None: the server's default")
+    num_inference_steps: int = aliased("num_inference_steps", "inference_steps", default=STEPS, ge=1, le=1000)
+    guidance_scale: float = Field(GUIDANCE, gt=0)
+    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL
+    negative_prompt: str = ""
+    scheduler: str = SAMPLER
+    seed: Seed = None
+    num_waveforms_per_prompt: int = aliased(
+        "num_waveforms_per_prompt", "batch_size", default=1, ge=1, le=MOST_RESULTS, description="of seeds in turn"
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of a request of `musicldm.generate`."""
+        return {
+            "steps": self.num_inference_steps,
+            "guidance": self.guidance_scale,
+            "guidance_interval": self.guidance_interval,
+            "negative": self.negative_prompt,
+            "scheduler": self.scheduler,
+        }
+
+
+class Generation(Body):
+    """New music."""
+
+    prompt: str = aliased("prompt", "caption")
+    audio_length_in_s: float | None = aliased(
+        "audio_length_in_s", "audio_duration", "duration", "target_duration", default=None, gt=0
+    )
+    candidates: int = Field(1, ge=1, le=16, description="made for each result, of which the best one is kept")
+    loop: bool = False
+    bpm: float | None = None
+    bars: int | None = None
+    meter: str | None = aliased("meter", "time_signature", "timesignature", default=None)
+    key: str | None = aliased("key", "key_scale", "keyscale", default=None, description="such as C major, or Am")
+    novelty: Literal["report", "avoid", "least_similar"] | None = None
+    max_similarity: float | None = None
+    task_type: Literal["text2music"] = "text2music"
+
+    def requests(self) -> list[Request]:
+        """A request for each result.
+
+        Raises:
+            ValueError: naming a value that cannot be used, and what can.
+        """
+        prompt = f"{self.prompt.rstrip(' .,')}, in {self.key}" if self.key else self.prompt
+        given = {
+            "seconds": self.audio_length_in_s,
+            "candidates": self.candidates,
+            "novelty": self.novelty,
+            "max_similarity": self.max_similarity,
+            "loop": self.loop,
+            "bpm": self.bpm,
+            "bars": self.bars,
+            "meter": METRES.get(self.meter or "", self.meter),
+        }
+        known = {one.name for one in fields(Request)}
+        given = {name: value for name, value in given.items() if value is not None and (name in known or value)}
+        seed = random_seed() if self.seed is None else self.seed
+        prompts = [prompt] * self.num_waveforms_per_prompt
+        return Request.for_prompts(prompts, seed, **self.settings(), **given)
+
+
+class Editing(Body):
+    """A change of a recording: of an uploaded file, ``audio``, or of an earlier result, ``source``."""
+
+    kind: Literal["vary", "inpaint", "extend", "retake"]
+    source: str | None = Field(None, description="id of a result; or upload a file as audio")
+    prompt: str | None = aliased("prompt", "caption", default=None)
+    mask_start_seconds: Times = aliased("mask_start_seconds", "repainting_start", default=[])
+    mask_end_seconds: Times = aliased("mask_end_seconds", "repainting_end", default=[])
+    before_s: float = Field(0.0, ge=0)
+    after_s: float = Field(0.0, ge=0)
+    amount: float | None = aliased("amount", "init_noise_level", default=None, ge=0, le=1)
+    snap: Literal["beat", "none"] | None = None
+
+    def edits(self, path: str) -> list[Edit]:
+        """An edit of the recording at ``path`` for each result.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: naming a value that cannot be used, and what can.
+        """
+        ends = [None if end == -1 else end for end in self.mask_end_seconds]
+        starts = self.mask_start_seconds
+        if len(starts) != len(ends):
+            if len(starts) > len(ends) + 1 or len(ends) > len(starts) + 1:
+                raise ValueError(f"there are {len(starts)} mask_start_seconds and {len(ends)} mask_end_seconds")
+            starts, ends = (starts, [*ends, None]) if len(starts) > len(ends) else ([0.0, *starts], ends)
+        places = {
+            "regions_s": tuple(zip(starts, ends, strict=True)),
+            "before_s": self.before_s,
+            "after_s": self.after_s,
+        }
+        given = {name: value for name, value in places.items() if value}
+        given |= {name: getattr(self, name) for name in ("prompt", "amount", "snap") if getattr(self, name) is not None}
+        if self.kind == "retake":  # everything else is as its recipe says
+            given = {name: given[name] for name in ("prompt", "amount") if name in given}
+        else:
+            given |= self.settings()
+        seed = random_seed() if self.seed is None else self.seed
+        return [Edit.of(self.kind, path, seed=seed + i, **given) for i in range(self.num_waveforms_per_prompt)]
+
+
+class JobState(BaseModel):
+    """Where a job is."""
+
+    id: str
+    status: Literal["queued", "running", "done", "failed", "cancelled"]
+    position: int | None = Field(description="in the queue, 1 is next; None unless queued")
+    step: int
+    steps: int
+    seconds_left: float | None = Field(description="an estimate; None while nothing is known")
+    results: list[str] = Field(description="ids of what is made; the first is that of the job")
+    error: str | None
+
+
+class Result(BaseModel):
+    """A piece of music in the library."""
+
+    id: str
+    name: str
+    file: str = Field(description="its name in the server's folder")
+    created: float = Field(description="seconds since 1970")
+    seconds: float
+    sampling_rate: int
+    channels: int
+    kind: str = Field(description="generate, vary, inpaint, extend or retake")
+    prompt: str
+    parent: str | None = Field(description="the result that it was made from")
+    starred: bool
+    recipe: dict[str, Any]
+
+
+class Change(BaseModel):
+    """Of a result."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = Field(None, min_length=1, max_length=200)
+    starred: bool | None = None
+    deleted: bool | None = Field(None, description="true hides it; false brings it back")
+
+
+class Model(BaseModel):
+    """A model that may be asked for."""
+
+    name: str
+    default: bool
+    loaded: bool
+    sampling_rate: int
+    channels: int
+    seconds: float = Field(description="that it was trained on")
+    license: str | None
+    novelty: bool = Field(description="whether it carries an index of its training set")
+    can: list[str] = Field(description="generate, loop, bpm, vary, inpaint, extend, retake, ...")
+
+
+def flattened(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a body, with nested ones beside the others, and the names of those that were left out.
+
+    Snake case is taken for camel case.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in body.items():
+        if name in NESTED and isinstance(value, dict):
+            flat |= value
+        else:
+            flat[name] = value
+    flat = {snake(name): value for name, value in flat.items()}
+    if flat.get("use_random_seed") in (True, "true"):
+        flat.pop("seed", None)
+    ignored = sorted(name for name in flat if name in IGNORED and flat[name] not in ("", None, False))
+    return {name: value for name, value in flat.items() if name not in IGNORED}, ignored
+
+
+def snake(name: str) -> str:
+    """``audioDuration`` as ``audio_duration``."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")

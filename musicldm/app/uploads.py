@@ -1,0 +1,109 @@
+"""Audio from clients: kept within limits, and decoded in a process of its own.
+
+    bytes -> a file of at most so many bytes -> child process -> WAV with the same samples, or one line of what is wrong
+
+Decoders are written in C, and a file may be made to break them: the server itself only ever reads what the child wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import AsyncIterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from musicldm.app.options import Options
+from musicldm.audio.output import full_disk_named
+
+MEMORY = 4 * 2**30  # bytes of address space that decoding may take beyond what the child has when it starts
+
+
+class TooLarge(ValueError):
+    """More bytes than are taken."""
+
+
+async def receive(blocks: AsyncIterator[bytes], folder: Path, most: int) -> Path:
+    """A new file in ``folder`` of what ``blocks`` bring.
+
+    Raises:
+        TooLarge: if they are more than ``most`` bytes; nothing is left behind.
+        OSError: if it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, size = folder / f"{secrets.token_hex(8)}.upload", 0
+    try:
+        with full_disk_named(folder), path.open("xb") as file:
+            async for block in blocks:
+                size += len(block)
+                if size > most:
+                    raise TooLarge(
+                        f"the upload is larger than the {most / 2**20:g} MiB that are taken; send a part of it"
+                    )
+                file.write(block)
+    except BaseException:  # a client that goes away, too
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def decode(path: Path, options: Options) -> Path:
+    """A WAV file, in the place of ``path``, of the same samples, rate and channels; ``path`` is removed.
+
+    Raises:
+        ValueError: if it is no audio, too long, or decoding ends in a crash or takes too long.
+    """
+    decoded = path.with_suffix(".wav")
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_decode, args=(path, decoded, options.upload_s, theirs), daemon=True)
+    try:
+        child.start()
+        theirs.close()
+        problem = ours.recv() if ours.poll(options.decoding_s) else f"decoding took more than {options.decoding_s:g} s"
+    except EOFError:
+        problem = "decoding it ended in a crash"
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+        path.unlink(missing_ok=True)
+    if problem is not None:
+        decoded.unlink(missing_ok=True)
+        raise ValueError(f"the upload cannot be used: {problem}")
+    return decoded
+
+
+def _decode(path: Path, decoded: Path, most_s: float, connection: Connection) -> None:
+    """In the child: write ``decoded``, and send None or what is wrong."""
+    _limit_memory()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 what decoders say is of no use to anybody
+    try:
+        from musicldm.editing import Source, write_patched
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            source = Source.open(path)
+            if source.length > most_s * source.rate:
+                raise ValueError(
+                    f"it lasts {source.length / source.rate:.0f} s, and {most_s:g} s are taken; cut it first"
+                )
+            write_patched(decoded, source, [], format="wav")
+        connection.send(None)
+    except (OSError, ValueError, MemoryError) as error:
+        connection.send(str(error).replace(f"{path}", "it").replace("\n", " ") or "it needs too much memory")
+
+
+def _limit_memory() -> None:
+    """Where the system can, keep this process from taking all memory."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else open(os.devnull) as file:
+        pages = file.read().split()
+    now = int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
