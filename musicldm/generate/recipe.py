@@ -18,6 +18,7 @@ from pathlib import Path
 from musicldm.audio import read_recipe
 from musicldm.config.values import check_kind, check_number, check_text, check_whole, shown
 from musicldm.generate.environment import DTYPES
+from musicldm.generate.metre import METER, TEMPO_CANDIDATES, Take, check_bars, check_bpm
 from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, SCHEDULERS, STEPS
 
 GENERATED_BY = "AI (musicldm)"
@@ -40,7 +41,9 @@ class Settings:
     guidance: float = GUIDANCE  # how strongly to follow the prompt; up to 1 not at all
     guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL  # the least and the most noise at which it is guided
     negative: str = ""  # what the music should not be like
-    candidates: int = 1  # made for each prompt, of which the one that fits it best is kept
+    candidates: int | None = (
+        None  # for each prompt, of which the one that fits it best is kept; None: 1, or 16 for a tempo
+    )
     scheduler: str = SAMPLER  # a name in `musicldm.sampling.schedulers.SCHEDULERS`
     lora: tuple[str, ...] | None = None  # folders of adapters, each ``FOLDER`` or ``FOLDER:WEIGHT``
     concept: tuple[str, ...] | None = None  # folders of concepts, likewise
@@ -63,6 +66,8 @@ class Settings:
         if not pair or not 0 <= shares[0] <= shares[1] <= 1:
             raise ValueError(f"guidance_interval must be two shares of the noise from 0 to 1, got {shown(shares)}")
         check_text("negative", self.negative)
+        if self.candidates is None:
+            object.__setattr__(self, "candidates", 1)
         check_whole("candidates", self.candidates, 1, MOST_CANDIDATES)
         if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
             raise ValueError(f"unknown scheduler {shown(self.scheduler)}; choose one of {', '.join(SCHEDULERS)}")
@@ -99,23 +104,56 @@ class Request(Settings):
     """One piece of music that is wanted: ``Request("calm piano", seconds=5, seed=1)``.
 
     Without a seed a random one is drawn when the piece is made. Music of ``sections`` is as long as they are together;
-    its ``prompt`` names it.
+    its ``prompt`` names it. Music with ``bpm`` is brought to that tempo: of the candidates, which are measured, the
+    nearest is taken and stretched by at most 8 %. A loop of ``bars`` begins on a downbeat.
     """
 
     prompt: str
     seed: int | None = None
     loop: bool = field(default=False, kw_only=True)  # the end leads into the beginning
     sections: tuple[tuple[str, float], ...] = field(default=(), kw_only=True)  # prompt and seconds of each in turn
+    bpm: float | None = field(default=None, kw_only=True)  # beats a minute, octaves apart
+    bars: int | None = field(default=None, kw_only=True)  # of a loop, which they make as long as they are
+    meter: str | None = field(default=None, kw_only=True)  # of the bars, by default 4/4; the beats are its notes
+    force: bool = field(default=False, kw_only=True)  # take the nearest tempo, however far it is
+    take: Take | None = field(default=None, kw_only=True)  # the candidate to make again, instead of choosing one
 
     def __post_init__(self):
         check_prompt(self.prompt)
         if self.seed is not None:
             check_whole("seed", self.seed, 0, HIGHEST_SEED)
         check_kind("loop", self.loop, bool, "True or False")
+        self._check_tempo()
         super().__post_init__()
         object.__setattr__(self, "sections", check_sections(self.sections))
         if self.sections and self.seconds is not None:
             raise ValueError(f"the sections say how long the music is; leave seconds={self.seconds:g} out")
+        if self.sections and self.bpm is not None:
+            raise ValueError("music in sections cannot be brought to a tempo; leave bpm out")
+
+    def _check_tempo(self) -> None:
+        """What needs a tempo or bars has them; bars give their seconds."""
+        check_kind("force", self.force, bool, "True or False")
+        object.__setattr__(self, "take", Take.of(self.take))
+        if self.bpm is None:
+            for name in ("bars", "meter", "force", "take"):
+                if getattr(self, name) not in (None, False):
+                    raise ValueError(f"there is no tempo for {name}={shown(getattr(self, name))}; give bpm (--bpm) too")
+            return
+        check_bpm(self.bpm)
+        if self.candidates is None:
+            object.__setattr__(self, "candidates", TEMPO_CANDIDATES)
+        if self.loop != (self.bars is not None):
+            raise ValueError("a loop at a tempo is counted in bars, and only loops are; give loop and bars, or neither")
+        if self.bars is None:
+            if self.meter is not None:
+                raise ValueError(f"meter is that of a loop's bars; give bars, or leave meter={shown(self.meter)} out")
+            return
+        object.__setattr__(self, "meter", METER if self.meter is None else self.meter)
+        seconds = check_bars(self.bpm, self.bars, self.meter)
+        if self.seconds not in (None, seconds):
+            raise ValueError(f"the bars last {seconds:g} s; leave seconds={shown(self.seconds)} out")
+        object.__setattr__(self, "seconds", seconds)
 
     @classmethod
     def of_sections(cls, sections: Iterable[tuple[str, float]], seed: int | None = None, **settings) -> Request:
@@ -152,8 +190,8 @@ DEFAULTS = {name: DEFAULTS[name] for name in FIELDS}
 # Without which a file was not made by `musicldm generate`.
 NEEDED = ("prompt", "seed", "model", "seconds", "steps", "guidance", "negative", "candidates", "scheduler", "dtype")
 SOME = ("loop", "sections")  # fields of loops, and of music in sections
-# Fields of edits, beside those of all pieces; `musicldm.generate.edit` says which kinds have which.
-EDITED = ("kind", "source", "source_sha256", "regions_s", "seams_s", "amount", "before_s", "after_s", "noise")
+TEMPO = ("bpm", "bars", "meter", "force", "take")  # fields of music at a tempo that was asked for
+# Edits have more: kind, source, source_sha256, regions_s, seams_s, and what `musicldm.generate.edit.OWN` names.
 
 
 def random_seed() -> int:
@@ -209,7 +247,7 @@ def _taken(cls: type[Request], recipe: dict) -> dict:
         one.name: recipe[one.name] if one.default is MISSING else recipe.get(one.name, one.default)
         for one in fields(cls)
     }
-    return values | ({"seconds": None} if values["sections"] else {})
+    return values | ({"seconds": None} if values["sections"] or values["bars"] else {})
 
 
 def check_prompt(prompt: str) -> None:
@@ -266,12 +304,12 @@ def compose(request: Settings, opened: dict, found: dict) -> dict:
     """The recipe of a piece: a `Request` or an edit, the model as it was ``opened`` (`Session.about`), and ``found``.
 
     What was found replaces what was asked for. Fields that belong to some pieces only are those of ``found``, and
-    `SOME` where they are not as they are without them.
+    `SOME` and `TEMPO` where they are not as they are without them.
     """
     wanted = {name: as_lists(value) for name, value in asdict(request).items()}
     first = {name: (wanted | opened)[name] for name in FIELDS}
     text = {name: wanted[name] for name in ("prompt", "seed")}
-    some = {name: wanted[name] for name in SOME if wanted.get(name)}
+    some = {name: wanted[name] for name in (*SOME, *TEMPO) if wanted.get(name)}
     return {"generated_by": GENERATED_BY} | first | opened | text | some | found
 
 
