@@ -55,12 +55,13 @@ def attention(
     *,
     window: int | None = None,
     grid: tuple[int, int] | None = None,
+    circular: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """softmax(q kᵀ / √d) v for ``q (B, N, H, d)``, ``k`` and ``v (B, M, H, d)``, views of any strides.
 
     With a ``window`` of w, a token attends to those at most w time positions away; ``grid = (time, mel)`` says how the
-    N = M = time * mel tokens lie: token n at ``(n // mel, n % mel)``.
+    N = M = time * mel tokens lie: token n at ``(n // mel, n % mel)``. ``circular`` windows go on at the other end.
 
     ``backend`` is "cuda" (the kernel), "torch", "reference" (float64) or "auto": the kernel where it runs, else torch;
     and torch where a gradient is wanted, for which the kernel would compute everything twice, and where it was measured
@@ -71,6 +72,8 @@ def attention(
         RuntimeError: if the kernel is asked for and cannot run; it says why.
     """
     window, mel = check_inputs(q, k, v, window, grid)
+    if circular and window != NO_WINDOW:
+        return attention_round_a_circle(q, k, v, window, mel, backend)
     if backend == "auto":
         slow = needs_gradient(q, k, v) or torch_is_faster(q, window, mel)
         backend = "torch" if slow or kernel_problem(q, k, v) else "cuda"
@@ -152,6 +155,19 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int = NO_WINDOW, me
             functional.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=near)
         )
     return torch.cat(results, dim=2).transpose(1, 2)
+
+
+def attention_round_a_circle(q: Tensor, k: Tensor, v: Tensor, window: int, mel: int, backend: str) -> Tensor:
+    """`attention` with a window on a circle: on a line, with a window's length of the other end beside both ends."""
+    n_times = q.shape[1] // mel
+    if 2 * window + 1 >= n_times:  # everything, once
+        return attention(q, k, v, backend=backend)
+    beyond = window * mel
+    if not beyond:
+        return attention(q, k, v, window=window, grid=(n_times, mel), backend=backend)
+    q, k, v = (torch.cat([x[:, -beyond:], x, x[:, :beyond]], dim=1) for x in (q, k, v))
+    grid = n_times + 2 * window, mel
+    return attention(q, k, v, window=window, grid=grid, backend=backend)[:, beyond:-beyond]
 
 
 # --- the operator ----------------------------------------------------------------------------------------------------

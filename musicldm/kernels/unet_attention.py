@@ -22,7 +22,8 @@ class AttentionProcessor:
     """diffusers' attention, computed by `attention`: queries, keys and values as the projections leave them.
 
     For self-attention without a mask, which is all that MusicLDM's UNet has. ``window`` and ``grid``, in latent frames
-    at full resolution, come through the UNet's ``cross_attention_kwargs``; at coarser levels they are divided.
+    at full resolution, come through the UNet's ``cross_attention_kwargs``; at coarser levels they are divided. So does
+    ``circular``, for windows that go on at the other end of time.
     """
 
     def __init__(self, backend: str = "auto"):
@@ -39,6 +40,7 @@ class AttentionProcessor:
         temb: Tensor | None = None,
         window: int | None = None,
         grid: tuple[int, int] | None = None,
+        circular: bool = False,
     ) -> Tensor:
         if attention_mask is not None:
             raise ValueError("this attention takes no mask; give the UNet diffusers' AttnProcessor2_0 for that")
@@ -51,7 +53,7 @@ class AttentionProcessor:
         q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in projected)  # (B, N, H, d)
         if window is not None and grid is not None:
             window, grid = at_level(window, grid, q.shape[1])
-        result = attention(q, k, v, window=window, grid=grid, backend=self.backend).flatten(2)
+        result = attention(q, k, v, window=window, grid=grid, circular=circular, backend=self.backend).flatten(2)
         return attn.to_out[1](attn.to_out[0](result))
 
 
