@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from musicldm.audio.loop_chunks import Loop, add_loop
 from musicldm.audio.marks import add_mark
 from musicldm.audio.output import write_whole
 from musicldm.audio.reading import open_audio
@@ -68,12 +69,18 @@ def with_channels(frames: np.ndarray, channels: int, path: str | Path) -> np.nda
 
 
 def write_audio(
-    path: str | Path, waveform: np.ndarray, sample_rate: int, recipe: dict | None = None, mark: str | None = None
+    path: str | Path,
+    waveform: np.ndarray,
+    sample_rate: int,
+    recipe: dict | None = None,
+    mark: str | None = None,
+    loop: Loop | None = None,
 ) -> None:
     """Write ``waveform`` (L,) or (L, channels) as 16-bit PCM; the suffix, ``.wav`` or ``.flac``, names the format.
 
-    ``recipe`` is stored as JSON in the file's comment, ``mark`` in the place that `musicldm.audio.marks` names. Levels
-    are never changed: scale or clip before. A model's waveform, (L,) or (A, L), is given as ``waveform.T``.
+    ``recipe`` is stored as JSON in the file's comment, ``mark`` in the place that `musicldm.audio.marks` names, and
+    that all of it is a ``loop`` in the chunks of `musicldm.audio.loop_chunks`, which only WAV has. Levels are never
+    changed: scale or clip before. A model's waveform, (L,) or (A, L), is given as ``waveform.T``.
 
     Raises:
         ValueError: if the suffix is another one, or the samples are none, not finite or beyond -1 to 1.
@@ -109,6 +116,8 @@ def write_audio(
         file.write(samples)
     if comment is not None and kind == "wav":
         append_comment(encoded, comment)
+    if loop is not None and kind == "wav":
+        add_loop(encoded, loop, len(samples), sample_rate)
     if mark is not None:
         add_mark(encoded, mark)
     write_whole(path, encoded.getvalue())

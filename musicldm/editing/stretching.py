@@ -3,20 +3,24 @@
     waveform (L,) or (A, L) -> Signalsmith Stretch (python-stretch) -> (n_samples,) or (A, n_samples)
 
 What lies at the share p of the waveform lies at the share p of the result. A loop is stretched round its circle: its
-end still leads into its start.
+end still leads into its start. Other phases make other peaks: what would pass full scale, and did not, is limited.
 """
 
 import math
 
 import numpy as np
+import torch
 from python_stretch import Signalsmith
 from scipy.signal import resample
+
+from vocoder.match import limit
 
 MOST_FACTOR = 2.0  # how much longer or shorter; far beyond what cannot be heard
 MARGIN_S = 0.2  # mirrored or repeated at both ends: more than the 0.12 s that Signalsmith's windows reach
 FADE_S = 0.05  # of the crossfade that closes a loop
 LEAST_CENTS = 5.0  # smaller changes of pitch are not heard; a loop is then resampled, which closes it exactly
 SEED = 0  # of Signalsmith's first phases
+LOOK_AHEAD_S = 0.016  # of the limiter
 
 
 def stretch(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
@@ -30,7 +34,8 @@ def stretch(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
     waveform = _checked(waveform, rate, n_samples)
     if waveform.shape[-1] == n_samples:
         return waveform.copy()
-    return _stretched(waveform, rate, 0, n_samples, waveform.shape[-1] / n_samples, "reflect")
+    made = _stretched(waveform, rate, n_samples, waveform.shape[-1] / n_samples, "reflect")
+    return _limited(made, waveform, rate, 0)
 
 
 def stretch_loop(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
@@ -48,12 +53,13 @@ def stretch_loop(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
     if length == n_samples:
         return waveform.copy()
     if abs(1200 * math.log2(length / n_samples)) <= LEAST_CENTS:
-        return resample(waveform.astype(np.float64), n_samples, axis=-1).astype(np.float32)
+        made = resample(waveform.astype(np.float64), n_samples, axis=-1).astype(np.float32)
+        return _limited(made, waveform, rate, 2 * round(LOOK_AHEAD_S * rate))
     fade = min(round(FADE_S * rate), n_samples // 4)
     start = _quietest(waveform, rate)
     turned = np.roll(waveform, -start, axis=-1)
-    two = _stretched(np.tile(turned, 2), rate, 0, 2 * n_samples + fade, length / n_samples, "wrap")
-    closed = _close(two, n_samples, fade)
+    two = _stretched(np.tile(turned, 2), rate, 2 * n_samples + fade, length / n_samples, "wrap")
+    closed = _limited(_close(two, n_samples, fade), waveform, rate, 2 * round(LOOK_AHEAD_S * rate))
     return np.roll(closed, round(start * n_samples / length), axis=-1)
 
 
@@ -73,22 +79,31 @@ def _checked(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
     return waveform
 
 
-def _stretched(waveform: np.ndarray, rate: int, first: int, last: int, speed: float, mode: str) -> np.ndarray:
-    """Samples ``first`` to ``last`` of ``waveform`` (..., L) played ``speed`` times as fast.
+def _stretched(waveform: np.ndarray, rate: int, n_samples: int, speed: float, mode: str) -> np.ndarray:
+    """The first ``n_samples`` of ``waveform`` (..., L) played ``speed`` times as fast.
 
     ``mode`` is `numpy.pad`'s: what is heard before its start and after its end. Signalsmith's windows reach beyond
     both ends, where it would otherwise hear silence, and lose what is near them.
     """
     channels = np.atleast_2d(waveform)
     margin = math.ceil(MARGIN_S * rate)
-    behind = margin + max(0, math.ceil(last * speed) - channels.shape[-1])
+    behind = margin + max(0, math.ceil(n_samples * speed) - channels.shape[-1])
     padded = np.pad(channels, ((0, 0), (margin, behind)), mode=mode)
     processor = Signalsmith.Stretch(SEED)
     processor.preset(len(channels), float(rate))
     processor.setTimeFactor(float(speed))
     made = np.asarray(processor.process(np.ascontiguousarray(padded)))
     offset = round(margin / speed)
-    return made[:, offset + first : offset + last].reshape(*waveform.shape[:-1], last - first)
+    return made[:, offset : offset + n_samples].reshape(*waveform.shape[:-1], n_samples)
+
+
+def _limited(made: np.ndarray, before: np.ndarray, rate: int, reach: int) -> np.ndarray:
+    """``made`` (..., L), limited if it passes full scale where ``before`` did not; ``reach`` samples round a circle."""
+    if np.abs(made).max() <= 1 or np.abs(before).max() > 1:
+        return made
+    channels = np.take(np.atleast_2d(made), np.arange(-reach, made.shape[-1] + reach), axis=-1, mode="wrap")
+    limited = limit(torch.from_numpy(channels)[None], round(LOOK_AHEAD_S * rate))[0].numpy()
+    return limited[:, reach : reach + made.shape[-1]].reshape(made.shape)
 
 
 def _quietest(loop: np.ndarray, rate: int) -> int:

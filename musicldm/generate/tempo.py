@@ -34,6 +34,7 @@ from musicldm.editing.tempo import (
 )
 from musicldm.generate.metre import Take, beats_of, is_compound
 from musicldm.generate.recipe import Request
+from musicldm.novelty import CopyError
 
 AT_ONCE = 4  # candidates that are made and measured before the next are
 LEAST_STRETCH = 0.002  # smaller differences of tempo are within what a tracker can tell
@@ -53,7 +54,7 @@ class Grid(NamedTuple):
 
     rate: int  # Hz
     quantum: int  # samples of a latent frame
-    usual: int  # samples where no length is asked for
+    usual: int | None  # samples where no length is asked for; None if one is
 
 
 class Made(NamedTuple):
@@ -82,6 +83,7 @@ def in_tempo(request: Request, grid: Grid, make: Make) -> Made:
 
     Raises:
         TempoError: no candidate came near the tempo, and ``request.force`` is false.
+        CopyError: all candidates were refused.
     """
     tracker = choose_tracker()
     if request.take:
@@ -100,6 +102,8 @@ def in_tempo(request: Request, grid: Grid, make: Make) -> Made:
             made = _finished(request, grid, candidate, tracker, first + size)
             if is_tempo(request.bpm, made.found["tempo"]["result_bpm"], is_compound(request.meter)):
                 return made
+    if not tried:
+        raise CopyError(f"all candidates of {request.prompt!r} came too near to the training set", refused=(0,))
     nearest = min(tried, key=lambda one: one.off)
     if request.force:
         return _finished(request, grid, nearest, tracker, request.candidates)
