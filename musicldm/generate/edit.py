@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from musicldm.audio import read_recipe
@@ -21,12 +21,13 @@ from musicldm.generate.recipe import (
     OPENING,
     SETTINGS,
     SOME,
+    TEMPO,
+    Request,
     Settings,
     as_lists,
     check_made,
     check_opening,
     check_prompt,
-    check_sections,
     complete,
     with_defaults,
 )
@@ -35,6 +36,12 @@ KINDS = ("vary", "inpaint", "extend", "retake")
 AMOUNTS = {"vary": 0.6, "retake": 0.5}  # where none is given
 SNAPS = ("beat", "none")
 PLACES = {"regions_s": ("inpaint",), "before_s": ("extend",), "after_s": ("extend",), "amount": ("vary", "retake")}
+OWN = {
+    "amount": ("vary", "retake"),
+    "before_s": ("extend",),
+    "after_s": ("extend",),
+    "noise": ("retake",),
+}  # in recipes
 NEEDED = ("kind", "prompt", "seed", "model", "source_sha256", "regions_s")  # of an edited file's recipe
 
 Region = tuple[float | None, float | None]  # seconds from the source's beginning; None: its beginning, its end
@@ -60,8 +67,7 @@ class Edit(Settings):
     amount: float | None = None  # 0 to 1: of vary the noise that it starts from, of retake the share of a quarter turn
     snap: str | None = None  # beat or none: borders of regions move inwards to beats; None: if a tracker is installed
     noise: tuple[tuple[int, float], ...] = ()  # of retake: the source's, as seeds and turns; empty: by its recipe
-    loop: bool = False  # of retake, as these of the source
-    sections: tuple[tuple[str, float], ...] = ()
+    music: dict = field(default_factory=dict)  # of retake: what a `Request` for the source's music has beside the above
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,7 +85,7 @@ class Edit(Settings):
             raise ValueError(f"{self.kind} takes its length from the recording; leave seconds={self.seconds:g} out")
         self._check_places()
         object.__setattr__(self, "noise", check_noise(self.noise))
-        object.__setattr__(self, "sections", check_sections(self.sections))
+        check_kind("music", self.music, dict, "a dictionary of fields of a Request")
 
     def _check_places(self) -> None:
         object.__setattr__(self, "regions_s", check_regions(self.regions_s))
@@ -111,7 +117,7 @@ class Edit(Settings):
         check_source(source, recipe)
         values = {one.name: whole[one.name] for one in fields(cls) if one.name in whole}
         kind = whole["kind"]
-        values |= {"source": str(source), "snap": "none"}
+        values |= {"source": str(source), "snap": "none", "music": music_of(whole)}
         if kind != "retake":
             values |= {"seconds": None, "noise": ()}
         if kind != "inpaint":
@@ -176,9 +182,9 @@ def resolved_retake(edit: Edit) -> Edit:
     """
     if edit.noise:
         return edit
-    defaults = {one.name: one.default for one in fields(Edit) if one.default is not MISSING}
     given = {name: getattr(edit, name) for name in (*SETTINGS, "prompt", "seed", "amount")}
-    changes = {name: value for name, value in given.items() if value != defaults[name]}
+    usual = Edit("retake", edit.source)
+    changes = {name: value for name, value in given.items() if value != getattr(usual, name)}
     return retake_of(load_music_recipe(edit.source, changes), edit.source, changes)
 
 
@@ -226,8 +232,20 @@ def load_music_recipe(source: str | Path, changes: dict | None = None) -> dict:
 
 def retake_of(recipe: dict, source: str | Path, given: dict) -> Edit:
     """The retake of ``source``, whose recipe `load_music_recipe` gave, with its settings where none are ``given``."""
-    values = {name: recipe[name] for name in (*SETTINGS, "prompt", "noise", *SOME) if name in recipe}
-    return Edit("retake", str(source), **values | given)
+    values = {name: recipe[name] for name in (*SETTINGS, "prompt", "noise")}
+    return Edit("retake", str(source), **values | {"music": music_of(recipe)} | given)
+
+
+def music_of(recipe: dict) -> dict:
+    """The fields of ``recipe`` that a `Request` has beside those of an `Edit`: loops, sections, tempo."""
+    return {name: recipe[name] for name in (*SOME, *TEMPO) if name in recipe}
+
+
+def request_of(edit: Edit) -> Request:
+    """The request that made the source of a prepared retake, with the retake's settings."""
+    seconds = None if edit.music.get("sections") or edit.music.get("bars") else edit.seconds
+    settings = {name: getattr(edit, name) for name in SETTINGS} | {"seconds": seconds}
+    return Request(edit.prompt, edit.noise[0][0], **settings, **edit.music)
 
 
 def check_noise(noise: Iterable) -> tuple[tuple[int, float], ...]:

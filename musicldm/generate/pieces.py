@@ -11,7 +11,10 @@ import numpy as np
 
 from musicldm.audio import write_audio
 from musicldm.audio.figures import Marks, Shown, save_edit, save_figure
+from musicldm.audio.marks import EDITED, NEW, read_mark
 from musicldm.editing import Form, Patch, Source, apply, output_form, write_patched
+from musicldm.editing.source import FileSource
+from musicldm.generate.tempo import loop_of
 
 SHOWN_S = 600.0  # of a longer file a picture shows the surroundings of what is new
 AROUND_S = 10.0
@@ -28,8 +31,11 @@ class Piece:
     novelty: dict | None = None  # what `musicldm.novelty.guard.CopyGuard.judge` found; None unless asked for
 
     def save(self, path: str | Path) -> None:
-        """Write a WAV or FLAC file with all channels and the recipe inside; errors of `write_audio`."""
-        write_audio(path, self.waveform.T, self.sampling_rate, self.recipe)
+        """Write a WAV or FLAC file with all channels and the recipe inside; errors of `write_audio`.
+
+        The WAV of a loop says that it is one: loop points and, of a loop of bars, beats, meter and tempo.
+        """
+        write_audio(path, self.waveform.T, self.sampling_rate, self.recipe, NEW, loop_of(self.recipe))
 
     def figure(self, path: str | Path) -> None:
         """Write a picture (PNG) of the waveform and its spectrogram; errors of `save_figure`."""
@@ -82,7 +88,14 @@ class EditedPiece(Piece):
         ``format`` names another container, such as wav or flac.
         """
         form = self.form(format)
-        write_patched(path, self._made, self._patches, form.container.lower(), form.subtype, self.recipe)
+        kind = form.container.lower()
+        write_patched(path, self._made, self._patches, kind, form.subtype, self.recipe, self.mark)
+
+    @property
+    def mark(self) -> str:
+        """How the result is marked: as new music if nothing of a recording is in it, else as a composite."""
+        made_here = isinstance(self.original, FileSource) and read_mark(self.original.path) == NEW
+        return NEW if made_here or self.recipe["kind"] == "retake" else EDITED
 
     def figure(self, path: str | Path) -> None:
         """Write a picture (PNG) of the original above the result, with what is new and the seams marked."""

@@ -6,15 +6,12 @@ Edit -> `prepare` -> Edit with its prompt and its regions in seconds, and the op
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import NamedTuple
 
-import numpy as np
-
-from augment import track_beats
 from musicldm.editing import Region, Source, check_regions, snap_to_beats
+from musicldm.editing.tempo import choose_tracker, measure_tempo
 from musicldm.generate.edit import Edit, own_prompt, resolved_retake
 
 HEARD_S = 10.0  # to either side of a border, of which beats are tracked
@@ -70,9 +67,6 @@ def default_snap() -> str:
 
 def beats_near(source: Source, regions: list[Region]) -> list[float]:
     """Beats of ``source`` around the borders of ``regions``, in seconds; madmom's, or librosa's with a warning."""
-    tracker = "madmom" if find_spec("madmom") else "librosa"
-    if tracker == "librosa":
-        warnings.warn("madmom is not installed, librosa tracks the beats: `make beats` installs it", stacklevel=2)
     heard: list[list[float]] = []
     for border in sorted(edge for region in regions for edge in region if 0 < edge < source.duration_s):
         start, stop = max(0.0, border - HEARD_S), min(source.duration_s, border + HEARD_S)
@@ -81,11 +75,11 @@ def beats_near(source: Source, regions: list[Region]) -> list[float]:
         else:
             heard.append([start, stop])
     beats: list[float] = []
+    tracker = choose_tracker() if heard else None
     for start_s, stop_s in heard:
         first = round(start_s * source.rate)
-        waveform = source.read(first, min(source.length, round(stop_s * source.rate))).mean(axis=0)
-        times_s = track_beats(waveform.astype(np.float32), source.rate, tracker).times_s
-        beats += (first / source.rate + times_s).tolist()
+        waveform = source.read(first, min(source.length, round(stop_s * source.rate)))  # (A, L)
+        beats += (first / source.rate + measure_tempo(waveform, source.rate, tracker=tracker).beats_s).tolist()
     return beats
 
 

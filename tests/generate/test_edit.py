@@ -28,7 +28,11 @@ def recording(tmp_path):
 
 def own_file(path, **fields):
     """A file with a recipe of ours, which only says what it must."""
-    recipe = DEFAULTS | {"prompt": "a waltz", "seed": 5, "seconds": 1.0, "dtype": "float32", "steps": 7} | fields
+    recipe = (
+        DEFAULTS
+        | {"prompt": "a waltz", "seed": 5, "seconds": 1.0, "dtype": "float32", "steps": 7, "candidates": 1}
+        | fields
+    )
     write_audio(path, np.full(RATE, 0.1), RATE, recipe)
     return path
 
