@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from musicldm._version import __version__
 
 if TYPE_CHECKING:
+    from musicldm.pipelines.audio_to_audio import MusicLDMAudioToAudioPipeline
     from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
-__all__ = ["MusicLDMPipeline", "__version__"]
+__all__ = ["MusicLDMAudioToAudioPipeline", "MusicLDMPipeline", "__version__"]
 
 
 def _check_leaves() -> None:
@@ -41,8 +42,8 @@ if sys.argv[:1] != ["-m"]:  # while `python -m` looks for __main__, which then t
 
 
 def __getattr__(name: str):
-    if name == "MusicLDMPipeline":
-        from musicldm.pipelines.text_to_music import MusicLDMPipeline
+    if name in __all__ and name.endswith("Pipeline"):
+        from musicldm import pipelines
 
-        return MusicLDMPipeline
+        return getattr(pipelines, name)
     raise AttributeError(f"module 'musicldm' has no attribute {name!r}")

@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "base": ["MusicLDMPipelineOutput"],
+        "audio_to_audio": ["MusicLDMAudioToAudioPipeline"],
+        "outputs": ["MusicLDMPipelineOutput"],
         "text_to_music": ["MusicLDMPipeline"],
     },
 )

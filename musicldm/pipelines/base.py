@@ -13,13 +13,12 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
-from diffusers import AudioPipelineOutput, AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from torch.nn import functional
@@ -30,6 +29,7 @@ from musicldm.config.values import check_kind, shown
 from musicldm.kernels import tiled_decoding as tiles
 from musicldm.kernels import unet_attention
 from musicldm.models.adapters import LoraMixin
+from musicldm.models.circular import circular_decoder, circular_unet
 from musicldm.models.clap import embed_audio, embed_text
 from musicldm.models.latents import encode_image, latent_factor, model_waveform, padded_image
 from musicldm.models.loading import OPTIONAL_PARTS, PARTS, find_folder, load_parts, original_parts
@@ -40,6 +40,8 @@ from musicldm.pipelines.finite import Watched, check_finite
 from musicldm.pipelines.habits import HabitsMixin, LastRun, device_of
 from musicldm.pipelines.hub import PublishMixin
 from musicldm.pipelines.optimize import optimize
+from musicldm.pipelines.outputs import MusicLDMPipelineOutput as MusicLDMPipelineOutput
+from musicldm.pipelines.sharing import SharingMixin
 from musicldm.sampling.condition import Condition, predict
 from musicldm.sampling.denoising import Guidance, Noise, options_of_step
 from vocoder import install_matching, mel_config, unpack_rows, vocode_planes
@@ -48,26 +50,7 @@ HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "proxies", "re
 ADAPTED = threading.RLock()  # held while a UNet with adapters runs: peft scales them in place
 
 
-@dataclass
-class MusicLDMPipelineOutput(AudioPipelineOutput):
-    """What a pipeline returns.
-
-    audios: waveforms (B, L), or (B, A, L) of models that are not mono, NumPy or torch, float32; or latents
-        (B, C, T/f, F/f) if those were asked for.
-    sampling_rate: of the waveforms, in Hz.
-    scores: (prompts, candidates), cosine similarity of each waveform and its prompt in CLAP's space, best first;
-        None where nothing was ranked, as with one candidate for each prompt.
-    novelty: for each waveform its nearest clips of the training set, a verdict and more; None unless a copy guard
-        made the music.
-    """
-
-    audios: np.ndarray | Tensor
-    sampling_rate: int | None = None
-    scores: np.ndarray | Tensor | None = None
-    novelty: list[dict] | None = None
-
-
-class MusicLDMBase(PublishMixin, LoraMixin, HabitsMixin, DiffusionPipeline):
+class MusicLDMBase(SharingMixin, PublishMixin, LoraMixin, HabitsMixin, DiffusionPipeline):
     """A pipeline without a call.
 
     Any part may be None: what needs it then says so. A pipeline of text_encoder and tokenizer alone encodes prompts.
@@ -300,48 +283,63 @@ class MusicLDMBase(PublishMixin, LoraMixin, HabitsMixin, DiffusionPipeline):
         *,
         eta: float = 0.0,
         generator: Noise = None,
+        loop: bool = False,
         **options,
     ) -> Tensor:
         """`musicldm.sampling.denoise` with the pipeline's UNet and scheduler: any window of latents, any steps.
 
-        ``eta`` and ``generator`` are for the noise that some schedulers add; ``options`` are on_step and correct.
+        ``eta`` and ``generator`` are for the noise that some schedulers add; with ``loop`` time is a circle;
+        ``options`` are on_step, correct, known and evaluate.
 
         Raises:
             ValueError: if NaN or infinity come out, with the part that made them first, or for a window that is none.
         """
-        evaluate: Callable[..., Tensor] = predict if self.step_graphs is None else self.step_graphs.of(self.unet)
-        if getattr(self.unet, "peft_config", None):
-            evaluate = _predict_alone
-        step_options = options_of_step(self.scheduler, latents, eta, generator)
-        options |= step_options | {"evaluate": (watched := Watched(evaluate))}
+        unet = circular_unet(self.unet) if loop else self.unet
+        watched = Watched(options.pop("evaluate", None) or self.evaluation(loop))
+        options |= options_of_step(self.scheduler, latents, eta, generator)
         window = (condition.cross_attention_kwargs or {}).get("window")
         with unet_attention.serving(self.unet, window, latents.device.type):
-            latents = sampling.denoise(self.unet, self.scheduler, latents, condition, timesteps, guidance, **options)
+            latents = sampling.denoise(
+                unet, self.scheduler, latents, condition, timesteps, guidance, evaluate=watched, **options
+            )
         others = [word for word, name in (("correct", "correct"), ("a callback", "on_step")) if options.get(name)]
         watched.check(latents, self.unet, type(self.scheduler).__name__, others)
         return latents
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Log-mels (B, T, F), or planes (B, P, T, F), of ``latents (B, C, T/f, F/f)``; long ones in pieces."""
+    def evaluation(self, loop: bool = False) -> Callable[..., Tensor]:
+        """What evaluates the UNet in this run, with the arguments of `musicldm.sampling.condition.predict`."""
+        if getattr(self.unet, "peft_config", None):
+            return _predict_alone
+        return predict if loop or self.step_graphs is None else self.step_graphs.of(self.unet)
+
+    def decode_latents(self, latents: Tensor, loop: bool = False) -> Tensor:
+        """Log-mels (B, T, F), or planes (B, P, T, F), of ``latents (B, C, T/f, F/f)``; long ones in pieces.
+
+        With ``loop`` time is a circle.
+        """
         self.require("vae", "vocoder")
         latents = 1 / self.vae.config.scaling_factor * latents.to(self.vae.dtype)  # rounded as by diffusers
         is_long = latents.shape[2] * self.vae_scale_factor > tiles.LONGEST_WHOLE
         if is_long and self.vae.device.type != "meta":  # with sequential offload each layer's weights come when called
-            image = tiles.one_by_one(partial(tiles.decode, _on_its_device(self.vae)), latents)
+            around = {"loop": True} if loop else {}
+            image = tiles.one_by_one(partial(tiles.decode, _on_its_device(self.vae), **around), latents)
         else:
-            image = tiles.one_by_one(lambda part: self.vae.decode(part, return_dict=False)[0], latents)
+            vae = circular_decoder(self.vae) if loop else self.vae
+            image = tiles.one_by_one(lambda part: vae.decode(part, return_dict=False)[0], latents)
         check_finite(image, "vae", self.vae)
         mel = mel_config(self.vocoder)
         planes = unpack_rows(image, mel.bands_per_row)  # (B, P, T, F)
         return planes.squeeze(1) if mel.planes == 1 else planes
 
-    def vocode(self, mel: Tensor) -> Tensor:
-        """Waveforms (B, L), or (B, A, L), of what `decode_latents` gives; long ones in tiles."""
+    def vocode(self, mel: Tensor, loop: bool = False) -> Tensor:
+        """Waveforms (B, L), or (B, A, L), of what `decode_latents` gives; long ones in tiles. ``loop``: on a circle."""
         self.require("vocoder")
         planes = (mel if mel.ndim == 4 else mel.unsqueeze(1)).to(self.vocoder.conv_pre.weight.dtype)  # (B, P, T, F)
-        config, make = mel_config(self.vocoder), partial(tiles.vocode, self.vocoder)
-        if planes.shape[2] <= tiles.LONGEST_WHOLE:
-            make = partial(vocode_planes, self.vocoder, config=config)
+        make = partial(tiles.vocode, self.vocoder)
+        if loop:
+            make = partial(tiles.vocode, self.vocoder, loop=True)
+        elif planes.shape[2] <= tiles.LONGEST_WHOLE:
+            make = partial(vocode_planes, self.vocoder, config=mel_config(self.vocoder))
         waveform = tiles.one_by_one(make, planes)
         check_finite(waveform, "vocoder", self.vocoder)
         return waveform

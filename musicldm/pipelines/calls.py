@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -57,6 +58,11 @@ class Callbacks:
     tensor_inputs: tuple[str, ...] | list[str] = ("latents",)
     callback: Callable[[int, int, Tensor], None] | None = None
     every: int = 1  # steps between two calls of ``callback``
+
+    @classmethod
+    def of(cls, on_step_end: Any, tensor_inputs: Any, callback: Any, every: Any) -> "Callbacks":
+        """A diffusers ``PipelineCallback`` says itself which tensors it takes."""
+        return cls(on_step_end, getattr(on_step_end, "tensor_inputs", tensor_inputs), callback, every)
 
     def check(self, known: list[str]) -> None:
         """ValueError unless they can be called, and given all tensors that they want of those ``known``."""

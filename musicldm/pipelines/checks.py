@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -86,50 +87,100 @@ def _count(name: str, texts: str | list[str]) -> int:
     return len(texts)
 
 
-def check_options(
-    *,
-    guidance_scale: float,
-    guidance_interval: tuple[float, float],
-    eta: float,
-    num_waveforms_per_prompt: int,
-    output_type: str,
-    return_best: int | None,
-    return_dict: bool,
-    latents: Tensor | None,
-    cross_attention_kwargs: dict[str, Any] | None,
-    correct: Callable | None,
-    can_rank: bool,
-) -> None:
-    """ValueError unless each option is of its kind and in its range, and they go together."""
-    check_number("guidance_scale", guidance_scale)
-    check_interval(guidance_interval)
-    check_number("eta", eta)
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be from 0 (DDIM, no noise) to 1 (as much as DDPM), got {eta}")
-    check_whole("num_waveforms_per_prompt", num_waveforms_per_prompt)
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {shown(output_type)}")
-    check_kind("return_dict", return_dict, (bool, int, type(None)), "True or False")
+@dataclass(frozen=True)
+class Prompts:
+    """What the music of a call is to be like; see `MusicLDMPipeline.__call__`."""
+
+    prompt: str | list[str] | None = None
+    negative_prompt: str | list[str] | None = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+
+    @classmethod
+    def of(cls, prompt: Any, negative_prompt: Any, prompt_embeds: Any, negative_prompt_embeds: Any) -> "Prompts":
+        """With embeddings as tensors; errors as of `as_embeds`."""
+        embeds = as_embeds("prompt_embeds", prompt_embeds)
+        return cls(prompt, negative_prompt, embeds, as_embeds("negative_prompt_embeds", negative_prompt_embeds))
+
+    def check(self, embedding_size: int) -> int:
+        """The number of prompts, P; errors as of `check_texts`."""
+        return check_texts(*self.arguments, embedding_size)
+
+    @property
+    def arguments(self) -> tuple[Any, Any, Any, Any]:
+        """Of `MusicLDMBase.encode_prompt`."""
+        return self.prompt, self.negative_prompt, self.prompt_embeds, self.negative_prompt_embeds
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a call denoises; see `MusicLDMPipeline.__call__`."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+    eta: float
+    cross_attention_kwargs: dict[str, Any] | None
+    correct: Callable | None
+    loop: bool
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale > 1.0
+
+    def check(self) -> None:
+        """ValueError unless each is of its kind and in its range."""
+        check_number("guidance_scale", self.guidance_scale)
+        check_interval(self.guidance_interval)
+        check_number("eta", self.eta)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be from 0 (DDIM, no noise) to 1 (as much as DDPM), got {self.eta}")
+        correct, attention = self.correct, self.cross_attention_kwargs
+        if correct is not None and not callable(correct):
+            raise ValueError(f"correct must be a function of (prediction, model_input, timestep), got {shown(correct)}")
+        check_kind("cross_attention_kwargs", attention, (dict, type(None)), "a dictionary, or None")
+        if (attention or {}).get("window") is not None:
+            check_whole("cross_attention_kwargs['window']", attention["window"], 0)
+        if (attention or {}).get("scale") is not None:
+            check_number("cross_attention_kwargs['scale']", attention["scale"])
+        check_kind("loop", self.loop, bool, "True or False")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What a call returns; see `MusicLDMPipeline.__call__`."""
+
+    num_waveforms_per_prompt: int
+    return_best: int | None
+    output_type: str
+    return_dict: bool
+
+    def check(self, can_rank: bool) -> None:
+        """ValueError unless each is of its kind and in its range, and they go together."""
+        check_whole("num_waveforms_per_prompt", self.num_waveforms_per_prompt)
+        if self.output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {shown(self.output_type)}")
+        check_kind("return_dict", self.return_dict, (bool, int, type(None)), "True or False")
+        if self.return_best is None:
+            return
+        check_whole("return_best", self.return_best)
+        if self.return_best > self.num_waveforms_per_prompt:
+            raise ValueError(
+                f"return_best={self.return_best} of {self.num_waveforms_per_prompt} candidates; raise "
+                "num_waveforms_per_prompt"
+            )
+        if self.num_waveforms_per_prompt > 1 and self.output_type == "latent":
+            raise ValueError(
+                "latents are not ranked, so there is no best one; leave return_best out or ask for waveforms"
+            )
+        if self.num_waveforms_per_prompt > 1 and not can_rank:
+            raise ValueError("choosing the best needs text_encoder and feature_extractor; give the pipeline both")
+
+
+def check_latents(latents: Tensor | None) -> None:
+    """ValueError unless ``latents`` can be the first noise of a call; its shape is checked by `plan_lengths`."""
     if latents is not None:
         _check_tensor("latents", latents, "a tensor (B, C, T/f, F/f) of floating point: the first noise")
-    if correct is not None and not callable(correct):
-        raise ValueError(f"correct must be a function of (prediction, model_input, timestep), got {shown(correct)}")
-    check_kind("cross_attention_kwargs", cross_attention_kwargs, (dict, type(None)), "a dictionary, or None")
-    if (cross_attention_kwargs or {}).get("window") is not None:
-        check_whole("cross_attention_kwargs['window']", cross_attention_kwargs["window"], 0)
-    if (cross_attention_kwargs or {}).get("scale") is not None:
-        check_number("cross_attention_kwargs['scale']", cross_attention_kwargs["scale"])
-    if return_best is None:
-        return
-    check_whole("return_best", return_best)
-    if return_best > num_waveforms_per_prompt:
-        raise ValueError(
-            f"return_best={return_best} of {num_waveforms_per_prompt} candidates; raise num_waveforms_per_prompt"
-        )
-    if num_waveforms_per_prompt > 1 and output_type == "latent":
-        raise ValueError("latents are not ranked, so there is no best one; leave return_best out or ask for waveforms")
-    if num_waveforms_per_prompt > 1 and not can_rank:
-        raise ValueError("choosing the best needs text_encoder and feature_extractor; give the pipeline both")
 
 
 def check_interval(interval: tuple[float, float]) -> None:
@@ -145,6 +196,13 @@ def check_interval(interval: tuple[float, float]) -> None:
         raise ValueError(f"guidance_interval must be two shares of the noise from 0 to 1, got {shown(interval)}")
 
 
+class Lengths(NamedTuple):
+    """How much a call makes."""
+
+    n_samples: int  # of each waveform, at the model's rate
+    latent_shape: tuple[int, int, int, int]  # (B, C, T/f, F/f)
+
+
 def plan_lengths(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
@@ -152,8 +210,9 @@ def plan_lengths(
     n_items: int,
     audio_length_in_s: float | None = None,
     latents: Tensor | None = None,
-) -> tuple[int, tuple[int, int, int, int]]:
-    """Samples to return, and the shape (B, C, T/f, F/f) of latents that hold at least as many.
+    loop: bool = False,
+) -> Lengths:
+    """Samples to return, and the shape of latents that hold at least as many; for a loop the nearest number.
 
     Without a length, as much as ``latents`` hold, else what the UNet was trained on.
 
@@ -168,22 +227,30 @@ def plan_lengths(
     factor, hop, rate = latent_factor(vae), math.prod(vocoder.config.upsample_rates), vocoder.config.sampling_rate
     if audio_length_in_s is not None:
         check_number("audio_length_in_s", audio_length_in_s)
-        if audio_length_in_s * rate < hop:
-            raise ValueError(f"audio_length_in_s must be at least one frame, {hop / rate:g} s, got {audio_length_in_s}")
+        least = hop * factor / 2 if loop else hop  # what can be stretched to the length of a loop
+        if audio_length_in_s * rate < least:
+            what = "half a latent frame for a loop" if loop else "one frame"
+            raise ValueError(f"audio_length_in_s must be at least {what}, {least / rate:g} s, got {audio_length_in_s}")
         n_samples = round(float(audio_length_in_s) * rate)
         latent_frames = -(-n_samples // (hop * factor))
+        if loop:
+            latent_frames = max(1, round(n_samples / (hop * factor)))
     else:
-        size = unet.config.sample_size
-        if latents is not None and latents.ndim == 4:
-            latent_frames = latents.shape[2]
-        elif size is not None:
-            latent_frames = size if isinstance(size, int) else size[0]
-        else:
-            raise ValueError("the UNet's configuration names no sample_size; give audio_length_in_s")
+        latent_frames = _frames_of(unet, latents)
         n_samples = latent_frames * factor * hop
     shape = (n_items, *latent_shape(vae, mel_config(vocoder), latent_frames * factor))
     if latents is not None and tuple(latents.shape) != shape:
         raise ValueError(
             f"{n_items} waveform(s) of {n_samples / rate:g} s need latents of shape {shape}, got {tuple(latents.shape)}"
         )
-    return n_samples, shape
+    return Lengths(n_samples, shape)
+
+
+def _frames_of(unet: UNet2DConditionModel, latents: Tensor | None) -> int:
+    """Latent frames of ``latents``, or without any of what the UNet was trained on."""
+    size = unet.config.sample_size
+    if latents is not None and latents.ndim == 4:
+        return latents.shape[2]
+    if size is None:
+        raise ValueError("the UNet's configuration names no sample_size; give audio_length_in_s")
+    return size if isinstance(size, int) else size[0]

@@ -16,15 +16,15 @@ import torch
 from torch import Generator, Tensor
 
 from musicldm import sampling
-from musicldm.pipelines.base import MusicLDMBase, MusicLDMPipelineOutput
 from musicldm.pipelines.calls import Callbacks, independent
-from musicldm.pipelines.checks import as_embeds, check_options, check_texts, plan_lengths
+from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents, plan_lengths
 from musicldm.pipelines.memory import check_memory
-from musicldm.sampling.condition import Condition
-from musicldm.sampling.denoising import ALL_NOISE, Correct, Guidance
+from musicldm.pipelines.outputs import MusicLDMPipelineOutput
+from musicldm.pipelines.stages import MusicLDMStages
+from musicldm.sampling.denoising import ALL_NOISE, Correct
 
 
-class MusicLDMPipeline(MusicLDMBase):
+class MusicLDMPipeline(MusicLDMStages):
     """Generates music from text; its parts are those of `MusicLDMBase`.
 
     Calls are independent: several threads may call one pipeline at a time, also from within callbacks, and get what
@@ -58,6 +58,7 @@ class MusicLDMPipeline(MusicLDMBase):
         return_best: int | None = None,
         guidance_interval: tuple[float, float] = ALL_NOISE,
         correct: Correct | None = None,
+        loop: bool = False,
     ) -> MusicLDMPipelineOutput | tuple:
         """Music for each prompt.
 
@@ -91,85 +92,46 @@ class MusicLDMPipeline(MusicLDMBase):
                 at the highest levels makes music less varied, at the lowest it does nothing but double the work.
             correct: a function of ``(prediction, model_input, timestep)``, tensors (B, C, T/f, F/f), that returns the
                 prediction to go on with, guidance included; `musicldm.novelty.CopyGuard` steers by it.
+            loop: the end leads into the start: the music is made on a circle, of the nearest whole number of latent
+                frames, and stretched round it to the exact length.
 
         Raises:
             ValueError: naming the argument that cannot be used, and what can; the part that is missing; or the part
                 that made NaN or infinity.
         """
         # 1. Check inputs
-        self.require("unet", "scheduler", "vae", "vocoder")
-        if hasattr(callback_on_step_end, "tensor_inputs"):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        callbacks = Callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
-        callbacks.check(self._callback_tensor_inputs)
-        prompt_embeds = as_embeds("prompt_embeds", prompt_embeds)
-        negative_prompt_embeds = as_embeds("negative_prompt_embeds", negative_prompt_embeds)
-        texts = prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
-        n_prompts = check_texts(*texts, self.unet.config.projection_class_embeddings_input_dim)
-        check_options(
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            eta=eta,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            output_type=output_type,
-            return_best=return_best,
-            return_dict=return_dict,
-            latents=latents,
-            cross_attention_kwargs=cross_attention_kwargs,
-            correct=correct,
-            can_rank=self.text_encoder is not None and self.feature_extractor is not None,
+        prompts = Prompts.of(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        options = SamplingOptions(
+            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop
         )
+        output = OutputOptions(num_waveforms_per_prompt, return_best, output_type, return_dict)
+        callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
+        n_items = self.check_call(prompts, options, output, callbacks)  # B
+        check_latents(latents)
 
         # 2. Plan sizes, randomness and time steps
         device = self._execution_device
-        n_items = n_prompts * num_waveforms_per_prompt  # B
-        n_samples, latent_shape = plan_lengths(self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents)
-        check_memory(self.unet, self.vae, self.vocoder, latent_shape, device)
+        n_samples, shape = plan_lengths(
+            self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents, loop
+        )  # samples, and (B, C, T/f, F/f)
+        check_memory(self.unet, self.vae, self.vocoder, shape, device)
         generator = sampling.make_generators(seed, generator, n_items)
-        timesteps = sampling.prepare_timesteps(self.scheduler, num_inference_steps)
+        sampling.prepare_timesteps(self.scheduler, num_inference_steps)
 
         # 3. Encode the prompts
-        guided = guidance_scale > 1.0
-        wanted, unconditional = self.encode_prompt(*texts, guided)  # (P, D) each
-        embedding = torch.cat([unconditional, wanted]) if guided else wanted
-        embedding = embedding.repeat_interleave(num_waveforms_per_prompt, dim=0)  # (B, D) or (2B, D)
-        if cross_attention_kwargs and "window" in cross_attention_kwargs:
-            cross_attention_kwargs = {"grid": latent_shape[2:], **cross_attention_kwargs}
-        condition = Condition(embedding, cross_attention_kwargs)
+        condition, wanted = self.encode_for_call(prompts, options, num_waveforms_per_prompt, shape[2:])
 
-        # 4. Draw the first noise: float32 at least, so that it is the same in every dtype and rounding does not add up
-        dtype = torch.promote_types(self.unet.dtype, torch.float32)
-        latents = sampling.first_noise(self.scheduler, latent_shape, dtype, device, generator, latents)
+        # 4. Draw the first noise
+        latents = self.first_latents(shape, generator, latents)
 
         # 5. Denoise
-        self._guidance_scale, guidance = guidance_scale, Guidance(guidance_scale, guidance_interval)
-        n_warm_up = len(timesteps) - num_inference_steps * self.scheduler.order
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            latents = self.denoise(
-                latents,
-                condition,
-                timesteps,
-                guidance,
-                eta=eta,
-                generator=generator,
-                on_step=callbacks.reporter(self, guidance, progress_bar, n_warm_up),
-                correct=correct,
-            )
+        latents = self.run_steps(
+            latents, condition, options, callbacks, n_steps=num_inference_steps, generator=generator
+        )
 
         # 6. Decode, and rank the candidates
-        scores = None
-        if output_type == "latent":
-            audios = latents.to(self.vae.dtype)
-        else:
-            mel = self.decode_latents(latents)  # (B, T, F), or planes (B, P, T, F)
-            audios = self.vocode(mel)[..., :n_samples].cpu().float()  # (B, L) or (B, A, L)
-            if num_waveforms_per_prompt > 1:
-                audios, scores = self.rank(audios, wanted, return_best)
+        audios, scores = self.render(latents, n_samples, output, wanted, loop)
         self.maybe_free_model_hooks()
 
         # 7. Return
-        if output_type == "np":
-            audios, scores = audios.numpy(), None if scores is None else scores.numpy()
-        if not return_dict:
-            return (audios,)
-        return MusicLDMPipelineOutput(audios=audios, sampling_rate=self.sampling_rate, scores=scores)
+        return self.returned(audios, scores, output)

@@ -1,0 +1,136 @@
+"""The stages of a call, from its arguments to its output, which all pipelines share.
+
+    check -> plan -> encode prompts -> (noise, in each pipeline) -> denoise -> decode and rank -> return
+
+What the parts do by themselves is in `musicldm.pipelines.base`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musicldm.editing.stretching import stretch_loop
+from musicldm.pipelines.base import MusicLDMBase
+from musicldm.pipelines.calls import Callbacks
+from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions
+from musicldm.pipelines.outputs import MusicLDMPipelineOutput
+from musicldm.sampling.condition import Condition
+from musicldm.sampling.denoising import Guidance, Noise, draw_noise, first_noise
+from musicldm.sampling.known import Known, add_noise, noise_level
+from vocoder import mel_config
+
+
+class Encoded(NamedTuple):
+    """The prompts of a call, for P prompts of n candidates, B = P * n."""
+
+    condition: Condition  # of B rows, or for guidance 2B
+    wanted: Tensor  # (P, D): what candidates are ranked by
+
+
+class MusicLDMStages(MusicLDMBase):
+    """A pipeline with the stages that its calls go through."""
+
+    def check_call(
+        self, prompts: Prompts, sampling: SamplingOptions, output: OutputOptions, callbacks: Callbacks
+    ) -> int:
+        """The number of waveforms, B; ValueError naming the argument that cannot be used, or a part that is missing."""
+        self.require("unet", "scheduler", "vae", "vocoder")
+        callbacks.check(self._callback_tensor_inputs)
+        n_prompts = prompts.check(self.unet.config.projection_class_embeddings_input_dim)
+        sampling.check()
+        output.check(can_rank=self.text_encoder is not None and self.feature_extractor is not None)
+        return n_prompts * output.num_waveforms_per_prompt
+
+    def encode_for_call(self, prompts: Prompts, sampling: SamplingOptions, n: int, grid: tuple[int, ...]) -> Encoded:
+        """The condition of ``n`` candidates of each prompt, for latents of ``grid`` (T/f, F/f)."""
+        wanted, unconditional = self.encode_prompt(*prompts.arguments, sampling.is_guided)  # (P, D) each
+        embedding = torch.cat([unconditional, wanted]) if sampling.is_guided else wanted
+        embedding = embedding.repeat_interleave(n, dim=0)  # (B, D) or (2B, D)
+        attention = sampling.cross_attention_kwargs
+        if attention and "window" in attention:
+            attention = {"grid": grid, **attention}
+        return Encoded(Condition(embedding, attention), wanted)
+
+    def first_latents(
+        self, shape: tuple[int, ...], generator: Noise = None, noise: Tensor | None = None, x0: Tensor | None = None
+    ) -> Tensor:
+        """What is denoised: noise of ``shape (B, C, T/f, F/f)``, or ``x0`` as noisy as where the scheduler begins.
+
+        In float32 at least, so that noise is the same in every dtype and rounding does not add up.
+        """
+        dtype, device = torch.promote_types(self.unet.dtype, torch.float32), self._execution_device
+        if x0 is None:
+            return first_noise(self.scheduler, shape, dtype, device, generator, noise)
+        noise = draw_noise(shape, dtype, device, generator, noise)
+        level = noise_level(self.scheduler, self.scheduler.timesteps[0], 0)
+        return add_noise(x0.to(noise), noise, level)
+
+    def run_steps(
+        self,
+        latents: Tensor,
+        condition: Condition,
+        sampling: SamplingOptions,
+        callbacks: Callbacks,
+        *,
+        n_steps: int,
+        generator: Noise = None,
+        known: Known | None = None,
+    ) -> Tensor:
+        """``latents`` denoised over the time steps that the scheduler was prepared for, ``n_steps`` of them.
+
+        Callbacks and a progress bar are told.
+        """
+        self._guidance_scale = sampling.guidance_scale
+        guidance = Guidance(sampling.guidance_scale, sampling.guidance_interval)
+        timesteps = self.scheduler.timesteps
+        n_warm_up = len(timesteps) - n_steps * self.scheduler.order
+        with self.progress_bar(total=n_steps) as progress_bar:
+            return self.denoise(
+                latents,
+                condition,
+                timesteps,
+                guidance,
+                eta=sampling.eta,
+                generator=generator,
+                on_step=callbacks.reporter(self, guidance, progress_bar, n_warm_up),
+                correct=sampling.correct,
+                known=known,
+                loop=sampling.loop,
+            )
+
+    def decode(self, latents: Tensor, loop: bool = False) -> Tensor:
+        """Waveforms (B, L) or (B, A, L) of ``latents (B, C, T/f, F/f)``: float32, on the CPU, whole latent frames."""
+        mel = self.decode_latents(latents, loop)  # (B, T, F), or planes (B, P, T, F)
+        n_samples = latents.shape[2] * self.vae_scale_factor * mel_config(self.vocoder).hop_length
+        return self.vocode(mel, loop)[..., :n_samples].cpu().float()
+
+    def render(
+        self, latents: Tensor, n_samples: int, output: OutputOptions, wanted: Tensor, loop: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is asked for of ``latents``: waveforms of ``n_samples``, ranked if there are several, and their scores.
+
+        Or the latents themselves.
+        """
+        if output.output_type == "latent":
+            return latents.to(self.vae.dtype), None
+        audios = self.decode(latents, loop)  # (B, L) or (B, A, L)
+        if loop and audios.shape[-1] != n_samples:
+            loops = [stretch_loop(audio.numpy(), self.sampling_rate, n_samples) for audio in audios]
+            audios = torch.from_numpy(np.stack(loops))
+        audios = audios[..., :n_samples]
+        if output.num_waveforms_per_prompt == 1:
+            return audios, None
+        return self.rank(audios, wanted, output.return_best)
+
+    def returned(self, audios: Tensor, scores: Tensor | None, output: OutputOptions) -> MusicLDMPipelineOutput | tuple:
+        """The call's output, in the form that is asked for."""
+        made, ranked = audios, scores
+        if output.output_type == "np":
+            made, ranked = audios.numpy(), None if scores is None else scores.numpy()
+        if not output.return_dict:
+            return (made,)
+        return MusicLDMPipelineOutput(audios=made, sampling_rate=self.sampling_rate, scores=ranked)
