@@ -77,7 +77,7 @@ def is_compound(meter: str | None) -> bool:
     return denominator >= 8 and numerator % 3 == 0
 
 
-def bars_s(bpm: float, bars: int, meter: str | None = None) -> float:
+def bars_s(bpm: float, bars: float, meter: str | None = None) -> float:
     """How many seconds ``bars`` bars of ``meter`` last, whose beats (the denominator's notes) come ``bpm`` a minute."""
     return bars * beats_of(meter)[0] * 60 / bpm
 

@@ -12,18 +12,18 @@ import re
 from pathlib import Path
 
 from musicldm.audio.text import read_lines
-from musicldm.config.values import check_number, check_whole, shown
+from musicldm.config.values import check_number, shown
+from musicldm.generate.metre import bars_s, check_bpm
 from musicldm.generate.recipe import check_sections
 
-BEATS_A_BAR = 4
 LINE = re.compile(r"(?P<length>\S+)(?:\s+(?P<unit>bars?|s|seconds?)(?=\s|$))?\s*(?P<prompt>.*)", re.DOTALL)
 WAY_OUT = "write a length and a prompt, such as '20 calm piano', or '8 bars drums come in' with --bpm"
 
 
 def read_sections(
-    path: str | Path, bpm: float | None = None, beats_a_bar: int = BEATS_A_BAR
+    path: str | Path, bpm: float | None = None, meter: str | None = None
 ) -> tuple[tuple[str, float], ...]:
-    """The prompt and the seconds of each section that the text file ``path`` lists.
+    """The prompt and the seconds of each section that the text file ``path`` lists; bars are of ``meter``, 4/4.
 
     Raises:
         OSError: it cannot be read.
@@ -34,7 +34,7 @@ def read_sections(
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            sections += check_sections([parse_section(line.strip(), bpm, beats_a_bar)])
+            sections += check_sections([parse_section(line.strip(), bpm, meter)])
         except ValueError as error:
             raise ValueError(f"line {number} of {path}: {error}") from error
     if not sections:
@@ -42,7 +42,7 @@ def read_sections(
     return tuple(sections)
 
 
-def parse_section(line: str, bpm: float | None = None, beats_a_bar: int = BEATS_A_BAR) -> tuple[str, float]:
+def parse_section(line: str, bpm: float | None = None, meter: str | None = None) -> tuple[str, float]:
     """The prompt and the seconds that ``line`` names: ``20 calm piano``, or ``8 bars calm piano`` at ``bpm``.
 
     Raises:
@@ -64,8 +64,5 @@ def parse_section(line: str, bpm: float | None = None, beats_a_bar: int = BEATS_
         return found["prompt"], length
     if bpm is None:
         raise ValueError(f"{shown(line)} counts bars, whose length depends on the tempo; give it with --bpm")
-    check_number("bpm", bpm)
-    if bpm <= 0:
-        raise ValueError(f"bpm must be above 0, got {bpm:g}")
-    check_whole("beats_a_bar", beats_a_bar)
-    return found["prompt"], length * beats_a_bar * 60 / bpm
+    check_bpm(bpm)
+    return found["prompt"], bars_s(bpm, length, meter)
