@@ -135,6 +135,14 @@ class Jobs:
                 error=job.error,
             )
 
+    def unfinished(self, client: str) -> list[JobState]:
+        """The jobs of ``client`` that have not ended, oldest first."""
+        with self._changed:
+            mine = [
+                name for name, job in self._jobs.items() if job.stored.client == client and job.status not in FINISHED
+            ]
+            return [state for name in mine if (state := self.state(name, client)) is not None]
+
     def _seconds_left(self, job: Job) -> float | None:
         if job.status == "running" and job.step and job.started is not None:
             return round((time.monotonic() - job.started) / job.step * (job.steps - job.step), 1)

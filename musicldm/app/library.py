@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import sqlite3
 import threading
 import time
@@ -35,6 +36,11 @@ CREATE TABLE IF NOT EXISTS results (
     starred INTEGER NOT NULL DEFAULT 0, deleted INTEGER NOT NULL DEFAULT 0, complete INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS by_client ON results (client, created);
 """
+ADDED = (
+    "INSERT INTO results (id, job, place, client, file, name, kind, prompt, seconds, rate, channels, recipe, created, "
+    "complete) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)"
+)
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,41 @@ class Library:
                     (*changes.values(), identity, client),
                 )
 
+    def add_recording(self, client: str, decoded: Path, name: str, recipe: dict | None) -> dict:
+        """A result of a recording that ``client`` sent; the WAV file ``decoded`` is moved into the folder."""
+        import soundfile
+
+        about, stem = soundfile.info(decoded), Path(name).stem
+        kind, recipe = "recording", recipe or {}
+        if recipe.get("prompt"):
+            kind = recipe.get("kind") or "generate"
+        with self._writing() as cursor:
+            path = free_name(self.out, slug(stem) or "recording", SUFFIXES)
+            path = path.with_name(f"{path.name}.wav")
+            decoded.rename(path)
+            identity, prompt = secrets.token_hex(8), str(recipe.get("prompt") or "")
+            values = (
+                *(identity, "", 0, client, path.name, stem[:LONGEST_NAME], kind, prompt),
+                *(about.frames / about.samplerate, about.samplerate, about.channels, json.dumps(recipe), time.time()),
+            )
+            cursor.execute(ADDED, values)
+        return self.result(identity, client)
+
+    def family(self, identity: str, client: str) -> list[dict]:
+        """A result, what it was made from, and all that was made from these and not deleted, oldest first."""
+        query = """
+            WITH RECURSIVE
+            above(id, parent) AS (
+                SELECT id, parent FROM results WHERE id = ? AND client = ?
+                UNION SELECT r.id, r.parent FROM results r JOIN above a ON r.id = a.parent WHERE r.client = ?),
+            below(id) AS (
+                SELECT id FROM above
+                UNION SELECT r.id FROM results r JOIN below b ON r.parent = b.id WHERE r.client = ?)
+            SELECT * FROM results WHERE id IN (SELECT id FROM below) AND complete AND (NOT deleted OR id = ?)
+            ORDER BY created, place"""
+        rows = self._rows(query, (identity, client, client, client, identity))
+        return [_shown(row) for row in rows if (self.out / row["file"]).is_file()]
+
     def rebuild(self, client: str = "local") -> int:
         """Add results of files with a recipe that the index does not know, for ``client``; how many."""
         import soundfile
@@ -220,11 +261,7 @@ class Library:
                 *(about.channels, json.dumps(recipe), created),
             )
             with self._writing() as cursor:
-                cursor.execute(
-                    "INSERT INTO results (id, job, place, client, file, name, kind, prompt, seconds, rate, channels, "
-                    "recipe, created, complete) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
-                    values,
-                )
+                cursor.execute(ADDED, values)
             added += 1
         return added
 

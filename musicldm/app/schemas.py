@@ -29,6 +29,7 @@ IGNORED = frozenset(
     constrained_decoding_debug allow_lm_batch instruction reference_audio ref_audio audio_format ai_token
     """.split()  # noqa: SIM905
 )
+TASKS = {"repaint": "inpaint", "cover": "vary"}  # ACE-Step's kinds of tasks that change a recording, and ours
 METRES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}  # as ACE-Step names them
 
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from musicldm.app.options import Options
 from musicldm.audio.output import full_disk_named
@@ -22,11 +23,25 @@ from musicldm.audio.output import full_disk_named
 MEMORY = 4 * 2**30  # bytes of address space that decoding may take beyond what the child has when it starts
 
 
+class Upload(NamedTuple):
+    """What a client sent."""
+
+    path: Path
+    name: str  # as the client calls it
+
+
+class Decoded(NamedTuple):
+    """What came of it."""
+
+    path: Path  # a WAV file
+    recipe: dict | None  # of one of our own files
+
+
 class TooLarge(ValueError):
     """More bytes than are taken."""
 
 
-async def receive(blocks: AsyncIterator[bytes], folder: Path, most: int) -> Path:
+async def receive(blocks: AsyncIterator[bytes], name: str, folder: Path, most: int) -> Upload:
     """A new file in ``folder`` of what ``blocks`` bring.
 
     Raises:
@@ -47,11 +62,11 @@ async def receive(blocks: AsyncIterator[bytes], folder: Path, most: int) -> Path
     except BaseException:  # a client that goes away, too
         path.unlink(missing_ok=True)
         raise
-    return path
+    return Upload(path, name)
 
 
-def decode(path: Path, options: Options) -> Path:
-    """A WAV file, in the place of ``path``, of the same samples, rate and channels; ``path`` is removed.
+def decode(path: Path, options: Options) -> Decoded:
+    """A WAV file, beside ``path``, of the same samples, rate and channels, and the recipe; ``path`` is removed.
 
     Raises:
         ValueError: if it is no audio, too long, or decoding ends in a crash or takes too long.
@@ -63,9 +78,10 @@ def decode(path: Path, options: Options) -> Path:
     try:
         child.start()
         theirs.close()
-        problem = ours.recv() if ours.poll(options.decoding_s) else f"decoding took more than {options.decoding_s:g} s"
+        late = f"decoding took more than {options.decoding_s:g} s"
+        problem, recipe = ours.recv() if ours.poll(options.decoding_s) else (late, None)
     except EOFError:
-        problem = "decoding it ended in a crash"
+        problem, recipe = "decoding it ended in a crash", None
     finally:
         child.kill()
         child.join()
@@ -74,11 +90,11 @@ def decode(path: Path, options: Options) -> Path:
     if problem is not None:
         decoded.unlink(missing_ok=True)
         raise ValueError(f"the upload cannot be used: {problem}")
-    return decoded
+    return Decoded(decoded, recipe)
 
 
 def _decode(path: Path, decoded: Path, most_s: float, connection: Connection) -> None:
-    """In the child: write ``decoded``, and send None or what is wrong."""
+    """In the child: write ``decoded``, and send what is wrong, or None and the recipe if there is one."""
     _limit_memory()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 what decoders say is of no use to anybody
     try:
@@ -92,9 +108,18 @@ def _decode(path: Path, decoded: Path, most_s: float, connection: Connection) ->
                     f"it lasts {source.length / source.rate:.0f} s, and {most_s:g} s are taken; cut it first"
                 )
             write_patched(decoded, source, [], format="wav")
-        connection.send(None)
+        connection.send((None, _recipe(path)))
     except (OSError, ValueError, MemoryError) as error:
-        connection.send(str(error).replace(f"{path}", "it").replace("\n", " ") or "it needs too much memory")
+        connection.send((str(error).replace(f"{path}", "it").replace("\n", " ") or "it needs too much memory", None))
+
+
+def _recipe(path: Path) -> dict | None:
+    from musicldm.audio import read_recipe
+
+    try:
+        return read_recipe(path)
+    except ValueError:
+        return None
 
 
 def _limit_memory() -> None:

@@ -23,6 +23,7 @@ from musicldm.novelty import CopyError
 COMMANDS = {
     "generate": "turn descriptions into music",
     "edit": "make a part of a recording anew: vary it, replace regions, extend it, or take it again",
+    "loop": "turn descriptions into loops of a tempo and a number of bars",
     "reconstruct": "pass recordings through the models and measure what is lost",
     "convert": "turn a checkpoint of MusicLDM's authors into a model folder",
     "render": "turn scores (MIDI) into audio with captions, to train on",
@@ -32,6 +33,7 @@ COMMANDS = {
     "mixup": "mix two recordings beat by beat, as training does",
     "evaluate": "measure what a model makes: quality, adherence to the words, novelty",
     "novelty": "index a training set, and check music against it",
+    "app": "make music in a page of the browser, or over HTTP",
     "info": "show the recipe of a generated file, or what is installed",
 }
 EXIT_CODES = (

@@ -1,0 +1,127 @@
+"""Routes of jobs: requests for music, and where they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from musicldm.app.bodies import read_body
+from musicldm.app.jobs import FINISHED, Job
+from musicldm.app.schemas import TASKS, Editing, Generation, JobState
+from musicldm.app.state import State, client_of_request
+from musicldm.app.uploads import decode
+
+EVENTS_EVERY_S = 0.1
+ALIVE_EVERY_S = 15.0  # a comment in a stream of events, so that proxies keep it
+
+
+def accepted(state: State, job: Job, ignored: list[str], response: Response) -> JobState:
+    """The answer to a request that became a job."""
+    response.headers["Location"] = f"/v1/jobs/{job.stored.id}"
+    if ignored:
+        response.headers["Ignored-Fields"] = ", ".join(ignored)
+    return state.jobs.state(job.stored.id, job.stored.client)
+
+
+def add_job_routes(app: FastAPI, state: State) -> None:
+    """Requests for music, and the jobs that they become."""
+    schema = {"application/json": {"schema": Generation.model_json_schema(by_alias=False)}}
+
+    @app.post("/v1/generations", status_code=202, openapi_extra={"requestBody": {"content": schema, "required": True}})
+    async def generate(request: Request, response: Response) -> JobState:
+        """Ask for new music."""
+        fields, ignored, upload = await read_body(request, state)
+        if upload is not None:
+            upload.path.unlink(missing_ok=True)
+            raise ValueError("new music takes no audio; send it to /v1/edits")
+        if fields.get("task_type") in ("repaint", "cover"):
+            raise ValueError(
+                f"task_type {fields['task_type']} changes a recording: send it, as src_audio, to /v1/edits"
+            )
+
+        def submit() -> Job:
+            wanted = Generation.model_validate(fields)
+            model = state.sessions.named(wanted.model)
+            requests = wanted.requests()
+            state.sessions.check(model, requests)
+            return state.jobs.submit(client_of_request(request), "generate", model, requests, None)
+
+        return accepted(state, await run_in_threadpool(submit), ignored, response)
+
+    content = {
+        kind: {"schema": Editing.model_json_schema(by_alias=False)}
+        for kind in ("application/json", "multipart/form-data")
+    }
+
+    @app.post("/v1/edits", status_code=202, openapi_extra={"requestBody": {"content": content, "required": True}})
+    async def edit(request: Request, response: Response) -> JobState:
+        """Ask for a change of a recording: of an earlier result, or of a file sent as ``audio``."""
+        fields, ignored, upload = await read_body(request, state)
+
+        def submit() -> Job:
+            path = None if upload is None else upload.path
+            try:
+                kind = TASKS.get(fields.pop("task_type", None))
+                wanted = Editing.model_validate(({"kind": kind} if kind else {}) | fields)
+                model = state.sessions.named(wanted.model)
+                if (wanted.source is None) == (upload is None):
+                    raise ValueError("give either the id of a result as source, or a file as audio")
+                if upload is None:
+                    path = state.file(wanted.source, client_of_request(request))
+                else:
+                    path = decode(upload.path, state.options).path
+                return state.jobs.submit(
+                    client_of_request(request), wanted.kind, model, wanted.edits(str(path)), wanted.source
+                )
+            except BaseException:
+                if upload is not None:
+                    for left in (upload.path, path):
+                        left.unlink(missing_ok=True)
+                raise
+
+        return accepted(state, await run_in_threadpool(submit), ignored, response)
+
+    @app.get("/v1/jobs")
+    def jobs(request: Request) -> list[JobState]:
+        """The client's jobs that have not ended, oldest first."""
+        return state.jobs.unfinished(client_of_request(request))
+
+    @app.get("/v1/jobs/{identity}", responses={404: {"description": "no such job of this client"}})
+    def job(identity: str, request: Request) -> JobState:
+        """Where a job is."""
+        return state.job(identity, client_of_request(request))
+
+    @app.get("/v1/jobs/{identity}/events", response_class=StreamingResponse)
+    async def events(identity: str, request: Request) -> StreamingResponse:
+        """Server-sent events: the job each time that it changes, until it has ended."""
+        client = client_of_request(request)
+        state.job(identity, client)
+        return StreamingResponse(job_events(state, identity, client, request), media_type="text/event-stream")
+
+    @app.delete("/v1/jobs/{identity}")
+    def cancel(identity: str, request: Request) -> JobState:
+        """End a job: at once if it waits, else after its current step."""
+        state.jobs.cancel(identity, client_of_request(request))
+        return state.job(identity, client_of_request(request))
+
+
+async def job_events(state: State, identity: str, client: str, request: Request) -> AsyncIterator[str]:
+    """The stream of `events`."""
+    told, quiet = None, 0.0
+    while not await request.is_disconnected():
+        job = state.jobs.state(identity, client)
+        text = job.model_dump_json()
+        if text != told:
+            told, quiet = text, 0.0
+            yield f"event: job\ndata: {text}\n\n"
+        elif quiet >= ALIVE_EVERY_S:
+            quiet = 0.0
+            yield ": still here\n\n"
+        if job.status in FINISHED:
+            return
+        await asyncio.sleep(EVENTS_EVERY_S)
+        quiet += EVENTS_EVERY_S
