@@ -5,6 +5,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "extrapolation": ["extrapolate"],
+        "joining": ["Join", "New", "join"],
+        "levels": ["limits"],
         "patches": ["Patch", "apply", "seams"],
         "regions": ["Region", "check_regions", "parse_region", "snap_to_beats", "to_samples"],
         "source": ["Source"],
