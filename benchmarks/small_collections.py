@@ -1,56 +1,74 @@
 """How often is music by strangers called a copy, where a collection has 8 to 50 recordings? And are copies found?
 
-    python -m benchmarks.small_collections FOLDER ... --work DIR --background musicldm/novelty/background.json \
-        --out benchmarks/results/small_collections.json
+    python -m benchmarks.small_collections_data SCORES --index index.csv --out DATA
+    python -m benchmarks.small_collections DATA/many RECORDINGS --alike DATA/alike --work DIR \
+        --background musicldm/novelty/background.json --out benchmarks/results/small_collections.json
 
 Each FOLDER holds recordings of pieces that have nothing to do with each other, named ``SOURCE__NAME``; those of names
 without a source are ``real``. All are about 45 s long, and compared as a check compares them. From the pairs of all but
 the real ones the background is fitted. It is tested on collections drawn at random, with backgrounds fitted to what
-is not in the test: real recordings, and each half of the sources by the other; and on collections of one source.
+is not in the test: real recordings, and each half of the sources by the other; and on collections of one source, whose
+pieces are near-equal, of which the background knows nothing (``--alike``). Intervals (95 %) are over the strangers, or
+the copies. A run that was stopped goes on with the next recording.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.copies import KINDS
 from benchmarks.results import keep
 from musicldm.audio import read_audio, write_whole
-from musicldm.novelty.alignment import BLOCK, FRAMES_PER_S, best_match, pitch_frames, whiten
-from musicldm.novelty.alignment import _rough_scores as rough_scores
+from musicldm.evaluate.intervals import bootstrap, share
+from musicldm.novelty.alignment import FRAMES_PER_S, matches, pitch_frames, rough_scores, whiten
 from musicldm.novelty.background import passage_test
 
 RATE, RECORDING_S, CLIP_S = 22_050, 45, 10
+LATER_S = 3.37  # by which copies begin after a clip of the collection, in a second measurement
 LEVEL = 0.45  # the tail begins here
 FINE_FROM = 0.33  # pairs of clips that are compared at every tempo
-SIZES = (8, 12, 20, 35, 50)
+SIZES = (8, 16, 35, 50)
 DRAWN = 300  # collections of each size
 REPLICATES = 200
+AT_ONCE = 10  # clips compared at every tempo
 
 
-def pair_scores(waveforms: list[np.ndarray]) -> np.ndarray:
-    """Best score (N, Q, N): of the q-th clip of each recording, half a clip apart, in each other; -1 where none is."""
+def pair_scores(waveforms: list[np.ndarray], work: Path) -> np.ndarray:
+    """Best score (N, Q, N): of the q-th clip of each recording, half a clip apart, in each other; -1 where none is.
+
+    Those of each recording are kept in ``work`` as they are made. Clips that score more than `FINE_FROM` roughly are
+    compared at every tempo, as a check does with the ten highest.
+    """
+    work.mkdir(parents=True, exist_ok=True)
     n = CLIP_S * RATE
     kept = [[x[s : s + n] for s in range(0, len(x), n) if len(x) - s >= n // 2 or not s] for x in waveforms]
     owner = np.repeat(np.arange(len(kept)), [len(clips) for clips in kept])
     frames = [pitch_frames(clip, RATE) for clips in kept for clip in clips]
     white = [whiten(each) for each in frames]
     starts = [sorted({*range(0, max(0, len(x) - n) + 1, n // 2), max(0, len(x) - n)}) for x in waveforms]
+    of_these = hashlib.sha256(np.concatenate(frames).tobytes()).hexdigest()[:12]
     scores = np.full((len(kept), max(map(len, starts)), len(kept)), -1.0)
-    for i, waveform in enumerate(waveforms):
-        for q, start in enumerate(starts[i]):
-            query = pitch_frames(waveform[start : start + n], RATE)
-            blocks = range(0, len(white), BLOCK)
-            rough = np.concatenate([rough_scores(whiten(query), white[b : b + BLOCK]) for b in blocks])
-            rough[owner == i] = -1
-            for k in np.flatnonzero(rough > FINE_FROM):
-                rough[k] = best_match(query, [frames[k]]).score  # a check does so with the ten highest
-            np.maximum.at(scores[i, q], owner, rough)
+    for i, waveform in enumerate(tqdm(waveforms, desc="pairs", unit="recording")):
+        made = work / f"{of_these}-{i}.npy"
+        if not made.is_file():
+            rows = np.full((len(starts[i]), len(kept)), -1.0)
+            for row, start in zip(rows, starts[i], strict=True):
+                query = pitch_frames(waveform[start : start + n], RATE)
+                found = rough_scores(query, white).astype(np.float64)
+                found[owner == i] = -1
+                near = np.flatnonzero(found > FINE_FROM)
+                for some in np.split(near, range(AT_ONCE, len(near), AT_ONCE)):
+                    found[some] = [match.score for match in matches(query, [frames[k] for k in some])]
+                np.maximum.at(row, owner, found)
+            np.save(made, rows)
+        scores[i, : len(starts[i])] = np.load(made)
     return scores
 
 
@@ -97,58 +115,87 @@ class Drawn(SimpleNamespace):
 
 def false_alarms(best: np.ndarray, inside: np.ndarray, strangers: np.ndarray, size: int, shipped: dict, rng) -> dict:
     """Share of ``strangers`` called copies of collections of ``size`` drawn from ``inside``; the same of before."""
-    now, before, thresholds, short = [], [], [], []
-    for _ in range(DRAWN):
+    now, before = np.full((2, DRAWN, len(best)), np.nan)
+    thresholds, short, bases = [], [], []
+    for draw in range(DRAWN):
         chosen = rng.permutation(inside)[:size]
         others = np.setdiff1d(strangers, chosen)
         nearest = best[np.ix_(others, chosen)].max(axis=1)
-        thresholds.append(passage_test(Drawn(best, chosen), RECORDING_S, shipped).threshold)
+        test = passage_test(Drawn(best, chosen), RECORDING_S, shipped)
+        thresholds.append(test.threshold)
+        bases.append(test.basis)
         short.append(passage_test(Drawn(best, chosen), CLIP_S, shipped).threshold)
-        now.append((nearest > thresholds[-1]).mean())
-        before.append((nearest > best[np.ix_(chosen, chosen)].max()).mean())
+        now[draw, others] = nearest > test.threshold
+        before[draw, others] = nearest > best[np.ix_(chosen, chosen)].max()
+    asked = ~np.isnan(now).all(axis=0)
+    called = bootstrap(np.mean, np.nanmean(now[:, asked], axis=0))
     told = {
         "threshold": np.mean(thresholds),
         "threshold_of_10_s": np.mean(short),
-        "false_alarms": np.mean(now),
-        "largest_own_score": np.mean(before),
+        "judged_by_collection": np.mean([basis == "collection" for basis in bases]),
+        "false_alarms": called.value,
+        "false_alarms_from": called.low,
+        "false_alarms_to": called.high,
+        "largest_own_score": np.nanmean(before),
     }
     return {name: round(float(value), 4) for name, value in told.items()}
 
 
-def planted(waveforms: list[np.ndarray], chosen: np.ndarray, thresholds: dict[int, float]) -> dict:
-    """Share of copies of 10 s of ``chosen`` recordings, changed in each way, that exceed the threshold of each size."""
+def planted(waveforms: list[np.ndarray], chosen: np.ndarray, thresholds: dict[int, float], later_s: float = 0) -> dict:
+    """Share of copies of 10 s of ``chosen`` recordings, changed in each way, that exceed the threshold of each size.
+
+    They are the second clip of 10 s, or begin ``later_s`` after it, and are compared with the first four clips.
+    """
     n, found = CLIP_S * RATE, {}
     rng = np.random.default_rng(0)
-    clips = {int(i): waveforms[i][n : 2 * n] for i in chosen if len(waveforms[i]) >= 2 * n}
-    names = list(clips)
-    for kind, change in KINDS.items():
+    long = [int(i) for i in chosen if len(waveforms[i]) >= 4 * n]
+    clips = [[pitch_frames(waveforms[i][k * n : (k + 1) * n], RATE) for k in range(4)] for i in long]
+    first = n + round(later_s * RATE)
+    music = [waveforms[i][first : first + n] for i in long]
+    for kind, change in tqdm(KINDS.items(), desc="copies", unit="kind"):
         scores = []
-        for k, name in enumerate(names):
-            changed = change(clips[name], clips[names[(k + 1) % len(names)]], RATE, rng)
-            copy, original = (pitch_frames(np.asarray(x, np.float32), RATE) for x in (changed, clips[name]))
-            scores.append(best_match(copy, [original]).score)
-        found[kind] = {str(size): float(np.mean(np.array(scores) > at)) for size, at in thresholds.items()}
+        for k, original in enumerate(music):
+            changed = change(original, music[(k + 1) % len(music)], RATE, rng)
+            copy = pitch_frames(np.asarray(changed, np.float32), RATE)
+            scores.append(max(match.score for match in matches(copy, clips[k])))
+        shares = {size: share(np.array(scores) > at) for size, at in thresholds.items()}
+        found[kind] = {str(size): [round(float(x), 3) for x in each[:3]] for size, each in shares.items()}
         found[kind]["copies"] = len(scores)
     return found
+
+
+def of_alike(folder: Path, work: Path, shipped: dict, rng: np.random.Generator) -> dict:
+    """False alarms of collections of one source in ``folder``, by strangers of the same."""
+    report = {}
+    of_source: dict[str, list[Path]] = {}
+    for path in recordings(folder):
+        of_source.setdefault(path.stem.split("__")[0], []).append(path)
+    for source, paths in of_source.items():
+        best = pair_scores([read_audio(path, RATE)[0] for path in paths], work / source).max(axis=1)
+        everyone = np.arange(len(paths))
+        sizes = [size for size in SIZES if size <= len(paths) - 8]
+        report[source] = {"recordings": len(paths)}
+        report[source] |= {str(n): false_alarms(best, everyone, everyone, n, shipped, rng) for n in sizes}
+    return report
+
+
+def recordings(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix in (".flac", ".ogg", ".wav")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--work", type=Path, required=True, help="folder for the scores of all pairs")
+    parser.add_argument("--alike", type=Path, help="folder of many recordings of sources whose pieces are near-equal")
     parser.add_argument("--background", type=Path, help="file to write the background to")
-    parser.add_argument("--copies", type=int, default=40, help="recordings that copies are made of, real ones first")
+    parser.add_argument("--copies", type=int, default=120, help="recordings that copies are made of, real ones first")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    paths = [path for folder in options.folders for path in sorted(folder.iterdir())]
-    paths = [path for path in paths if path.suffix in (".flac", ".ogg", ".wav")]
+    paths = [path for folder in options.folders for path in recordings(folder)]
     waveforms = [read_audio(path, RATE)[0] for path in paths]
     source = np.array([path.stem.split("__")[0] if "__" in path.stem else "real" for path in paths])
-    made = options.work / "scores.npz"
-    if not made.is_file():
-        options.work.mkdir(parents=True, exist_ok=True)
-        np.savez(made, scores=pair_scores(waveforms))
-    scores = np.load(made)["scores"]
+    scores = pair_scores(waveforms, options.work / "many")
     best, rng = scores.max(axis=1), np.random.default_rng(0)
     everyone, real = np.arange(len(best)), np.flatnonzero(source == "real")
     made_up = np.flatnonzero(source != "real")
@@ -169,14 +216,12 @@ def main() -> None:
     report["halves"] = [
         {n: false_alarms(best, halves[i], halves[i], n, fitted(halves[1 - i]), rng) for n in SIZES} for i in (0, 1)
     ]
-    large = [name for name in sorted(set(source)) if (source == name).sum() > 10]
-    of_source = {name: np.flatnonzero(source == name) for name in large}
-    report["8_of_one_source"] = {
-        name: false_alarms(best, chosen, chosen, 8, shipped, rng) for name, chosen in of_source.items()
-    }
+    if options.alike:
+        report["alike"] = of_alike(options.alike, options.work, shipped, rng)
     thresholds = {n: report["random"][n]["threshold_of_10_s"] for n in SIZES}
     chosen = np.concatenate([real, rng.permutation(made_up)])[: options.copies]
     report["recall"] = planted(waveforms, chosen, thresholds)
+    report["recall_later"] = {"later_s": LATER_S, **planted(waveforms, chosen, thresholds, LATER_S)}
     print(json.dumps(report, indent=1))
     if options.out:
         keep(options.out, report)

@@ -1,6 +1,7 @@
 """Copied phrases: two recordings laid over each other at every offset, transposition and tempo.
 
     waveform (L,) -> semitone bands (T, P), 5 frames a second -> whitened -> cross-similarity -> best passage of 2 s up
+                                                          -> levels, where that passage lies -> what they add
 
 A phrase that was transposed, slowed or put under other music keeps its pattern of pitches over time.
 After Serra et al. (2009), Cross recurrence quantification for cover song identification; bands of one semitone stand in
@@ -14,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from musicldm.analysis.key import pitch_bands
+from musicldm.novelty.levels import ENVELOPE, RANGE_DB, confirmation
 
 FRAMES_PER_S = 5.0
 LOWEST, HIGHEST = 36, 95  # MIDI
 BANDS = HIGHEST - LOWEST + 1
-RANGE_DB = 60.0  # below the loudest point; kept in 255 steps
 WINDOWS_S = (2.0, 4.0, 8.0)  # passages that are looked for
 TRANSPOSITIONS = tuple(range(-3, 4))  # semitones
 TEMPI = (0.95, 0.97, 0.985, 1.0, 1.015, 1.03, 1.05)
@@ -26,22 +27,39 @@ CHANGED_TEMPO = 0.98  # what a score at another tempo is worth: short passages f
 WINDOWS = tuple(round(seconds * FRAMES_PER_S) for seconds in WINDOWS_S)  # frames
 BLOCK = 250  # candidates compared roughly at a time
 SHORTLIST = 10  # candidates that are compared at every tempo
-ENVELOPE = 11  # bands over which the spectral envelope is taken
 BLUR = 0.7  # bands, standard deviation: what a model played was a mel spectrogram once, whose low bands are wide
 HELD = 0.7  # of a frame that the one before tells; what is held says little, what begins or ends says much
 PHASES = (0.0, 0.5)  # frames by which the query's grid in time may lie off the candidate's
+CONFIRMED_FROM = 0.33  # score of passages whose levels are compared; unrelated clips hardly reach it
 
 
 class Match(NamedTuple):
     """The passage of two recordings that agrees best."""
 
-    score: float  # about 0 for unrelated music; correlation times the square root of the length in windows of 2 s
+    score: float  # correlation times the square root of the length in windows of 2 s, and what the levels add
     candidate: int  # which of those compared
     start_s: float  # in the candidate
     query_start_s: float
     duration_s: float
     semitones: int  # by which the query lies above the candidate
     tempo: float  # by which the query is faster
+    by_levels: float  # the part of the score that is due to levels: 0 for nearly all unrelated music
+
+
+class Placed(NamedTuple):
+    """How a query is laid over a candidate where they agree best."""
+
+    score: float
+    tempo: float
+    phase: float  # frames
+    semitones: int
+    offset: int  # frame of the candidate under the first of the query
+    first: int  # frame of the query where the passage begins
+    frames: int
+
+    @property
+    def worth(self) -> float:
+        return self.score if self.tempo == 1.0 else CHANGED_TEMPO * self.score
 
 
 def pitch_frames(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -82,46 +100,91 @@ def _weights(frames: np.ndarray) -> np.ndarray:
 def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:
     """Where ``query (T, P)`` agrees best with one of ``candidates``, each ``(T', P)`` from `pitch_frames`.
 
-    All are compared at the query's own tempo, the best `SHORTLIST` of them at every tempo and on a grid half a frame
-    off too: about T times the candidates' frames times 7 (transpositions) multiplications of P-vectors and little
-    more.
+    All are compared at the query's own tempo, the best `SHORTLIST` of them as `matches` does: about T times the
+    candidates' frames times 7 (transpositions) multiplications of P-vectors and little more.
 
     Raises:
         ValueError: if there are no candidates, or the query is shorter than 2 s.
     """
     if not candidates:
         raise ValueError("there is nothing to compare the query with")
+    check_length(query)
+    chosen = np.arange(len(candidates))
+    if len(candidates) > SHORTLIST:
+        scores = rough_scores(query, [whiten(candidate) for candidate in candidates])
+        chosen = np.sort(np.argsort(-scores, kind="stable")[:SHORTLIST])
+    found = matches(query, [candidates[i] for i in chosen])
+    best = max(found, key=lambda one: one.score if one.tempo == 1.0 else CHANGED_TEMPO * one.score)
+    return best._replace(candidate=int(chosen[best.candidate]))
+
+
+def check_length(query: np.ndarray) -> None:
+    """ValueError if ``query (T, P)`` is shorter than 2 s."""
     if len(query) < WINDOWS[0]:
         raise ValueError(f"a query of {len(query) / FRAMES_PER_S:g} s is shorter than {WINDOWS_S[0]:g} s")
-    references, chosen = [whiten(candidate) for candidate in candidates], np.arange(len(candidates))
-    if len(candidates) > SHORTLIST:
-        blocks = range(0, len(references), BLOCK)
-        scores = np.concatenate([_rough_scores(whiten(query), references[first : first + BLOCK]) for first in blocks])
-        chosen = np.sort(np.argsort(-scores, kind="stable")[:SHORTLIST])
+
+
+def matches(query: np.ndarray, candidates: list[np.ndarray]) -> list[Match]:
+    """Where ``query (T, P)`` agrees best with each of ``candidates``, at every tempo and transposition, and on a grid
+    half a frame off too.
+    """
+    check_length(query)
+    found = []
+    for i, (placed, candidate) in enumerate(zip(_place(query, candidates), candidates, strict=True)):
+        more = _confirmed(query, candidate, placed) if placed.score >= CONFIRMED_FROM else 0.0
+        found.append(
+            Match(
+                score=placed.score + more,
+                candidate=i,
+                start_s=max(0, placed.offset + placed.first) / FRAMES_PER_S,
+                query_start_s=(placed.first / placed.tempo + placed.phase) / FRAMES_PER_S,
+                duration_s=placed.frames / FRAMES_PER_S,
+                semitones=placed.semitones,
+                tempo=placed.tempo,
+                by_levels=more,
+            )
+        )
+    return found
+
+
+def _place(query: np.ndarray, candidates: list[np.ndarray]) -> list[Placed]:
+    """The best place of ``query (T, P)`` on each of ``candidates``."""
     gap = round(len(query) * max(TEMPI))
-    row, starts = _in_a_row([references[i] for i in chosen], gap)
-    best, highest = None, -np.inf
+    row, starts = _in_a_row([whiten(candidate) for candidate in candidates], gap)
+    ends = np.append(starts[1:], len(row))
+    best: list[Placed | None] = [None] * len(candidates)
+    worth = np.full(len(candidates), -np.inf)
     for tempo, phase in [(tempo, phase) for tempo in TEMPI for phase in PHASES]:
         stretched = whiten(_stretch(query, tempo, phase))
         for semitones in TRANSPOSITIONS:
-            score, at, first, frames = _best_passage(_shift(stretched, -semitones), row)
-            worth = score if tempo == 1.0 else CHANGED_TEMPO * score
-            if worth > highest:
-                highest, number = worth, int(np.searchsorted(starts, at, side="right")) - 1
-                best = Match(
-                    score=score,
-                    candidate=int(chosen[number]),
-                    start_s=max(0, at + first - int(starts[number]) - gap) / FRAMES_PER_S,
-                    query_start_s=(first / tempo + phase) / FRAMES_PER_S,
-                    duration_s=frames / FRAMES_PER_S,
-                    semitones=semitones,
-                    tempo=tempo,
-                )
+            sums = _diagonal_sums(_shift(stretched, -semitones), row)
+            for length in [n for n in WINDOWS if n <= len(stretched)]:
+                scores = _passages(sums, length)
+                highest = scores.max(axis=0)
+                tops = np.maximum.reduceat(highest, starts) * (1.0 if tempo == 1.0 else CHANGED_TEMPO)
+                for i in np.flatnonzero(tops > worth):
+                    at = int(starts[i] + highest[starts[i] : ends[i]].argmax())
+                    first, offset = int(scores[:, at].argmax()), at - int(starts[i]) - gap
+                    best[i] = Placed(float(highest[at]), tempo, phase, semitones, offset, first, length)
+                    worth[i] = tops[i]
     return best
 
 
+def _confirmed(query: np.ndarray, candidate: np.ndarray, placed: Placed) -> float:
+    """What the levels of all that ``query`` and ``candidate`` share, as they are ``placed``, add to the score."""
+    heard = _shift(_stretch(query, placed.tempo, placed.phase), -placed.semitones)
+    from_, to = max(0, -placed.offset), min(len(heard), len(candidate) - placed.offset)
+    return confirmation(heard[from_:to], candidate[from_ + placed.offset : to + placed.offset])
+
+
+def rough_scores(query: np.ndarray, references: list[np.ndarray]) -> np.ndarray:
+    """Best score (N,) of ``query (T, P)`` in each of the whitened ``references``: its own tempo, passages up to 4 s."""
+    white, blocks = whiten(query), range(0, len(references), BLOCK)
+    return np.concatenate([_rough_scores(white, references[first : first + BLOCK]) for first in blocks])
+
+
 def _rough_scores(query: np.ndarray, references: list[np.ndarray]) -> np.ndarray:
-    """Best score (N,) of the whitened ``query`` against each of ``references`` at its own tempo, windows up to 4 s."""
+    """`rough_scores` of the whitened ``query`` in as many as are compared at a time."""
     row, starts = _in_a_row(references, len(query))
     best = np.full(len(row), -np.inf, np.float32)
     for semitones in TRANSPOSITIONS:
@@ -154,18 +217,6 @@ def _diagonal_sums(query: np.ndarray, row: np.ndarray) -> np.ndarray:
 def _passages(sums: np.ndarray, length: int) -> np.ndarray:
     """Scores (T - length + 1, R) of passages of ``length`` frames, by first frame of the query and its place."""
     return (sums[length:] - sums[:-length]) / np.float32(np.sqrt(length * WINDOWS[0]))
-
-
-def _best_passage(query: np.ndarray, row: np.ndarray) -> tuple[float, int, int, int]:
-    """Best score of a passage of the whitened ``query (T, P)`` in ``row (R, P)``; place, first frame, frames."""
-    sums, best = _diagonal_sums(query, row), (-np.inf, 0, 0, WINDOWS[0])
-    for length in [n for n in WINDOWS if n <= len(query)]:
-        scores = _passages(sums, length)
-        highest = scores.max(axis=0)
-        at = int(highest.argmax())
-        if highest[at] > best[0]:
-            best = float(highest[at]), at, int(scores[:, at].argmax()), length
-    return best
 
 
 def _stretch(frames: np.ndarray, tempo: float, phase: float) -> np.ndarray:
