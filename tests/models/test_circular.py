@@ -206,7 +206,7 @@ def test_what_cannot_go_round_is_refused(unet):
     x, other = latents(8), copy.deepcopy(unet)
     other.set_attn_processor(Plain())
     evaluate(circular_unet(other), x)
-    with pytest.raises(ValueError, match="Plain of .* knows no window that goes round a loop"):
+    with pytest.raises(ValueError, match=r"Plain of .* knows no window that goes round a loop"):
         evaluate(circular_unet(other), x, cross_attention_kwargs={"window": 2, "grid": (8, 4)})
     with pytest.raises(ValueError, match="ConvTranspose2d"):
         circular_unet(nn.Sequential(nn.ConvTranspose2d(4, 4, 3)))
