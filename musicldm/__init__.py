@@ -12,9 +12,18 @@ from musicldm._version import __version__
 
 if TYPE_CHECKING:
     from musicldm.pipelines.audio_to_audio import MusicLDMAudioToAudioPipeline
+    from musicldm.pipelines.inpaint import MusicLDMInpaintPipeline
+    from musicldm.pipelines.long_form import MusicLDMLongFormPipeline, Section
     from musicldm.pipelines.text_to_music import MusicLDMPipeline
 
-__all__ = ["MusicLDMAudioToAudioPipeline", "MusicLDMPipeline", "__version__"]
+__all__ = [
+    "MusicLDMAudioToAudioPipeline",
+    "MusicLDMInpaintPipeline",
+    "MusicLDMLongFormPipeline",
+    "MusicLDMPipeline",
+    "Section",
+    "__version__",
+]
 
 
 def _check_leaves() -> None:
@@ -42,7 +51,7 @@ if sys.argv[:1] != ["-m"]:  # while `python -m` looks for __main__, which then t
 
 
 def __getattr__(name: str):
-    if name in __all__ and name.endswith("Pipeline"):
+    if name in __all__ and name != "__version__":
         from musicldm import pipelines
 
         return getattr(pipelines, name)

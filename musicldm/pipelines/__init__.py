@@ -6,7 +6,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "audio_to_audio": ["MusicLDMAudioToAudioPipeline"],
-        "outputs": ["MusicLDMPipelineOutput"],
+        "inpaint": ["MusicLDMInpaintPipeline"],
+        "long_form": ["MusicLDMLongFormPipeline", "Section"],
+        "outputs": ["MusicLDMInpaintPipelineOutput", "MusicLDMPipelineOutput"],
         "text_to_music": ["MusicLDMPipeline"],
     },
 )

@@ -18,9 +18,10 @@ from musicldm.pipelines.calls import Callbacks, independent
 from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents, plan_lengths
 from musicldm.pipelines.memory import check_memory
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
-from musicldm.pipelines.recordings import as_recordings, common_length, fitted, model_waveforms, stacked
+from musicldm.pipelines.recordings import as_recordings, common_length, fitted, model_waveforms
 from musicldm.pipelines.stages import MusicLDMStages
 from musicldm.sampling.denoising import ALL_NOISE, Correct
+from musicldm.sampling.known import Known
 from vocoder import mel_config
 
 
@@ -103,20 +104,22 @@ class MusicLDMAudioToAudioPipeline(MusicLDMStages):
         _, n_steps = sampling.prepare_later_timesteps(self.scheduler, num_inference_steps, init_noise_level)
 
         # 3. Encode the prompts, and the recordings unless they are forgotten
-        condition, wanted = self.encode_for_call(prompts, options, num_waveforms_per_prompt, shape[2:])
-        x0 = None
+        encoded = self.encode_for_call(prompts, options, num_waveforms_per_prompt)
+        condition = encoded.condition(options, shape[2:])
+        source = None
         if init_noise_level < 1:
             clips = [self.encode_audio(fitted(each, n_samples), mel.sample_rate) for each in waveforms]
-            x0 = stacked(clips, num_waveforms_per_prompt)[:, :, : shape[2]]  # (B, C, T/f, F/f)
+            x0 = torch.cat(clips).repeat_interleave(num_waveforms_per_prompt, dim=0)[:, :, : shape[2]]
+            source = Known(x0, torch.ones(()))  # (B, C, T/f, F/f), all of it
 
         # 4. Draw the noise, and add it
-        latents = self.first_latents(shape, generator, latents, x0)
+        latents = self.first_latents(shape, generator, latents, source)
 
         # 5. Denoise
         latents = self.run_steps(latents, condition, options, callbacks, n_steps=n_steps, generator=generator)
 
         # 6. Decode, and rank the candidates
-        audios, scores = self.render(latents, n_samples, output, wanted, loop)
+        audios, scores = self.render(latents, n_samples, output, encoded.wanted, loop)
         self.maybe_free_model_hooks()
 
         # 7. Return

@@ -353,15 +353,19 @@ class MusicLDMBase(SharingMixin, PublishMixin, LoraMixin, HabitsMixin, Diffusion
         if self.text_encoder is None or self.feature_extractor is None:
             warnings.warn("candidates are not ranked: that needs text_encoder and feature_extractor", stacklevel=5)
             return audios, None
+        similarity = self.similarity(audios, embedding)
+        scores, order = similarity.sort(dim=1, descending=True, stable=True)
+        scores, order = scores[:, :return_best], order[:, :return_best]
+        rows = torch.arange(len(similarity))[:, None]
+        return audios.unflatten(0, similarity.shape)[rows, order].flatten(0, 1), scores
+
+    def similarity(self, audios: Tensor, embedding: Tensor) -> Tensor:
+        """Cosine similarity (P, n) in CLAP's space of waveforms (P * n, L) or (P * n, A, L) to ``embedding (P, D)``."""
         clap = _on_its_device(self.text_encoder)
         heard = embed_audio(clap, self.feature_extractor, audios, self.sampling_rate).cpu().float()
         check_finite(heard, "text_encoder", self.text_encoder)
         wanted = functional.normalize(embedding.cpu().float(), dim=-1)
-        similarity = torch.einsum("pnd,pd->pn", heard.unflatten(0, (len(wanted), -1)), wanted)
-        scores, order = similarity.sort(dim=1, descending=True, stable=True)
-        scores, order = scores[:, :return_best], order[:, :return_best]
-        rows = torch.arange(len(wanted))[:, None]
-        return audios.unflatten(0, similarity.shape)[rows, order].flatten(0, 1), scores
+        return torch.einsum("pnd,pd->pn", heard.unflatten(0, (len(wanted), -1)), wanted)
 
 
 def _predict_alone(*arguments) -> Tensor:

@@ -154,12 +154,14 @@ class OutputOptions:
     return_best: int | None
     output_type: str
     return_dict: bool
+    output_types: tuple[str, ...] = OUTPUT_TYPES  # that the pipeline knows
 
     def check(self, can_rank: bool) -> None:
         """ValueError unless each is of its kind and in its range, and they go together."""
         check_whole("num_waveforms_per_prompt", self.num_waveforms_per_prompt)
-        if self.output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {shown(self.output_type)}")
+        if self.output_type not in self.output_types:
+            known = ", ".join(self.output_types)
+            raise ValueError(f"output_type must be one of {known}, got {shown(self.output_type)}")
         check_kind("return_dict", self.return_dict, (bool, int, type(None)), "True or False")
         if self.return_best is None:
             return

@@ -10,12 +10,12 @@ import os
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from musicldm.audio import read_audio
-from musicldm.config.values import shown
+from musicldm.config.values import check_kind, shown
+from musicldm.editing.regions import check_regions, to_samples
 from musicldm.editing.source import SILENT, Source
 from musicldm.models.latents import model_waveform
 from vocoder import MelConfig
@@ -99,6 +99,59 @@ def common_length(waveforms: list[Tensor]) -> int:
     return lengths[0]
 
 
-def stacked(parts: list[Tensor], n: int) -> Tensor:
-    """``parts`` (1, ...), each ``n`` times: (len(parts) * n, ...)."""
-    return torch.cat(parts).repeat_interleave(n, dim=0)
+def open_source(recording: Any, sampling_rate: int | None) -> Source:
+    """``recording`` to be edited, checked; OSError and ValueError as of `model_waveforms`."""
+    if isinstance(recording, str | os.PathLike):
+        source: Source = Source.open(recording)
+        check_rate(recording, sampling_rate, source.rate)
+    else:
+        check_rate(recording, sampling_rate)
+        source = Source.of(recording, sampling_rate)
+    source.check()
+    return source
+
+
+def masked_regions(source: Source, start_seconds: Any, end_seconds: Any, mask: Any = None) -> list[tuple[int, int]]:
+    """The regions of ``source`` that are made new, in its samples, in order, apart from each other.
+
+    Args:
+        start_seconds: where each begins, a number or several; before 0 for what comes before the recording.
+        end_seconds: where each ends.
+        mask: in place of both: (N,) values of N equal stretches of the recording, 1 for new.
+
+    Raises:
+        ValueError: for something else, for both, or for regions that `check_regions` refuses.
+    """
+    given = [value for value in (start_seconds, end_seconds) if value is not None]
+    if (mask is None) != (len(given) == 2) or (mask is not None and given):
+        raise ValueError("give mask_start_seconds and mask_end_seconds, or mask, to say what is made new")
+    if mask is not None:
+        return _of_mask(source, mask)
+    starts, ends = (_numbers(value) for value in (start_seconds, end_seconds))
+    if len(starts) != len(ends):
+        raise ValueError(
+            f"mask_start_seconds has {len(starts)} values and mask_end_seconds {len(ends)}; give a start and an end "
+            "for each region"
+        )
+    pairs = zip(starts, ends, strict=True)
+    return [to_samples(region, source.rate) for region in check_regions(pairs, source.duration_s, extend=True)]
+
+
+def _numbers(value: Any) -> list:
+    if isinstance(value, np.ndarray | Tensor):
+        value = value.tolist()
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _of_mask(source: Source, mask: Any) -> list[tuple[int, int]]:
+    check_kind("mask", mask, (np.ndarray, Tensor, list, tuple), "an array (N,), 1 for new")
+    values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+    if values.ndim != 1 or not 1 < len(values) <= source.length or not np.isin(values, (0, 1)).all():
+        raise ValueError(
+            f"mask must have 2 to {source.length} values of 0 (kept) and 1 (new), one for each of as many equal "
+            f"stretches of the recording, got {shown(mask)}"
+        )
+    edges = np.diff(np.concatenate([[0], values, [0]]).astype(int))
+    places = [np.flatnonzero(edges == step) * source.duration_s / len(values) for step in (1, -1)]
+    regions = check_regions(zip(*(each.tolist() for each in places), strict=True), source.duration_s)
+    return [to_samples(region, source.rate) for region in regions]

@@ -7,6 +7,7 @@ What the parts do by themselves is in `musicldm.pipelines.base`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from musicldm.pipelines.calls import Callbacks
 from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.sampling.condition import Condition
-from musicldm.sampling.denoising import Guidance, Noise, draw_noise, first_noise
+from musicldm.sampling.denoising import Guidance, Noise, draw_noise
 from musicldm.sampling.known import Known, add_noise, noise_level
 from vocoder import mel_config
 
@@ -27,8 +28,20 @@ from vocoder import mel_config
 class Encoded(NamedTuple):
     """The prompts of a call, for P prompts of n candidates, B = P * n."""
 
-    condition: Condition  # of B rows, or for guidance 2B
+    embedding: Tensor  # (B, D), or for guidance (2B, D) with the unconditional rows first
     wanted: Tensor  # (P, D): what candidates are ranked by
+    n_items: int  # B
+
+    def condition(
+        self, options: SamplingOptions, grid: tuple[int, ...], items: Sequence[int] | None = None
+    ) -> Condition:
+        """What latents of ``grid`` (T/f, F/f) are conditioned on: all items, or some."""
+        embedding, attention = self.embedding, options.cross_attention_kwargs
+        if items is not None:
+            embedding = torch.cat([part[list(items)] for part in embedding.split(self.n_items)])
+        if attention and "window" in attention:
+            attention = {"grid": grid, **attention}
+        return Condition(embedding, attention)
 
 
 class MusicLDMStages(MusicLDMBase):
@@ -45,29 +58,26 @@ class MusicLDMStages(MusicLDMBase):
         output.check(can_rank=self.text_encoder is not None and self.feature_extractor is not None)
         return n_prompts * output.num_waveforms_per_prompt
 
-    def encode_for_call(self, prompts: Prompts, sampling: SamplingOptions, n: int, grid: tuple[int, ...]) -> Encoded:
-        """The condition of ``n`` candidates of each prompt, for latents of ``grid`` (T/f, F/f)."""
+    def encode_for_call(self, prompts: Prompts, sampling: SamplingOptions, n: int) -> Encoded:
+        """The embeddings of ``n`` candidates of each prompt."""
         wanted, unconditional = self.encode_prompt(*prompts.arguments, sampling.is_guided)  # (P, D) each
         embedding = torch.cat([unconditional, wanted]) if sampling.is_guided else wanted
-        embedding = embedding.repeat_interleave(n, dim=0)  # (B, D) or (2B, D)
-        attention = sampling.cross_attention_kwargs
-        if attention and "window" in attention:
-            attention = {"grid": grid, **attention}
-        return Encoded(Condition(embedding, attention), wanted)
+        return Encoded(embedding.repeat_interleave(n, dim=0), wanted, len(wanted) * n)
 
     def first_latents(
-        self, shape: tuple[int, ...], generator: Noise = None, noise: Tensor | None = None, x0: Tensor | None = None
+        self, shape: tuple[int, ...], generator: Noise = None, noise: Tensor | None = None, source: Known | None = None
     ) -> Tensor:
-        """What is denoised: noise of ``shape (B, C, T/f, F/f)``, or ``x0`` as noisy as where the scheduler begins.
+        """What is denoised: noise of ``shape (B, C, T/f, F/f)``, and where it is kept ``source``, as noisy.
 
         In float32 at least, so that noise is the same in every dtype and rounding does not add up.
         """
         dtype, device = torch.promote_types(self.unet.dtype, torch.float32), self._execution_device
-        if x0 is None:
-            return first_noise(self.scheduler, shape, dtype, device, generator, noise)
         noise = draw_noise(shape, dtype, device, generator, noise)
+        state = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flows start from noise as it is
+        if source is None:
+            return state
         level = noise_level(self.scheduler, self.scheduler.timesteps[0], 0)
-        return add_noise(x0.to(noise), noise, level)
+        return source._replace(x0=add_noise(source.x0.to(noise), noise, level)).keep(state)
 
     def run_steps(
         self,
@@ -79,6 +89,7 @@ class MusicLDMStages(MusicLDMBase):
         n_steps: int,
         generator: Noise = None,
         known: Known | None = None,
+        evaluate: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """``latents`` denoised over the time steps that the scheduler was prepared for, ``n_steps`` of them.
 
@@ -100,6 +111,7 @@ class MusicLDMStages(MusicLDMBase):
                 correct=sampling.correct,
                 known=known,
                 loop=sampling.loop,
+                evaluate=evaluate,
             )
 
     def decode(self, latents: Tensor, loop: bool = False) -> Tensor:

@@ -119,7 +119,8 @@ class MusicLDMPipeline(MusicLDMStages):
         sampling.prepare_timesteps(self.scheduler, num_inference_steps)
 
         # 3. Encode the prompts
-        condition, wanted = self.encode_for_call(prompts, options, num_waveforms_per_prompt, shape[2:])
+        encoded = self.encode_for_call(prompts, options, num_waveforms_per_prompt)
+        condition = encoded.condition(options, shape[2:])
 
         # 4. Draw the first noise
         latents = self.first_latents(shape, generator, latents)
@@ -130,7 +131,7 @@ class MusicLDMPipeline(MusicLDMStages):
         )
 
         # 6. Decode, and rank the candidates
-        audios, scores = self.render(latents, n_samples, output, wanted, loop)
+        audios, scores = self.render(latents, n_samples, output, encoded.wanted, loop)
         self.maybe_free_model_hooks()
 
         # 7. Return

@@ -50,6 +50,11 @@ class Known(NamedTuple):
     mask: Tensor
     noises: Tensor | None = None
 
+    def keep(self, latents: Tensor) -> Tensor:
+        """``latents (B, C, T, F)`` whose kept part is ``x0``."""
+        kept = self.mask.to(latents)
+        return kept * self.x0.to(latents) + (1 - kept) * latents
+
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
     """Whether latents are on a straight line between x0 and noise: a rectified flow."""
