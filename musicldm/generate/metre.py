@@ -13,6 +13,7 @@ DENOMINATORS = (1, 2, 4, 8, 16, 32)
 MOST_BEATS = 64  # in a bar
 MOST_BARS = 10_000
 LEAST_LOOP_S = 1.0
+MOST_PULSE = 1.0
 TEMPO_CANDIDATES = 16  # made at most for a tempo, unless the request says how many
 
 
@@ -31,11 +32,13 @@ class Take:
     speed: float = 1.0  # how many times as fast it was played
     start: int | None = None  # of a loop: the sample of the stretched loop that became the first; None: not chosen yet
     tried: int = 1  # candidates before it was found
+    pulse: float = 0.0  # how strong the beats in its first noise were
 
     def __post_init__(self):
         for name, least in (("seed", 0), ("size", 1), ("made_samples", 1), ("tried", 1)):
             check_whole(f"take's {name}", getattr(self, name), least)
         check_whole("take's place", self.place, 0, self.size - 1)
+        check_number("take's pulse", self.pulse, 0, MOST_PULSE)
         check_number("take's speed", self.speed, 1 - LIMIT - 1e-9, 1 + LIMIT + 1e-9)
         if self.start is not None:
             check_whole("take's start", self.start, 0)

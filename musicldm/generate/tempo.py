@@ -1,10 +1,13 @@
-"""Music at the tempo asked for, by any model: candidates, of which the nearest is taken and stretched.
+"""Music at the tempo asked for, by any model: candidates, of which one that comes near is taken and stretched.
 
-    Request with bpm -> candidates, a few at a time -> beats of each -> the nearest, stretched by at most 8 % and, if it
-    is a loop of bars, turned to a downbeat -> beats again -> piece
+    Request with bpm -> candidates, a few at a time -> beats of each -> the one nearest the tempo, stretched by at most
+    8 % and, if it is a loop of bars, turned to a downbeat -> beats again -> piece
 
-A piece is made a little longer than it will be, so that its length is exact after the stretch. A loop of bars is made
-on a circle of about its length, which whole beats fill: its tempo follows from their number.
+The prompt is given with the tempo in words. Where that does not bring any candidate near, the next ones have a pulse in
+their first noise (`musicldm.editing.pulse`), stronger from round to round.
+
+A piece is made a little longer than it will be, so that its length is exact after the stretch; a loop is made on a
+circle of whole latent frames.
 """
 
 from __future__ import annotations
@@ -13,21 +16,24 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Generator, Tensor
 
-from musicldm.analysis.seams import loop_quantile
+from musicldm.analysis.seams import FEWEST, loop_quantile
 from musicldm.audio.loop_chunks import Loop
+from musicldm.config.values import shown
+from musicldm.editing.pulse import pulsed_noise
 from musicldm.editing.stretching import stretch, stretch_loop
 from musicldm.editing.tempo import (
     LIMIT,
+    WITHIN,
     Tempo,
     attack_sample,
     bar_start_s,
     choose_tracker,
-    in_reach,
     is_tempo,
     measure_tempo,
     speed_to,
@@ -35,26 +41,32 @@ from musicldm.editing.tempo import (
 from musicldm.generate.metre import Take, beats_of, is_compound
 from musicldm.generate.recipe import Request
 from musicldm.novelty import CopyError
+from musicldm.pipelines.base import MusicLDMBase
+from musicldm.pipelines.checks import plan_lengths
+from musicldm.sampling import LeaningGenerator
 
 AT_ONCE = 4  # candidates that are made and measured before the next are
+PULSES = (0.0, 0.07, 0.1, 0.14)  # of the rounds; at 0.3 of the first noise nothing but beats was left
 LEAST_STRETCH = 0.002  # smaller differences of tempo are within what a tracker can tell
 SPARE_S = 0.05  # more than rounding can take from the end of a piece
 STATED = re.compile(r"\d\s*(bpm|beats (per|a) minute)", re.IGNORECASE)
 
+Noise = Callable[[int], Generator]  # the generator of a seed
 Output = tuple[np.ndarray, dict | None]  # a waveform, and what was found when it was compared
-Make = Callable[[list[Request]], list[Output | None]]  # None: refused as a copy
+Make = Callable[[list[Request], Noise], list[Output | None]]  # of plain requests; None: refused as a copy
 
 
 class TempoError(ValueError):
     """No candidate came near the tempo asked for."""
 
 
-class Grid(NamedTuple):
-    """Lengths that a model makes."""
+class Studio(NamedTuple):
+    """What candidates are made with."""
 
-    rate: int  # Hz
-    quantum: int  # samples of a latent frame
-    usual: int | None  # samples where no length is asked for; None if one is
+    pipeline: MusicLDMBase
+    make: Make
+    noise: Noise
+    tracker: str
 
 
 class Made(NamedTuple):
@@ -73,41 +85,44 @@ class Candidate(NamedTuple):
     take: Take
     tempo: Tempo
     off: float  # how far from 1 the speed is that it needs; of a loop, that it needs beside the stretch of its circle
+    score: float | None  # cosine similarity to the prompt in CLAP's space
     novelty: dict | None
 
 
-def in_tempo(request: Request, grid: Grid, make: Make) -> Made:
+def in_tempo(request: Request, pipeline: MusicLDMBase, make: Make, noise: Noise) -> Made:
     """The piece that ``request``, which has a tempo and a seed, asks for.
 
-    ``make`` gives the waveforms of plain requests. The candidates have the seeds from the request's on.
+    The candidates have the seeds from the request's on. In each round those within 2 % of the tempo are tried first,
+    the best score first, then the others, the nearest first.
 
     Raises:
         TempoError: no candidate came near the tempo, and ``request.force`` is false.
         CopyError: all candidates were refused.
     """
-    tracker = choose_tracker()
+    studio = Studio(pipeline, make, noise, choose_tracker())
     if request.take:
-        candidate = list(_batch(request, grid, make, request.take, tracker))[request.take.place]
-        return _finished(request, grid, candidate._replace(take=request.take), tracker, request.take.tried)
+        candidate = list(_round(request, studio, request.take))[request.take.place]
+        if candidate is None:
+            raise CopyError(f"{shown(request.prompt)} came too near to the training set", refused=(0,))
+        return _finished(request, studio, candidate, request.take)
     tried: list[Candidate] = []
-    for first in range(0, request.candidates, AT_ONCE):
+    for number, first in enumerate(range(0, request.candidates, AT_ONCE)):
         size = min(AT_ONCE, request.candidates - first)
-        made_samples = _made_samples(request, grid, tried, first // AT_ONCE)
-        take = Take(request.seed + first, size, 0, made_samples)
-        new = [one for one in _batch(request, grid, make, take, tracker) if one is not None]
+        pulse = PULSES[min(number, len(PULSES) - 1)]
+        take = Take(request.seed + first, size, 0, _made_samples(request, pipeline), tried=first + size, pulse=pulse)
+        new = [one for one in _round(request, studio, take) if one is not None]
         tried += new
-        for candidate in sorted(new, key=lambda one: one.off):
-            if not _reaches(request, candidate):
-                break
-            made = _finished(request, grid, candidate, tracker, first + size)
-            if is_tempo(request.bpm, made.found["tempo"]["result_bpm"], is_compound(request.meter)):
-                return made
+        for candidate in sorted(new, key=_rank):
+            if candidate.off <= (WITHIN if request.loop else LIMIT):
+                made = _finished(request, studio, candidate, candidate.take)
+                if is_tempo(request.bpm, made.found["tempo"]["result_bpm"], is_compound(request.meter)):
+                    return made
     if not tried:
-        raise CopyError(f"all candidates of {request.prompt!r} came too near to the training set", refused=(0,))
+        raise CopyError(f"all candidates of {shown(request.prompt)} came too near to the training set", refused=(0,))
     nearest = min(tried, key=lambda one: one.off)
-    if request.force:
-        return _finished(request, grid, nearest, tracker, request.candidates)
-    raise TempoError(_too_far(request, nearest))
+    if not request.force:
+        raise TempoError(_too_far(request, nearest))
+    return _finished(request, studio, nearest, replace(nearest.take, tried=request.candidates))
 
 
 def stated(prompt: str, bpm: float) -> str:
@@ -127,105 +142,135 @@ def loop_of(recipe: dict) -> Loop | None:
 
 def seam_of(waveform: np.ndarray, rate: int, beats_s: Sequence[float] | None = None) -> float:
     """The rank of the change where the loop ``waveform`` (L,) or (A, L) begins again, as `loop_quantile` gives it."""
-    return loop_quantile(np.atleast_2d(waveform).mean(axis=0), rate, beats_s)
+    return round(loop_quantile(np.atleast_2d(waveform).mean(axis=0), rate, beats_s), 4)
 
 
-def _samples(request: Request, grid: Grid) -> int:
+def _rank(candidate: Candidate) -> tuple[bool, float]:
+    is_near = candidate.off <= WITHIN
+    return not is_near, -(candidate.score or 0.0) if is_near else candidate.off
+
+
+def _quantum(pipeline: MusicLDMBase) -> int:
+    """Samples of a latent frame."""
+    return pipeline.vae_scale_factor * math.prod(pipeline.vocoder.config.upsample_rates)
+
+
+def _samples(request: Request, pipeline: MusicLDMBase) -> int:
     """Of the piece."""
-    return grid.usual if request.seconds is None else round(request.seconds * grid.rate)
+    if request.seconds is None:
+        return plan_lengths(pipeline.unet, pipeline.vae, pipeline.vocoder, 1)[0]
+    return round(request.seconds * pipeline.sampling_rate)
 
 
-def _made_samples(request: Request, grid: Grid, tried: list[Candidate], round_number: int) -> int:
-    """Of the candidates of the next round; of a loop whole latent frames.
+def _made_samples(request: Request, pipeline: MusicLDMBase) -> int:
+    """Of its candidates."""
+    n, quantum = _samples(request, pipeline), _quantum(pipeline)
+    if request.loop:
+        return max(1, round(n / quantum)) * quantum
+    return math.ceil(n * (1 + LIMIT) + SPARE_S * pipeline.sampling_rate)
 
-    The first round of a loop, and every other one, is made on its own length; the others on one for the tempo that this
-    model gives such music, as far as that is in reach.
+
+def _round(request: Request, studio: Studio, take: Take) -> Iterator[Candidate | None]:
+    """The candidates that are made together with ``take``, measured; None in place of one that was refused.
+
+    If ``request`` has a take, all others are None, too.
     """
-    n = _samples(request, grid)
-    if not request.loop:
-        return math.ceil(n * (1 + LIMIT) + SPARE_S * grid.rate)
-    speed = 1.0
-    if speeds := [value for one in tried if in_reach(value := _speed(request, one.tempo.bpm))]:
-        speed = median(speeds) if round_number % 2 else 1.0
-    most = n * (1 + LIMIT) / grid.quantum
-    frames = min(max(round(n * speed / grid.quantum), math.ceil(n * (1 - LIMIT) / grid.quantum)), math.floor(most))
-    return max(frames, 1) * grid.quantum
-
-
-def _batch(request: Request, grid: Grid, make: Make, take: Take, tracker: str) -> Iterator[Candidate | None]:
-    """The candidates of ``take``'s batch, measured; None in place of one that was refused."""
+    pipeline, rate = studio.pipeline, studio.pipeline.sampling_rate
+    none = {"bpm": None, "bars": None, "meter": None, "force": False, "take": None}
     plain = replace(
-        request,
-        prompt=stated(request.prompt, request.bpm),
-        seconds=take.made_samples / grid.rate,
-        candidates=1,
-        **{"bpm": None, "bars": None, "meter": None, "force": False, "take": None},
+        request, prompt=stated(request.prompt, request.bpm), seconds=take.made_samples / rate, candidates=1, **none
     )
-    made = make([replace(plain, seed=take.seed + place) for place in range(take.size)])
-    for place, output in enumerate(made):
-        if output is None or (request.take and place != request.take.place):
+    noise = studio.noise
+    if take.pulse:
+        lean = take.pulse * _pulse(request, pipeline, take.made_samples)
+        noise = lambda seed: LeaningGenerator(studio.noise(seed), lean)  # noqa: E731
+    outputs = studio.make([replace(plain, seed=take.seed + place) for place in range(take.size)], noise)
+    for place, output in enumerate(outputs):
+        if output is None or (request.take and place != take.place):
             yield None
             continue
-        tempo = measure_tempo(output[0], grid.rate, request.loop, tracker)
-        if request.loop:
-            speed = take.made_samples / _samples(request, grid)
-            off = abs(_speed(request, tempo.bpm * speed) - 1)
+        waveform, novelty = output
+        tempo = measure_tempo(waveform, rate, request.loop, studio.tracker)
+        speed = _speed(request, tempo.bpm)
+        if request.loop:  # whose circle is stretched, whatever its tempo
+            circle = take.made_samples / _samples(request, pipeline)
+            off, speed = abs(_speed(request, tempo.bpm * circle) - 1), circle
         else:
-            speed = _speed(request, tempo.bpm)
             off = abs(speed - 1)
-            speed = min(max(speed, 1 - LIMIT), 1 + LIMIT) if math.isfinite(speed) else 1.0
-            speed = 1.0 if abs(speed - 1) < LEAST_STRETCH else speed
-        yield Candidate(output[0], replace(take, place=place, speed=speed), tempo, off, output[1])
+            speed = 1.0 if off < LEAST_STRETCH or math.isinf(off) else min(max(speed, 1 - LIMIT), 1 + LIMIT)
+        score = _score(request, pipeline, waveform)
+        yield Candidate(waveform, replace(take, place=place, speed=speed), tempo, off, score, novelty)
+
+
+@torch.no_grad()
+def _score(request: Request, pipeline: MusicLDMBase, waveform: np.ndarray) -> float | None:
+    if pipeline.feature_extractor is None:
+        return None
+    embedding = pipeline.encode_prompt(request.prompt, guided=False)[0]  # (1, D)
+    return round(float(pipeline.similarity(torch.from_numpy(waveform)[None], embedding)), 4)
+
+
+@torch.no_grad()
+def _pulse(request: Request, pipeline: MusicLDMBase, made_samples: int) -> Tensor:
+    """The pulse (C, T, F) of the tempo asked for in the latents of ``made_samples``, of unit variance."""
+    rate, quantum = pipeline.sampling_rate, _quantum(pipeline)
+    frames = -(-made_samples // quantum)
+    bpm = request.bpm
+    if request.loop:  # whole bars on the circle
+        bpm *= _samples(request, pipeline) / made_samples
+    pulsed, steady = pulsed_noise(frames * quantum, rate, bpm, beats_of(request.meter)[0])
+    turns = 3 if request.loop else 1  # a loop has neighbours
+    both = pipeline.encode_audio(np.stack([np.tile(one, turns) for one in (pulsed, steady)]), rate).float().cpu()
+    lean = (both[0] - both[1])[:, frames * (turns // 2) :][:, :frames]
+    lean = lean - lean.mean(dim=1, keepdim=True)
+    return lean / lean.std().clamp(min=1e-12)
 
 
 def _speed(request: Request, bpm: float) -> float:
     return speed_to(request.bpm, bpm, is_compound(request.meter))
 
 
-def _reaches(request: Request, candidate: Candidate) -> bool:
-    if request.loop:  # its stretch is that of its circle, which is in reach
-        return is_tempo(request.bpm, request.bpm / (1 + candidate.off))
-    return candidate.off <= LIMIT
-
-
-def _finished(request: Request, grid: Grid, candidate: Candidate, tracker: str, tried: int) -> Made:
-    """The piece that becomes of ``candidate``; ``tried`` candidates were made so far."""
-    n, take = _samples(request, grid), candidate.take
+def _finished(request: Request, studio: Studio, candidate: Candidate, take: Take) -> Made:
+    """The piece that becomes of ``candidate`` by what ``take`` says."""
+    rate, n = studio.pipeline.sampling_rate, _samples(request, studio.pipeline)
     if not request.loop:
         length = round(candidate.waveform.shape[-1] / take.speed)
-        waveform = stretch(candidate.waveform, grid.rate, length)[..., :n]
-        after = measure_tempo(waveform, grid.rate, tracker=tracker)
+        waveform = stretch(candidate.waveform, rate, length)[..., :n]
+        after = measure_tempo(waveform, rate, tracker=studio.tracker)
     else:
-        waveform = stretch_loop(candidate.waveform, grid.rate, n)
-        after = measure_tempo(waveform, grid.rate, True, tracker)
+        waveform = stretch_loop(candidate.waveform, rate, n)
+        after = measure_tempo(waveform, rate, True, studio.tracker)
         start = take.start
         if start is None:
-            start = attack_sample(waveform, grid.rate, bar_start_s(after, n / grid.rate, request.bars))
+            start = attack_sample(waveform, rate, bar_start_s(after, n / rate, request.bars))
         waveform, take = np.roll(waveform, -start, axis=-1), replace(take, start=start)
-        after = after._replace(beats_s=np.sort((after.beats_s - start / grid.rate) % (n / grid.rate)))
+        after = after._replace(beats_s=np.sort((after.beats_s - start / rate) % (n / rate)))
     found = {
-        "seconds": n / grid.rate,
+        "seconds": n / rate,
+        "score": candidate.score,
         "tempo": {
             "asked_bpm": request.bpm,
             "measured_bpm": round(candidate.tempo.bpm, 3),
             "stretched": round(1 / take.speed, 6),
             "result_bpm": round(after.bpm, 3),
             "confidence": round(after.confidence, 3),
-            "tracker": tracker,
-            "tried": tried,
+            "tracker": studio.tracker,
         },
     }
     if request.loop:
-        found["seam_quantile"] = round(seam_of(waveform, grid.rate, after.beats_s), 4)
-    return Made(waveform, replace(take, tried=tried), found, candidate.novelty)
+        beats_s = after.beats_s
+        if len(beats_s) < FEWEST:
+            beats_s = np.arange(0, n / rate - 1e-6, 60 / request.bpm)
+        found["seam_quantile"] = seam_of(waveform, rate, beats_s)
+    return Made(waveform, take, found, candidate.novelty)
 
 
 def _too_far(request: Request, nearest: Candidate) -> str:
     way_out = "ask for another tempo, for more candidates (--candidates), or take the nearest with force (--force)"
-    count = f"{request.candidates} candidate{'s' if request.candidates > 1 else ''} of {request.prompt!r}"
+    count = f"{request.candidates} candidate{'s' if request.candidates > 1 else ''} of {shown(request.prompt)}"
     if not nearest.tempo.bpm:
         return f"none of {count} has a beat, so that none comes near {request.bpm:g} BPM; {way_out}"
     return (
-        f"none of {count} comes near {request.bpm:g} BPM: the nearest has {nearest.tempo.bpm:.1f} BPM, more than "
-        f"{LIMIT:.0%} off in any octave, or loses its beat when it is stretched; {way_out}"
+        f"none of {count} comes near {request.bpm:g} BPM: the nearest has {nearest.tempo.bpm:.1f} BPM, which in no "
+        f"octave is within {LIMIT:.0%} of it, or loses its beat when it is stretched; {way_out}"
     )

@@ -17,6 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "known": ["Known", "NoiseLevel", "add_noise", "noise_level"],
         "schedulers": ["FLOW_SCHEDULERS", "SCHEDULERS", "make_scheduler"],
-        "turning": ["TurnedGenerator", "turn_noise"],
+        "turning": ["LeaningGenerator", "TurnedGenerator", "turn_noise"],
     },
 )

@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from musicldm.config.values import check_kind, check_number, check_whole, shown
 from musicldm.sampling.condition import Condition, predict
 from musicldm.sampling.known import Keeper, Known, skip_noisier
-from musicldm.sampling.turning import TurnedGenerator, turn_noise, turning
+from musicldm.sampling.turning import LeaningGenerator, TurnedGenerator, turn_noise, turning
 
 ALL_NOISE = (0.0, 1.0)  # an interval of guidance: the shares of the training's time steps between which there is some
 
@@ -208,6 +208,7 @@ def brownian_noise(latents: Tensor, sigmas: Tensor, generators: list[Generator])
     low, high = sigmas[sigmas > 0].min().item(), sigmas.max().item()
 
     def motion(generators: list[Generator]) -> Callable[[Tensor, Tensor], Tensor]:
+        generators = [each.first if isinstance(each, LeaningGenerator) else each for each in generators]
         turned = [each if isinstance(each, TurnedGenerator) else None for each in generators]
         if not any(turned):
             seeds = [torch.randint(2**62, (), generator=generator).item() for generator in generators]

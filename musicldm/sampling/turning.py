@@ -56,12 +56,40 @@ class TurnedGenerator(Generator):
         self.first, self.other, self.share = first, other, share
 
 
+class LeaningGenerator(Generator):
+    """A generator for pipelines whose first noise is that of ``first`` with ``lean`` added to it.
+
+    ``lean`` (C, T, F) is what the first noise shall have in it, of a standard deviation well below 1. What is drawn
+    later, by samplers that add noise in each step, has none.
+
+    Raises:
+        ValueError: for something else than a generator and a tensor.
+    """
+
+    def __new__(cls, first: Generator, lean: Tensor) -> LeaningGenerator:
+        check_kind("first", first, Generator, "a torch.Generator")
+        check_kind("lean", lean, Tensor, "a tensor")
+        return super().__new__(cls, first.device)
+
+    def __init__(self, first: Generator, lean: Tensor):
+        self.first, self.lean = first, lean
+
+    def leaning(self, noise: Tensor) -> Tensor:
+        """``noise`` (1, C, T, F), with what is to be added the first time."""
+        lean, self.lean = self.lean, None
+        return noise if lean is None else noise + lean.to(noise)
+
+
 class _Turning(TorchFunctionMode):
-    """Inside, ``torch.randn`` of a `TurnedGenerator` turns; on this thread alone."""
+    """Inside, ``torch.randn`` of a `TurnedGenerator` turns, of a `LeaningGenerator` leans; on this thread alone."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         generator = kwargs.get("generator")
+        if function is torch.randn and isinstance(generator, LeaningGenerator):
+            return generator.leaning(
+                self.__torch_function__(torch.randn, types, args, kwargs | {"generator": generator.first})
+            )
         if function is torch.randn and isinstance(generator, TurnedGenerator):
             first, other = (
                 self.__torch_function__(torch.randn, types, args, kwargs | {"generator": each})
@@ -72,6 +100,7 @@ class _Turning(TorchFunctionMode):
 
 
 def turning(generator: Generator | list[Generator] | None) -> AbstractContextManager:
-    """Where noise is drawn of ``generator``, which may be, or hold, some that turn."""
+    """Where noise is drawn of ``generator``, which may be, or hold, some that turn or lean."""
     generators = generator if isinstance(generator, list) else [generator]
-    return _Turning() if any(isinstance(each, TurnedGenerator) for each in generators) else nullcontext()
+    special = any(isinstance(each, TurnedGenerator | LeaningGenerator) for each in generators)
+    return _Turning() if special else nullcontext()
