@@ -29,7 +29,7 @@ BAND_FRAME_S = 0.016  # of the spectrum in which a crossfade's power is kept
 N_BANDS = 16
 MOST_CHANGE = 2.0  # of a band's amplitude in a crossfade
 TAPER = 0.15  # of a crossfade at either end, in which that change begins and ends
-ATTACK = 4.0  # times the energy before: an onset of the new sound
+ATTACK = 4.0  # times the energy before: a note of the new sound begins
 ATTACK_BLOCK_S, ATTACK_PAST_S = 0.004, 0.03
 TAIL_S = 0.1  # of the old sound that is needed beyond a seam
 
@@ -77,12 +77,11 @@ def join(source: Source, region: tuple[int, int], new: New, crossfade_s: float =
     frame = _frame(source, region, (new.start, end))
     waveform = _with_level(waveform, frame, new)
     made = np.zeros((len(waveform), frame.old.shape[1]))
-    resampled = (
-        soxr.resample(waveform.T, new.rate, source.rate, quality="VHQ").T if new.rate != source.rate else waveform
-    )
+    if new.rate != source.rate:
+        waveform = soxr.resample(waveform.T, new.rate, source.rate, quality="VHQ").T
     at = new.start - frame.begin
-    n = min(resampled.shape[1], made.shape[1] - at)
-    made[:, at : at + n] = resampled[:, :n]
+    n = min(waveform.shape[1], made.shape[1] - at)
+    made[:, at : at + n] = waveform[:, :n]
     beside = _beside(frame)
     made = limited(placed(made, beside), beside, source.rate)
 
@@ -110,7 +109,7 @@ def _check(source: Source, region: tuple[int, int], made: tuple[int, int], wavef
         raise ValueError(f"the region of samples {start} to {stop} must touch {source.name}, of 0 to {source.length}")
     if not np.isfinite(waveform).all():
         raise ValueError("what the model made holds NaN or infinity")
-    if not (made[0] <= start and stop <= made[1]):
+    if not (made[0] - 1 <= start and stop <= made[1] + 1):  # windows of the model's latent frames are rounded
         raise ValueError(f"what the model made, samples {made[0]} to {made[1]}, does not cover {start} to {stop}")
 
 
@@ -147,8 +146,8 @@ def _with_level(waveform: np.ndarray, frame: _Frame, new: New) -> np.ndarray:
     old = np.zeros(waveform.shape[1])
     n = min(len(old), len(mean))
     old[:n] = mean[:n]
-    region, there = (tuple(round((place - at) * ratio) for place in pair) for pair in (frame.region, frame.there))
-    return levelled(waveform, old, region, (max(0, there[0]), min(len(old), there[1])), new.rate)
+    start, stop, low, high = (round((place - at) * ratio) for place in (*frame.region, *frame.there))
+    return levelled(waveform, old, (start, stop), (max(0, low), min(len(old), high)), new.rate)
 
 
 def _backwards(work, made: np.ndarray, old: np.ndarray, at: int, *rest) -> np.ndarray:
@@ -192,11 +191,11 @@ def with_phases(made: np.ndarray, old: np.ndarray, at: int, spread: tuple[int, i
 def peak_phases(cross: np.ndarray) -> np.ndarray:
     """The phase (K,) of the cross spectrum ``cross (K,)`` around each of its peaks: one for all bins up to the dips."""
     size = np.abs(cross)
-    peaks = 1 + np.flatnonzero((size[1:-1] > size[:-2]) & (size[1:-1] >= size[2:]))
-    if not len(peaks):
+    peaks: list[int] = (1 + np.flatnonzero((size[1:-1] > size[:-2]) & (size[1:-1] >= size[2:]))).tolist()
+    if not peaks:
         return np.zeros(len(cross))
     dips = [a + int(np.argmin(size[a : b + 1])) for a, b in itertools.pairwise(peaks)]
-    edges = [0, *dips, len(cross)]
+    edges: list[int] = [0, *dips, len(cross)]
     return np.concatenate([np.full(b - a, np.angle(cross[a:b].sum())) for a, b in itertools.pairwise(edges)])
 
 
@@ -204,17 +203,16 @@ def attack_in(made: np.ndarray, old: np.ndarray, at: int, past: int, fade_and_ra
     """How many samples after ``at`` a note of ``made (A, m)`` begins, at most those of the crossfade.
 
     That is where a block of 4 ms has four times the energy of what the model made in the ``past`` samples before it,
-    and more than that of ``old (A, m)`` before ``at``.
+    and twice that of ``old (A, m)`` in the same block, which has no such note then.
     """
     fade, rate = fade_and_rate
     block = max(1, round(ATTACK_BLOCK_S * rate))
     if past < 2 * block:
         return fade
-    energy = np.square(made).mean(axis=0)
-    before = np.square(old[:, max(0, at - past) : at]).mean()
+    energy, theirs = (np.square(sound[:, : at + fade + block]).mean(axis=0) for sound in (made, old))
     for begin in range(at, at + fade, block):
         now = energy[begin : begin + block].mean()
-        if now > ATTACK * energy[begin - past : begin].mean() and now > before:
+        if now > max(ATTACK * energy[begin - past : begin].mean(), 2 * theirs[begin : begin + block].mean()):
             return max(begin - at, min(fade, block // 2))
     return fade
 

@@ -91,7 +91,7 @@ def levelled(new: np.ndarray, old: np.ndarray, region: tuple[int, int], kept: tu
     right = left if right is None else right
     hop = level_frames(rate).hop_length
     frames = np.arange(1 + new.shape[1] // hop) * hop
-    share = np.clip((frames - start) / (stop - start), 0, 1)[:, None]
+    share = np.clip((frames - start) / max(1, stop - start), 0, 1)[:, None]
     return with_gains(new, left * (1 - share) + right * share, rate)
 
 

@@ -152,7 +152,8 @@ class _Watched:
     """A binary file for libsndfile, which does not hand on what went wrong."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
         self.seek, self.tell, self.read = file.seek, file.tell, file.read
 
     def write(self, content: bytes) -> int:
