@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -304,8 +305,12 @@ def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder, wi
     plan = [embedder.name, str(data), CLIPS_A_PART, [WINDOW_S, HOP_S] if windows else None, listing]
     plan = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
     note = work / PLAN
-    if check_mark(work, PLAN, ("*",), "novelty index") and read_mark(note, "novelty index") != plan:
-        _clear(work)
+    if check_mark(work, PLAN, ("*",), "novelty index"):
+        before = read_mark(note, "novelty index")
+        if not re.fullmatch("[0-9a-f]{64}", before):
+            raise FileExistsError(f"{note} was not written by `musicldm novelty index`; give another folder with --out")
+        if before != plan:
+            _clear(work)
     write_whole(note, json.dumps(plan).encode())
 
 

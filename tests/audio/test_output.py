@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from musicldm.audio.output import (
     check_mark,
     free_name,
     full_disk_named,
+    output_folder,
     read_mark,
     remove_own,
     sole_writer,
@@ -80,6 +82,22 @@ def test_a_folder_without_its_mark_is_refused_if_anything_is_in_the_way(tmp_path
         (tmp_path / "mark.json").write_text(content)
         with pytest.raises(FileExistsError, match="was not written by `musicldm x`"):
             read_mark(tmp_path / "mark.json", "x", "steps")
+
+
+@pytest.mark.parametrize("missing", ["", "new/er"])
+def test_a_read_only_folder_is_named_with_a_way_out(missing, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    if os.access(locked, os.W_OK):  # root may write anywhere but where the system keeps its own
+        locked = Path("/proc/self")
+    told = rf"^cannot write to the output folder {locked / missing} \(.*\); give another one with --out$"
+    for opened in (output_folder(locked / missing), sole_writer(locked / missing, "x")):
+        with pytest.raises(OSError, match=told), opened:
+            raise AssertionError("a folder that takes no files was given")
+        assert not (locked / "new").exists()
+    if locked.parent == tmp_path:
+        assert list(locked.iterdir()) == []
 
 
 def test_only_own_files_are_removed(tmp_path):

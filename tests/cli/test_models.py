@@ -16,6 +16,7 @@ from musicldm.audio import read_audio, write_audio
 from musicldm.cli import main
 from tests.helpers import originals
 from tests.helpers.commands import fails, succeeds
+from tests.helpers.disk import full_disk
 from tests.helpers.golden import recording
 
 RATE = 8000
@@ -183,6 +184,29 @@ def test_convert_a_part_alone(checkpoint, tmp_path, capsys):
     assert "without a tokenizer" in err
     originals.assert_equal_weights(ClapModel.from_pretrained(tmp_path / "clap" / "text_encoder"), modules["clap"])
     assert {path.name for path in (tmp_path / "clap").iterdir()} == {"text_encoder", "feature_extractor"}
+
+
+@pytest.mark.parametrize("size", [200, 5000, 40_000])  # bytes that fit: in a configuration, in weights
+def test_convert_on_a_full_disk_leaves_nothing_and_says_so(size, checkpoint, tiny_folder, tmp_path, capsys):
+    for out, call in (
+        ("model", conversion(checkpoint[0], tmp_path / "out" / "model")),
+        ("half", ["convert", tiny_folder, "--dtype", "float16", "--out", tmp_path / "out" / "half"]),
+    ):
+        with full_disk(size):
+            code = main([str(argument) for argument in call])
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert code == 2, told
+        assert "the disk is full" in told, told
+        assert f"make room on the disk of {tmp_path / 'out'}, or give a folder on another one with --out" in told
+        assert not (tmp_path / "out").exists(), out
+    succeeds(capsys, *call)
+
+
+def test_convert_on_a_full_disk_leaves_an_empty_folder_empty(tiny_folder, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    with full_disk(5000):
+        assert "the disk is full" in fails(capsys, "convert", tiny_folder, "--out", tmp_path / "model")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model"]
 
 
 def test_convert_refuses(checkpoint, tiny_folder, tmp_path, capsys):

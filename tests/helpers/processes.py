@@ -162,7 +162,7 @@ def whole_runs(data: str, out: str, parts: str, batch_size: int) -> None:
 def fill(folder: str) -> None:
     """Fill four blocks and a half, each process with its number."""
     n = 9 * BLOCK // 2
-    kept = KeptArrays(Path(folder), "key", n, {"by": ((n,), np.int64)})
+    kept = KeptArrays(Path(folder), "0" * 64, n, {"by": ((n,), np.int64)})
     for first, last in kept.batches("rows", "row"):
         kept.arrays["by"][first:last] = 1 + PartialState().process_index
 

@@ -11,6 +11,7 @@ from musicldm.audio.output import sole_writer
 from musicldm.cli import main
 from musicldm.train import run
 from musicldm.train.data import DATA_FILE
+from musicldm.train.diffusion.cache import KeptArrays
 from musicldm.train.run_folder import checkpoints
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "vae.yaml"
@@ -115,3 +116,36 @@ def test_a_run_of_an_earlier_version_goes_on(data, tmp_path, recwarn):
     run("vae", CONFIG, data, out, True, ["steps=2", *SHORT[1:]])
     assert not [warning for warning in recwarn if "other data" in str(warning.message)]
     assert "3 clips of 3 recordings" in (out / "final" / "README.md").read_text()
+
+
+def kept(folder: Path, key: str) -> KeptArrays:
+    return KeptArrays(folder, key, 3, {"rows": ((3, 2), np.float32)})
+
+
+def test_a_cache_of_another_version_is_begun_anew(tmp_path):
+    """Its key is a digest of other things, or of more; what is of no version stays."""
+    folder = tmp_path / "latents"
+    arrays = kept(folder, "a" * 64)
+    assert list(arrays.batches("rows", "row")) == [(0, 3)]
+    arrays.arrays["rows"][:] = 1
+    (folder / "notes.txt").write_text("mine")
+    assert list(kept(folder, "a" * 64).batches("rows", "row")) == []
+    for other in ("b" * 64, "b" * 128, f"{'b' * 128} 7"):
+        again = kept(folder, other)
+        assert (folder / "key.txt").read_text() == other
+        assert not again.arrays["rows"].any()
+        assert list(again.batches("rows", "row")) == [(0, 3)]
+    (folder / "key.txt").write_text("")  # a run that was killed while it made the arrays
+    assert list(kept(folder, "a" * 64).batches("rows", "row")) == [(0, 3)]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["my password", "a" * 63, "a" * 64 + " b", "schlüssel", "{}"])
+def test_a_key_of_others_is_no_mark_of_a_cache(content, tmp_path):
+    (tmp_path / "key.txt").write_text(content, encoding="utf-8")
+    (tmp_path / "rows.npy").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"key\.txt was not written by `musicldm train`.*cache=FOLDER"):
+        kept(tmp_path, "a" * 64)
+    assert (tmp_path / "key.txt").read_text(encoding="utf-8") == content
+    assert (tmp_path / "rows.npy").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -34,6 +35,7 @@ from vocoder import MelConfig
 
 BATCH = 8
 BLOCK = 25 * BATCH  # rows between two saves
+KEY = re.compile(r"([0-9a-f]{64,128}( \d+)?)?")  # digests and a number; empty while arrays are made
 
 
 class Conditioner(NamedTuple):
@@ -105,7 +107,7 @@ class KeptArrays:
         shapes = shapes | {"filled": ((math.ceil(n_rows / BLOCK),), np.bool_)}
         key_file = folder / "key.txt"
         with sole_writer(folder, "train", wait_s=120) if self.state.is_main_process else nullcontext():
-            if self.state.is_main_process and not (key_file.exists() and key_file.read_text() == key):
+            if self.state.is_main_process and _key_of(key_file) != key:
                 check_mark(folder, key_file.name, [f"{name}.npy" for name in shapes], "train")
                 write_whole(key_file, b"")
                 for name, (size, dtype) in shapes.items():
@@ -141,6 +143,23 @@ class KeptArrays:
             self.filled.flush()
         bar.close()
         self.state.wait_for_everyone()
+
+
+def _key_of(file: Path) -> str | None:
+    """What ``file`` says that the arrays beside it are of, by whatever version; None without it.
+
+    Raises:
+        FileExistsError: it is something else, which no training has written.
+    """
+    if not file.exists():
+        return None
+    key = file.read_text(errors="replace")
+    if not KEY.fullmatch(key):
+        raise FileExistsError(
+            f"{file} was not written by `musicldm train`, which would replace it and the arrays beside it: nothing was "
+            "changed; move it away, or give another folder with --out or cache=FOLDER"
+        )
+    return key
 
 
 def read_batches(clips: list[Clip], mel: MelConfig, kept: KeptArrays, what: str) -> Iterator[tuple[int, int, Tensor]]:
