@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vocoder.mel import MelConfig, log_mel_spectrogram
 
-RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # FFT, hop and window in samples
+RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # FFT, hop and window in samples, of about 20 kHz
 
 
 def mel_loss(generated: Tensor, real: Tensor, config: MelConfig) -> Tensor:
@@ -21,15 +21,14 @@ def mel_loss(generated: Tensor, real: Tensor, config: MelConfig) -> Tensor:
     return (log_mel_spectrogram(generated, config) - log_mel_spectrogram(real, config)).abs().mean()
 
 
-def multi_resolution_stft_loss(
-    generated: Tensor, real: Tensor, resolutions: tuple[tuple[int, int, int], ...] = RESOLUTIONS
-) -> Tensor:
-    """Spectral convergence plus mean absolute log-magnitude difference, averaged over ``resolutions``.
+def multi_resolution_stft_loss(generated: Tensor, real: Tensor, scale: int = 1) -> Tensor:
+    """Spectral convergence plus mean absolute log-magnitude difference, averaged over `RESOLUTIONS` times ``scale``.
 
     The former is a ratio of norms over the whole batch: of a silent item alone it would be beyond all others.
     """
     losses = []
-    for n_fft, hop, window_length in resolutions:
+    for resolution in RESOLUTIONS:
+        n_fft, hop, window_length = (scale * size for size in resolution)
         window = torch.hann_window(window_length, device=real.device, dtype=real.dtype)
         fake, true = (
             torch.stft(x, n_fft, hop, window_length, window, return_complex=True).abs().clamp(min=1e-5)

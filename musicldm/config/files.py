@@ -107,7 +107,7 @@ def configs_folder(package: Path = Path(__file__).parents[1]) -> Path:
 
 
 def find_config(name: str | Path, stage: str) -> Path:
-    """The file at the path ``name``, or the bundled configuration of ``stage`` if ``name`` is original, mini or tiny.
+    """The file at the path ``name``, or the bundled configuration of ``stage`` if ``name`` is mini, original, ...
 
     Raises:
         FileNotFoundError: neither, with the bundled names.

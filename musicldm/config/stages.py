@@ -136,6 +136,7 @@ class VAEConfig(TrainConfig):
     freeze_encoder: bool = False  # train the decoder of init alone: latents stay what they are
     kl_weight: float = 1.5e-5  # times nats for each latent value (published: 1 beside an error summed over 65,536)
     texture_weight: float = 0.0  # of differences in roughness, which a mean absolute error smooths away
+    balance_weight: float = 0.0  # of errors in left and right of stereo, which beside log-mels count little
     adversarial_from: int = 50_001  # step from which the patch discriminator takes part
     adversarial_weight: float = 0.5
     discriminator_channels: int = 64
@@ -145,9 +146,10 @@ class VAEConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _positive(self, "segment_s", "layers_per_level", "latent_channels", "norm_groups", "discriminator_rate")
-        _not_negative(
-            self, "discriminator_lead", "texture_weight", "kl_weight", "adversarial_weight", "adversarial_from"
-        )
+        _not_negative(self, "texture_weight", "balance_weight", "kl_weight")
+        _not_negative(self, "discriminator_lead", "adversarial_weight", "adversarial_from")
+        if self.balance_weight and self.mel.planes == 1:
+            raise ValueError("balance_weight is for stereo, but mel.audio_channels is 1: leave it at 0")
         if self.freeze_encoder and not self.init:
             raise ValueError("freeze_encoder needs a trained encoder: say which with init=MODEL")
         if bad := [width for width in self.channels if width % self.norm_groups]:
@@ -179,6 +181,7 @@ class VocoderConfig(TrainConfig):
     resblock_dilations: tuple[int, ...] = (1, 3, 5)
     mel_weight: float = 45.0
     stft_weight: float = 0.0
+    stft_scale: int = 1  # of its frames in samples, which are for rates of about 20 kHz: 2 for 44.1 kHz
     features_weight: float = 2.0
     texture_weight: float = 0.0  # of differences in roughness, which a mean absolute error smooths away
     adversarial_from: int = 0  # step from which the discriminators take part
@@ -186,10 +189,12 @@ class VocoderConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _positive(self, "channels")
+        _positive(self, "channels", "stft_scale")
         _not_negative(self, "match_passes", "texture_weight")
         if self.segment_samples < self.mel.n_fft:
             raise ValueError(f"segment_samples must be at least n_fft ({self.mel.n_fft}), got {self.segment_samples}")
+        if self.stft_weight and self.segment_samples <= (longest := 1024 * self.stft_scale):
+            raise ValueError(f"segment_samples must be above {longest}, 1024 x stft_scale, got {self.segment_samples}")
 
 
 @dataclass

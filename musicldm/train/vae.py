@@ -10,6 +10,7 @@ ratio of gradients at the last layer: Esser et al. (2021), https://arxiv.org/abs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,11 @@ from musicldm.train.common import (
 from musicldm.train.log import EXAMPLES, Examples
 from musicldm.train.loop import Stage, fit
 from musicldm.train.run_folder import CONFIG_FILE, Run, State, load_state, start
-from vocoder import MelConfig, mel_config
+from vocoder import MelConfig, mel_config, unpack_rows
 from vocoder.texture import texture_loss
+
+AUDIBLE = math.log(1000)  # nats of magnitude: 60 dB
+ABOVE_FLOOR = 1.0  # nats, below which rounding of samples is heard rather than music
 
 
 def initial_vae(config: VAEConfig) -> AutoencoderKL:
@@ -131,6 +135,19 @@ def reconstruction_losses(vae: nn.Module, mel: Tensor, noise: Tensor | None = No
     return reconstruction, {"l1": (reconstruction - mel).abs().mean(), "kl": kl_divergence(posterior)}
 
 
+def balance_error(mel: Tensor, reconstruction: Tensor, config: MelConfig) -> Tensor:
+    """Mean absolute error of the balance of stereo images (B, P, T, F) where a band sounds.
+
+    That is where mid or side is above the floor, and at most `AUDIBLE` below what is loudest of the item: elsewhere
+    nobody hears on which side a band is, and it may be of noise alone.
+    """
+    planes, made = (unpack_rows(image, config.bands_per_row) for image in (mel, reconstruction.float()))
+    louder = planes[:, :2].amax(dim=1)  # (B, T, F)
+    least = (louder.amax(dim=(1, 2), keepdim=True) - AUDIBLE).clamp(min=math.log(config.floor) + ABOVE_FLOOR)
+    sounds = louder > least
+    return ((made[:, 2] - planes[:, 2]).abs() * sounds).sum() / sounds.sum().clamp(min=1)
+
+
 def kl_divergence(posterior: DiagonalGaussianDistribution) -> Tensor:
     """Divergence from the unit normal, 0.5 mean(mean^2 + var - 1 - logvar): nats for each latent value, a scalar."""
     return posterior.kl().mean() / posterior.mean[0].numel()
@@ -165,6 +182,15 @@ def compiled_parts(vae: AutoencoderKL) -> list[nn.Module]:
     return [vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks]
 
 
+def weighted_sum(losses: dict, config: VAEConfig):
+    """What the autoencoder is trained for, without its discriminator."""
+    loss = losses["l1"] + config.kl_weight * losses["kl"]
+    for name in ("texture", "balance"):
+        if weight := getattr(config, f"{name}_weight"):
+            loss = loss + weight * losses[name]
+    return loss
+
+
 @dataclass
 class VAEStage(Stage):
     """The autoencoder against its discriminator."""
@@ -196,10 +222,11 @@ class VAEStage(Stage):
         noise = latent_noise(self.autoencoder.vae, mel, item_generators(config, batch.items, "posterior"))
         with accelerator.autocast():
             reconstruction, losses = reconstruction_losses(vae, mel, noise)
-            loss = losses["l1"] + config.kl_weight * losses["kl"]
             if config.texture_weight:
                 losses["texture"] = texture_loss(mel, reconstruction)
-                loss = loss + config.texture_weight * losses["texture"]
+            if config.balance_weight:
+                losses["balance"] = balance_error(mel, reconstruction, config.mel)
+            loss = weighted_sum(losses, config)
         if state.step >= config.adversarial_from:
             losses["generator"], balance = self.adversarial(reconstruction, losses["l1"])
             loss = loss + config.adversarial_weight * balance * losses["generator"]
@@ -229,24 +256,27 @@ class VAEStage(Stage):
     def validate(self) -> dict[str, float]:
         """Mean losses on held-out segments; ``constant_l1`` is what the median of each of their planes would cost.
 
-        With ``texture_weight`` first the sum that is trained for, by which the best is known: ``l1`` alone is lowest
-        where all texture is lost.
+        Of stereo there is the ``balance`` error. With a weight of it or of texture first the sum that is trained for,
+        by which the best is known: ``l1`` alone is lowest where all texture is lost.
         """
         config, vae = self.run.config, self.autoencoder.eval()
-        sums = {"l1": 0.0, "kl": 0.0, "texture": 0.0, "constant_l1": 0.0}
+        stereo = config.mel.planes > 1
+        sums = dict.fromkeys(("l1", "kl", "texture", *["balance"] * stereo, "constant_l1"), 0.0)
         n = min(len(self.held_out), config.validation_batches * config.batch_size)
         for index in range(n):
             mel = self.held_out_mel(index)
             reconstruction, losses = reconstruction_losses(vae, mel)
-            for name, loss in (losses | {"texture": texture_loss(mel, reconstruction)}).items():
+            losses["texture"] = texture_loss(mel, reconstruction)
+            if stereo:
+                losses["balance"] = balance_error(mel, reconstruction, config.mel)
+            for name, loss in losses.items():
                 sums[name] += float(loss)
             sums["constant_l1"] += float((mel - usual_level(mel)[:, None, None]).abs().mean())
         vae.train()
         means = {name: total / n for name, total in sums.items()}
-        if not config.texture_weight:
+        if not config.texture_weight and not config.balance_weight:
             return means
-        loss = means["l1"] + config.kl_weight * means["kl"] + config.texture_weight * means["texture"]
-        return {"loss": loss, **means}
+        return {"loss": weighted_sum(means, config), **means}
 
     @torch.no_grad()
     def examples(self) -> Examples:

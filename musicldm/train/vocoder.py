@@ -90,7 +90,7 @@ def spectral_losses(fake: Tensor, real: Tensor, config: VocoderConfig) -> tuple[
     losses = {"mel": mel_loss(fake, real, config.mel)}
     loss = config.mel_weight * losses["mel"]
     if config.stft_weight:
-        losses["stft"] = multi_resolution_stft_loss(fake, real)
+        losses["stft"] = multi_resolution_stft_loss(fake, real, config.stft_scale)
         loss = loss + config.stft_weight * losses["stft"]
     if config.texture_weight:
         losses["texture"] = mel_texture_loss(fake, real, config)
@@ -169,7 +169,7 @@ class VocoderStage(Stage):
                 sums["loss"] += float(spectral_losses(fake, real, config)[0])
             sums["mel"] += float(mel_loss(fake, real, config.mel))
             sums["texture"] += float(mel_texture_loss(fake, real, config))
-            sums["stft"] += float(multi_resolution_stft_loss(fake, real))
+            sums["stft"] += float(multi_resolution_stft_loss(fake, real, config.stft_scale))
             sums["constant_mel"] += float((mel - mel.median()).abs().mean())
         generator.train()
         return {name: total / n for name, total in sums.items()}

@@ -8,7 +8,7 @@ import pytest
 from musicldm.config import STAGES, VAEConfig, differences, find_config, load_config, save_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
-assert len(CONFIGS) == 17
+assert len(CONFIGS) == 19
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -74,7 +74,7 @@ def test_bundled_configurations_are_found_by_name(tmp_path):
         assert load_config(STAGES["clap"], find_config(size, "clap")) == load_config(
             STAGES["clap"], Path(__file__).parents[2] / "configs" / size / "clap.yaml"
         )
-    with pytest.raises(FileNotFoundError, match="mini, original, tiny"):
+    with pytest.raises(FileNotFoundError, match="mini, original, stereo, tiny"):
         find_config(tmp_path / "none.yaml", "vae")
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import SpeechT5HifiGan
 
+from musicldm.config import VocoderConfig
 from vocoder import MelConfig, log_mel_spectrogram, make_generator, mel_config
 from vocoder.losses import AdversarialLosses, mel_loss, multi_resolution_stft_loss
 from vocoder.mel import mel_filters
@@ -122,6 +123,15 @@ def test_losses_are_zero_for_equal_waveforms_and_grow_with_noise():
     for loss in (lambda x: mel_loss(x, real, MelConfig()), lambda x: multi_resolution_stft_loss(x, real)):
         assert loss(real) == 0
         assert loss(real + 0.01 * noise) < loss(real + 0.1 * noise)
+
+
+def test_longer_frames_tell_nearer_tones_apart():
+    for rate in (22_050, 44_100):
+        at_s = torch.arange(rate, dtype=torch.float64) / rate
+        low, high = (0.3 * (2 * torch.pi * hz * at_s).sin()[None] for hz in (440.0, 446.0))
+        assert multi_resolution_stft_loss(low, high, scale=2) > 1.1 * multi_resolution_stft_loss(low, high)
+    with pytest.raises(ValueError, match="above 2048, 1024 x stft_scale"):
+        VocoderConfig(segment_samples=2048, stft_weight=1.0, stft_scale=2)
 
 
 @pytest.mark.slow
