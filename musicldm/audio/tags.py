@@ -1,6 +1,6 @@
 """The recipe of a generated piece inside its audio file, as JSON in the file's comment.
 
-WAV, RF64, W64: the ICMT entry of a LIST INFO chunk behind the samples    others: the comment that libsndfile writes
+WAV, RF64: the ICMT entry of a LIST INFO chunk behind the samples    FLAC, AIFF, CAF: the comment that libsndfile writes
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-W64_TAIL = bytes.fromhex("2e91cf11a5d628db04c10000")  # of the name of a W64 file's first chunk
-W64_RIFF = b"riff" + W64_TAIL
-W64_LIST = b"list" + b"\x2f" + W64_TAIL[1:]
-APPENDED = ("WAV", "WAVEX", "RF64", "W64")  # containers whose comment `append_comment` writes
+APPENDED = ("WAV", "WAVEX", "RF64")  # containers whose comment `append_comment` writes
 
 
 def read_recipe(path: str | Path) -> dict:
@@ -46,52 +43,27 @@ def read_recipe(path: str | Path) -> dict:
 
 
 def append_comment(file: BinaryIO, comment: str) -> None:
-    """Write ``comment``, ASCII, behind the samples of ``file``, a whole WAV, RF64 or W64 file open for both ways."""
+    """Write ``comment``, ASCII, behind the samples of ``file``, a whole WAV or RF64 file that is open for both ways."""
     file.seek(0)
-    kind = file.read(len(W64_RIFF))
-    is_w64 = kind == W64_RIFF
+    is_rf64 = file.read(4) == b"RF64"
     text = comment.encode("ascii") + b"\0"
     entry = b"INFO" + b"ICMT" + struct.pack("<I", len(text)) + text + b"\0" * (len(text) % 2)
     size = file.seek(0, io.SEEK_END)
-    if is_w64:  # sizes count the chunk's own header, and chunks begin at multiples of 8
-        file.write(b"\0" * (-size % 8) + W64_LIST + struct.pack("<Q", 24 + len(entry)) + entry)
-        file.write(b"\0" * (-file.tell() % 8))
-    else:
-        file.write(b"\0" * (size % 2) + b"LIST" + struct.pack("<I", len(entry)) + entry)
-    size = file.tell()
-    if is_w64:
-        at, stated = 16, struct.pack("<Q", size)
-    elif kind[:4] == b"RF64":  # in the chunk ds64, which comes first
-        at, stated = 20, struct.pack("<Q", size - 8)
-    else:
-        at, stated = 4, struct.pack("<I", size - 8)
-    file.seek(at)
-    file.write(stated)
+    file.write(b"\0" * (size % 2) + b"LIST" + struct.pack("<I", len(entry)) + entry)
+    size = file.tell() - 8
+    file.seek(20 if is_rf64 else 4)  # of RF64 in the chunk ds64, which comes first
+    file.write(struct.pack("<Q" if is_rf64 else "<I", size))
     file.seek(0, io.SEEK_END)
 
 
 def appended_comment(file: BinaryIO) -> str | None:
     """What `append_comment` wrote into ``file``; None for other files."""
-    start = file.read(40)
-    if start[:16] == W64_RIFF:
-        return _w64_comment(file)
+    start = file.read(36)
     if start[:4] not in (b"RIFF", b"RF64") or start[8:12] != b"WAVE":
         return None
     data = struct.unpack("<Q", start[28:36])[0] if start[12:16] == b"ds64" else None  # bytes of samples
     file.seek(12)
     return wav_comment(file, data)
-
-
-def _w64_comment(file: BinaryIO) -> str | None:
-    """The comment of a W64 file that is open behind its 40 first bytes."""
-    while len(header := file.read(24)) == 24:
-        size = struct.unpack("<Q", header[16:])[0] - 24
-        if header[:16] == W64_LIST and file.read(4) == b"INFO":
-            return _info_comment(file, file.tell() + size - 4)
-        if size < 0:
-            break
-        file.seek(size + -size % 8 - (4 if header[:16] == W64_LIST else 0), io.SEEK_CUR)
-    return None
 
 
 def wav_comment(file: BinaryIO, data_size: int | None = None) -> str | None:

@@ -42,7 +42,7 @@ INSTEAD = {  # subtypes for a container that does not have the first
 ROUNDED = {("PCM_32", "PCM_24"), ("FLOAT", "PCM_24"), ("DOUBLE", "FLOAT"), ("DOUBLE", "PCM_24")}
 TAGS = ("title", "artist", "album", "date", "genre", "tracknumber", "copyright", "license")
 TAGGED = ("WAV", "WAVEX", "RF64", "AIFF", "FLAC", "CAF")
-UNTOLD = ("AU",)  # containers without a place for the recipe
+UNTOLD = ("AU", "W64")  # containers without a place for the recipe
 SMALL = ("WAV", "WAVEX", "AIFF", "AU")  # containers whose sizes have 32 bits
 MOST_BYTES = 2**32 - 2**20  # of samples in one of `SMALL`
 HEAD = 4096  # bytes of a file that hold the chunks before its samples
@@ -180,9 +180,12 @@ def _encode(file: BinaryIO, source: Source, patches: Sequence[Patch], form: Form
                 sound.comment = comment
             for block in blocks(source, patches, form.subtype):
                 sound.write(block)
-    except soundfile.LibsndfileError as error:
-        raise watched.error or ValueError(f"{source.name} cannot be written as {form}: {error}") from error
-    if watched.error:
+    except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all samples were written
+        if watched.error is None:
+            raise ValueError(
+                f"{source.name} cannot be written as {form.container} ({error}); choose another"
+            ) from error
+    if watched.error is not None:
         raise watched.error
 
 
