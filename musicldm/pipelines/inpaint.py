@@ -123,7 +123,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         work = list(batches(windows))
         self.check_work(work, latents)
         generator = sampling.make_generators(seed, generator, n_items)
-        sampling.prepare_timesteps(self.scheduler, num_inference_steps)
+        sampling.prepare_timesteps(self.scheduler, num_inference_steps)  # says what is wrong before work begins
 
         # 3. Encode the prompts
         encoded = self.encode_for_call(prompts, options, num_waveforms_per_prompt)
@@ -131,12 +131,15 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         # 4. Make the windows: encode, draw noise, denoise, decode
         made: list[list[Tensor]] = [[] for _ in sources]  # of each item those of its windows, in order
         for each in work:
+            sampling.prepare_timesteps(self.scheduler, num_inference_steps)
             condition = encoded.condition(options, self.shape(each)[2:], each.items)
             own = [generator[item] for item in each.items] if isinstance(generator, list) else generator
             known = self.encode_windows(each, sources)
             found = self.first_latents(known.x0.shape, own, latents, known)
-            steps = {"n_steps": num_inference_steps, "generator": own, "known": known}
-            found = known.keep(self.run_steps(found, condition, options, callbacks, **steps))
+            found = self.run_steps(
+                found, condition, options, callbacks, n_steps=num_inference_steps, generator=own, known=known
+            )
+            found = known.keep(found)  # some samplers end at the training's first noise
             if output_type != "latent":
                 found = self.decode(found)  # (b, L) or (b, A, L)
             for item, one in zip(each.items, found, strict=True):

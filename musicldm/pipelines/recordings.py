@@ -102,7 +102,7 @@ def common_length(waveforms: list[Tensor]) -> int:
 def open_source(recording: Any, sampling_rate: int | None) -> Source:
     """``recording`` to be edited, checked; OSError and ValueError as of `model_waveforms`."""
     if isinstance(recording, str | os.PathLike):
-        source: Source = Source.open(recording)
+        source: Source = Source.open(os.fspath(recording))
         check_rate(recording, sampling_rate, source.rate)
     else:
         check_rate(recording, sampling_rate)

@@ -97,6 +97,23 @@ def test_several_regions_near_and_far(pipeline):
     assert of_mask.regions_s == output.regions_s
 
 
+@pytest.mark.parametrize("name", ["dpm++", "unipc", "lms", "dpm2", "pndm"])
+def test_windows_do_not_depend_on_each_other(exact_pipeline, name):
+    exact_pipeline.scheduler = make_scheduler(name, exact_pipeline.scheduler)
+    pipeline = MusicLDMInpaintPipeline.from_pipe(exact_pipeline)
+    steps, call = [], {"num_inference_steps": 3, "output_type": "latent"}
+    generator = torch.Generator().manual_seed(1)
+    both = pipeline(
+        CAPTIONS[0], music(12.0), RATE, [1.0, 10.0], [1.2, 10.4], generator=[generator],
+        callback=lambda step, *_: steps.append(step), **call,
+    ).audios[0]  # fmt: skip
+    assert steps == [0, 1, 2] * 2 or name == "pndm"
+    generator = torch.Generator().manual_seed(1)
+    for start, stop, latents in zip([1.0, 10.0], [1.2, 10.4], both, strict=True):
+        alone = pipeline(CAPTIONS[0], music(12.0), RATE, start, stop, generator=[generator], **call).audios[0][0]
+        torch.testing.assert_close(alone, latents, rtol=1e-9, atol=1e-9)
+
+
 def test_a_region_longer_than_the_model_was_trained_on(pipeline):
     audio = music(4.0)
     made = pipeline(CAPTIONS[0], audio, RATE, 1.0, 3.0, **FAST).audios[0]
