@@ -7,6 +7,7 @@ end still leads into its start. Other phases make other peaks: what would pass f
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ FADE_S = 0.05  # of the crossfade that closes a loop
 LEAST_CENTS = 5.0  # smaller changes of pitch are not heard; a loop is then resampled, which closes it exactly
 SEED = 0  # of Signalsmith's first phases
 LOOK_AHEAD_S = 0.016  # of the limiter
+Mode = Literal["reflect", "wrap"]
 
 
 def stretch(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
@@ -55,7 +57,7 @@ def stretch_loop(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
     if abs(1200 * math.log2(length / n_samples)) <= LEAST_CENTS:
         made = resample(waveform.astype(np.float64), n_samples, axis=-1).astype(np.float32)
         return _limited(made, waveform, rate, 2 * round(LOOK_AHEAD_S * rate))
-    fade = min(round(FADE_S * rate), n_samples // 4)
+    fade = max(1, min(round(FADE_S * rate), n_samples // 4))
     start = _quietest(waveform, rate)
     turned = np.roll(waveform, -start, axis=-1)
     two = _stretched(np.tile(turned, 2), rate, 2 * n_samples + fade, length / n_samples, "wrap")
@@ -79,7 +81,7 @@ def _checked(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
     return waveform
 
 
-def _stretched(waveform: np.ndarray, rate: int, n_samples: int, speed: float, mode: str) -> np.ndarray:
+def _stretched(waveform: np.ndarray, rate: int, n_samples: int, speed: float, mode: Mode) -> np.ndarray:
     """The first ``n_samples`` of ``waveform`` (..., L) played ``speed`` times as fast.
 
     ``mode`` is `numpy.pad`'s: what is heard before its start and after its end. Signalsmith's windows reach beyond

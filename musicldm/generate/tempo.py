@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ def _round(request: Request, studio: Studio, take: Take) -> Iterator[Candidate |
     If ``request`` has a take, all others are None, too.
     """
     pipeline, rate = studio.pipeline, studio.pipeline.sampling_rate
-    none = {"bpm": None, "bars": None, "meter": None, "force": False, "take": None}
+    none: dict[str, Any] = {"bpm": None, "bars": None, "meter": None, "force": False, "take": None}
     plain = replace(
         request, prompt=stated(request.prompt, request.bpm), seconds=take.made_samples / rate, candidates=1, **none
     )
@@ -261,7 +261,7 @@ def _finished(request: Request, studio: Studio, candidate: Candidate, take: Take
         beats_s = after.beats_s
         if len(beats_s) < FEWEST:
             beats_s = np.arange(0, n / rate - 1e-6, 60 / request.bpm)
-        found["seam_quantile"] = seam_of(waveform, rate, beats_s)
+        found["seam_quantile"] = seam_of(waveform, rate, beats_s.tolist())
     return Made(waveform, take, found, candidate.novelty)
 
 
