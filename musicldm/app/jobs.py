@@ -17,13 +17,15 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from musicldm.app.library import Library, StoredJob
+from musicldm.app.library import Library, StoredJob, result_id
 from musicldm.app.options import Options
 from musicldm.app.schemas import JobState
 from musicldm.app.sessions import Sessions
+from musicldm.generate import Cancelled, Progress, Session
+from musicldm.generate.calls import batches
 from musicldm.generate.edit import Edit
 from musicldm.generate.recipe import Request
-from musicldm.generate.session import Cancelled, Progress
+from musicldm.generate.tempo import TempoError
 from musicldm.novelty import CopyError
 
 FINISHED = ("done", "failed", "cancelled")
@@ -43,6 +45,7 @@ class Job:
     stored: StoredJob
     status: str = "queued"
     done: dict[int, int] = field(default_factory=dict)  # steps of each of its requests
+    made: list[str] = field(default_factory=list)  # ids of results that are complete
     error: str | None = None
     started: float | None = None  # by the monotonic clock
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -120,7 +123,8 @@ class Jobs:
             job = self._jobs.get(identity)
             if job is None or job.stored.client != client:
                 stored = self.library.job(identity, client)
-                job = None if stored is None else Job(stored, stored.status, error=stored.error)
+                if stored is not None:
+                    job = Job(stored, stored.status, made=self.library.made(identity), error=stored.error)
             if job is None:
                 return None
             position = self._waiting.index(identity) + 1 if identity in self._waiting else None
@@ -131,7 +135,7 @@ class Jobs:
                 step=job.step,
                 steps=job.steps,
                 seconds_left=self._seconds_left(job),
-                results=job.stored.results if job.status == "done" else [],
+                results=job.made if job.status == "done" else [],
                 error=job.error,
             )
 
@@ -175,52 +179,64 @@ class Jobs:
             if job.status in FINISHED:
                 return
             job.status, job.error = status, error
-            try:
-                self.library.set_status(job.stored.id, status, error)
-            except sqlite3.Error as problem:  # a full disk, for one; after a restart the job is done again
-                log.warning("the end of job %s could not be kept: %s", job.stored.id, problem)
+            self._keep_status(job)
             self._changed.notify_all()
+
+    def _keep_status(self, job: Job) -> None:
+        try:
+            self.library.set_status(job.stored.id, job.status, job.error)
+        except sqlite3.Error as problem:  # a full disk, for one; after a restart the job is done again
+            log.warning("the state of job %s could not be kept: %s", job.stored.id, problem)
 
     # The worker
 
     def _work(self) -> None:
-        while (group := self._next()) is not None:
+        while (job := self._next()) is not None:
+            group = [job]
             try:
-                self._do(group)
+                session = self.sessions.get(job.stored.model)
+                group += self._joining(job, session.waveforms_at_once)
+                self._do(group, session)
             except Cancelled:
-                for job in group:
-                    if job.cancelled.is_set():
-                        self._end(job, "cancelled")
+                for one in group:
+                    if one.cancelled.is_set():
+                        self._end(one, "cancelled")
                     elif not self._ends:
-                        self._again(job)
+                        self._again(one)
             except Exception as error:
                 # Whatever a job does, the server goes on; a bug is logged whole and told as what it is.
                 is_told = isinstance(error, ValueError | OSError | sqlite3.Error | MemoryError)
                 if not is_told:
-                    log.exception("job %s failed", group[0].stored.id)
+                    log.exception("job %s failed", job.stored.id)
                 message = str(error) or type(error).__name__
-                for job in group:
-                    self._end(job, "failed", message if is_told else f"{type(error).__name__}: {message}")
+                for one in group:
+                    self._end(one, "failed", message if is_told else f"{type(error).__name__}: {message}")
 
-    def _next(self) -> list[Job] | None:
-        """The next jobs that can go together, now running; None when the server ends."""
+    def _next(self) -> Job | None:
+        """The next job, now running; None when the server ends."""
         with self._changed:
             while not self._waiting and not self._ends:
                 self._changed.wait()
             if self._ends:
                 return None
-            group = [self._jobs[self._waiting.popleft()]]
-            room = self.sessions.get(group[0].stored.model).waveforms_at_once - waveforms(group[0].stored)
+            return self._begin(self._waiting.popleft())
+
+    def _begin(self, identity: str) -> Job:
+        job = self._jobs[identity]
+        job.status, job.started, job.done, job.made = "running", time.monotonic(), {}, []
+        self._keep_status(job)
+        return job
+
+    def _joining(self, first: Job, at_once: int) -> list[Job]:
+        """Waiting jobs that go through the network with ``first``, ``at_once`` waveforms in all, now running."""
+        with self._changed:
+            group, room = [], at_once - waveforms(first.stored)
             for name in list(self._waiting):
-                other = self._jobs[name]
-                if goes_with(group[0].stored, other.stored) and waveforms(other.stored) <= room:
+                other = self._jobs[name].stored
+                if waveforms(other) <= room and goes_with(first.stored, other):
                     self._waiting.remove(name)
-                    group.append(other)
-                    room -= waveforms(other.stored)
-            for job in group:
-                job.status, job.started, job.done = "running", time.monotonic(), {}
-                self.library.set_status(job.stored.id, "running")
-            self._changed.notify_all()
+                    group.append(self._begin(name))
+                    room -= waveforms(other)
             return group
 
     def _again(self, job: Job) -> None:
@@ -229,9 +245,8 @@ class Jobs:
             job.status, job.done = "queued", {}
             self._waiting.appendleft(job.stored.id)
 
-    def _do(self, group: list[Job]) -> None:
+    def _do(self, group: list[Job], session: Session) -> None:
         """Make and keep the music of jobs that go together."""
-        session = self.sessions.get(group[0].stored.model)
         owners = [(job, place) for job in group for place in range(len(job.stored.requests))]
         requests = [request for job in group for request in job.requests]
         began = time.monotonic()
@@ -245,18 +260,17 @@ class Jobs:
         def cancel() -> bool:
             return self._ends or all(job.cancelled.is_set() for job in group)
 
-        pieces = session.run_many(requests, progress, cancel, at_once=None)
+        pieces, problem = session.run_many(requests, progress, cancel), None
         try:
             for (job, place), piece in zip(owners, pieces, strict=False):
                 if not job.cancelled.is_set():
                     self._keep(job.stored, place, piece)
-        except CopyError as error:
-            refused = {owners[i][0].stored.id for i in error.refused}
-            for job in group:
-                if job.stored.id in refused:
-                    self._end(job, "failed", str(error))
+                    job.made.append(result_id(job.stored.id, place))
+        except (CopyError, TempoError) as error:  # some are not as they were asked for; the others are there
+            problem = str(error)
         for job in group:
-            self._end(job, "cancelled" if job.cancelled.is_set() else "done")
+            missing = len(job.made) < len(job.stored.requests)
+            self._end(job, "done" if job.made else "failed", problem if missing else None)
 
     def _keep(self, stored: StoredJob, place: int, piece) -> None:
         suffix = getattr(piece, "suffix", ".wav")
@@ -280,5 +294,5 @@ def goes_with(one: StoredJob, other: StoredJob) -> bool:
     """Whether both can go through the network together: the same model, and settings that are alike."""
     if one.kind != "generate" or other.kind != "generate" or one.model != other.model:
         return False
-    first, second = (as_request(job.kind, job.requests[0]).settings for job in (one, other))
-    return first == second
+    both = [as_request(job.kind, job.requests[0]) for job in (one, other)]
+    return len(list(batches(both, sum(request.candidates for request in both)))) == 1

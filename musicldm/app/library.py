@@ -57,13 +57,9 @@ class StoredJob:
     error: str | None = None
     created: float = 0.0
 
-    @property
-    def results(self) -> list[str]:
-        """Ids of what it makes: its own, then others after it."""
-        return [result_id(self.id, place) for place in range(len(self.requests))]
-
 
 def result_id(job: str, place: int) -> str:
+    """The id of a job's result: its own for the first one."""
     return job if place == 0 else f"{job}-{place + 1}"
 
 
@@ -80,10 +76,8 @@ class Library:
         self._lock = threading.RLock()
         self._connection = sqlite3.connect(self.state / DATABASE, check_same_thread=False)
         self._connection.row_factory = sqlite3.Row
-        with self._writing() as cursor:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        with self._lock:
-            self._connection.executescript(SCHEMA)
+        self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        self._connection.executescript(SCHEMA)
         self.rebuild()
 
     @contextmanager
@@ -173,9 +167,10 @@ class Library:
         with self._writing() as cursor:
             cursor.execute("UPDATE results SET complete = 1 WHERE id = ?", (result_id(job.id, place),))
 
-    def made(self, job: str) -> int:
-        """How many results of a job are complete."""
-        return self._rows("SELECT COUNT(*) n FROM results WHERE job = ? AND complete", (job,))[0]["n"]
+    def made(self, job: str) -> list[str]:
+        """Ids of the results of a job that are complete."""
+        rows = self._rows("SELECT id FROM results WHERE job = ? AND complete ORDER BY place", (job,))
+        return [row["id"] for row in rows]
 
     def result(self, identity: str, client: str) -> dict | None:
         """A complete result of ``client`` whose file is there, deleted or not; None if there is none."""

@@ -9,12 +9,13 @@ have no counterpart here are left out, and named in the answer's header `Ignored
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from musicldm.generate.edit import Edit
+from musicldm.generate.preparing import prepare
 from musicldm.generate.recipe import Request, random_seed
 from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS
 
@@ -30,6 +31,21 @@ IGNORED = frozenset(
     """.split()  # noqa: SIM905
 )
 TASKS = {"repaint": "inpaint", "cover": "vary"}  # ACE-Step's kinds of tasks that change a recording, and ours
+OTHER_NAMES = {  # of fields
+    "caption": "prompt",
+    "audio_duration": "audio_length_in_s",
+    "duration": "audio_length_in_s",
+    "target_duration": "audio_length_in_s",
+    "inference_steps": "num_inference_steps",
+    "batch_size": "num_waveforms_per_prompt",
+    "time_signature": "meter",
+    "timesignature": "meter",
+    "key_scale": "key",
+    "keyscale": "key",
+    "repainting_start": "mask_start_seconds",
+    "repainting_end": "mask_end_seconds",
+    "init_noise_level": "amount",
+}
 METRES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}  # as ACE-Step names them
 
 
@@ -51,26 +67,19 @@ Times = Annotated[list[float], BeforeValidator(_listed)]
 Seed = Annotated[int | None, BeforeValidator(_no_seed), Field(description="None or -1: a random one")]
 
 
-def aliased(name: str, *others: str, **options: Any) -> Any:
-    """A field that may also be called by ``others``."""
-    return Field(validation_alias=AliasChoices(name, *others), **options)
-
-
 class Body(BaseModel):
     """What generations and edits have in common."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="one of /v1/models; None: the server's default")
-    num_inference_steps: int = aliased("num_inference_steps", "inference_steps", default=STEPS, ge=1, le=1000)
+    num_inference_steps: int = Field(STEPS, ge=1, le=1000)
     guidance_scale: float = Field(GUIDANCE, gt=0)
     guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL
     negative_prompt: str = ""
     scheduler: str = SAMPLER
     seed: Seed = None
-    num_waveforms_per_prompt: int = aliased(
-        "num_waveforms_per_prompt", "batch_size", default=1, ge=1, le=MOST_RESULTS, description="of seeds in turn"
-    )
+    num_waveforms_per_prompt: int = Field(1, ge=1, le=MOST_RESULTS, description="results, of seeds in turn")
 
     def settings(self) -> dict[str, Any]:
         """Settings of a request of `musicldm.generate`."""
@@ -86,16 +95,14 @@ class Body(BaseModel):
 class Generation(Body):
     """New music."""
 
-    prompt: str = aliased("prompt", "caption")
-    audio_length_in_s: float | None = aliased(
-        "audio_length_in_s", "audio_duration", "duration", "target_duration", default=None, gt=0
-    )
+    prompt: str
+    audio_length_in_s: float | None = Field(None, gt=0)
     candidates: int = Field(1, ge=1, le=16, description="made for each result, of which the best one is kept")
     loop: bool = False
     bpm: float | None = None
     bars: int | None = None
-    meter: str | None = aliased("meter", "time_signature", "timesignature", default=None)
-    key: str | None = aliased("key", "key_scale", "keyscale", default=None, description="such as C major, or Am")
+    meter: str | None = None
+    key: str | None = Field(None, description="such as C major, or Am")
     novelty: Literal["report", "avoid", "least_similar"] | None = None
     max_similarity: float | None = None
     task_type: Literal["text2music"] = "text2music"
@@ -129,12 +136,12 @@ class Editing(Body):
 
     kind: Literal["vary", "inpaint", "extend", "retake"]
     source: str | None = Field(None, description="id of a result; or upload a file as audio")
-    prompt: str | None = aliased("prompt", "caption", default=None)
-    mask_start_seconds: Times = aliased("mask_start_seconds", "repainting_start", default=[])
-    mask_end_seconds: Times = aliased("mask_end_seconds", "repainting_end", default=[])
+    prompt: str | None = None
+    mask_start_seconds: Times = []
+    mask_end_seconds: Times = []
     before_s: float = Field(0.0, ge=0)
     after_s: float = Field(0.0, ge=0)
-    amount: float | None = aliased("amount", "init_noise_level", default=None, ge=0, le=1)
+    amount: float | None = Field(None, ge=0, le=1)
     snap: Literal["beat", "none"] | None = None
 
     def edits(self, path: str) -> list[Edit]:
@@ -162,7 +169,9 @@ class Editing(Body):
         else:
             given |= self.settings()
         seed = random_seed() if self.seed is None else self.seed
-        return [Edit.of(self.kind, path, seed=seed + i, **given) for i in range(self.num_waveforms_per_prompt)]
+        edits = [Edit(self.kind, path, seed=seed + i, **given) for i in range(self.num_waveforms_per_prompt)]
+        prepare(replace(edits[0], snap="none"))  # opens the recording: what is wrong is known before anything is made
+        return edits
 
 
 class JobState(BaseModel):
@@ -220,21 +229,30 @@ class Model(BaseModel):
 
 
 def flattened(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The fields of a body, with nested ones beside the others, and the names of those that were left out.
+    """The fields of a body by their names here, and the names of those that were left out.
 
-    Snake case is taken for camel case.
+    Snake case is taken for camel case. Fields inside `NESTED` objects hold where the body itself says nothing.
+
+    Raises:
+        ValueError: if one field is given under two names.
     """
-    flat: dict[str, Any] = {}
-    for name, value in body.items():
-        if name in NESTED and isinstance(value, dict):
-            flat |= value
-        else:
-            flat[name] = value
-    flat = {snake(name): value for name, value in flat.items()}
+    outer = _named({name: value for name, value in body.items() if name not in NESTED})
+    inner = [_named(value) for name, value in body.items() if name in NESTED and isinstance(value, dict)]
+    flat = {name: value for fields in (*inner, outer) for name, value in fields.items()}
     if flat.get("use_random_seed") in (True, "true"):
         flat.pop("seed", None)
-    ignored = sorted(name for name in flat if name in IGNORED and flat[name] not in ("", None, False))
+    ignored = sorted(name for name in flat if name in IGNORED and flat[name] not in ("", None, False, "false"))
     return {name: value for name, value in flat.items() if name not in IGNORED}, ignored
+
+
+def _named(fields: dict[str, Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for given, value in fields.items():
+        name = OTHER_NAMES.get(snake(given), snake(given))
+        if name in named:
+            raise ValueError(f"the field {name!r} is given under two names, one of them {given!r}; give one")
+        named[name] = value
+    return named
 
 
 def snake(name: str) -> str:

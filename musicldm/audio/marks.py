@@ -17,9 +17,12 @@ import struct
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from musicldm.audio.output import write_whole
+
+if TYPE_CHECKING:
+    from mutagen.id3 import ID3
 
 VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 NEW = VOCABULARY + "trainedAlgorithmicMedia"  # all of it made by a model
@@ -63,13 +66,10 @@ def add_mark(file: BinaryIO, source_type: str) -> None:
     elif kind == "MP3":
         from mutagen.id3 import PRIV
 
-        tagged = _opened(file)
-        if tagged.tags is None:
-            tagged.add_tags()
-        tagged.tags.delall("PRIV:XMP")
-        tagged.tags.add(PRIV(owner="XMP", data=xmp_packet(source_type)))
-        file.seek(0)
-        tagged.save(file)
+        tags = _id3(file)
+        tags.delall("PRIV:XMP")
+        tags.add(PRIV(owner="XMP", data=xmp_packet(source_type)))
+        tags.save(file)
     elif (tagged := _opened(file)) is not None and hasattr(tagged.tags, "vendor"):
         tagged[FIELD] = source_type
         file.seek(0)
@@ -89,6 +89,8 @@ def read_mark(path: str | Path) -> str | None:
         kind = kind_of(file)
         if kind in ("RIFF", "RF64", "AIFF"):
             packets = [data for name, data in _xmp_chunks(file) if name in (b"_PMX", b"APPL")]
+        elif kind == "MP3":
+            packets = [frame.data for frame in _id3(file).getall("PRIV:XMP")]
         elif (tagged := _opened(file)) is None or tagged.tags is None:
             packets = []
         elif hasattr(tagged.tags, "vendor"):
@@ -96,7 +98,7 @@ def read_mark(path: str | Path) -> str | None:
                 return str(values[0])
             packets = [value.encode() for value in tagged.get("XMP", [])]
         else:
-            packets = [frame.data for frame in getattr(tagged.tags, "getall", lambda _: [])("PRIV:XMP")]
+            packets = []
     sidecar = Path(path).with_suffix(".xmp")
     if not packets and sidecar.is_file() and sidecar.stat().st_size <= LONGEST_PACKET:
         packets = [sidecar.read_bytes()]
@@ -185,6 +187,19 @@ def _xmp_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         if name in (b"_PMX", b"APPL") and size <= LONGEST_PACKET:
             content = file.read(size)
             yield name, content.removeprefix(b"XMP ") if name == b"APPL" else content
+
+
+def _id3(file: BinaryIO) -> ID3:
+    """The ID3 tags of an MP3 ``file``, empty if it has none; the file then stands at its beginning."""
+    from mutagen.id3 import ID3, ID3NoHeaderError, error
+
+    file.seek(0)
+    try:
+        return ID3(file)
+    except (ID3NoHeaderError, error):  # none, or damaged ones
+        return ID3()
+    finally:
+        file.seek(0)
 
 
 def _opened(file: BinaryIO):

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         metavar="NAME",
-        help="a bundled model, a folder, or owner/name on the hub; may repeat, the first is the default (mini if none is "
-        "given)",
+        help="a bundled model, a folder, or owner/name on the hub; may repeat, the first is used unless another is "
+        "asked for (default: mini)",
     )
     parser.add_argument(
         "--token",

@@ -5,9 +5,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "calls": ["Cancelled", "Progress"],
         "edit": ["Edit"],
         "pieces": ["EditedPiece", "Piece"],
         "recipe": ["Request", "Settings"],
-        "session": ["Cancelled", "Progress", "Session"],
+        "session": ["Session"],
     },
 )
