@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from musicldm import sampling
-from musicldm.config.values import check_kind, check_number, check_text, shown
+from musicldm.config.values import check_kind, check_number, check_text
 from musicldm.pipelines.calls import Callbacks, independent
 from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, as_embeds, check_latents, plan_lengths
 from musicldm.pipelines.memory import check_memory
@@ -113,10 +113,10 @@ class MusicLDMLongFormPipeline(MusicLDMStages):
         ends = list(itertools.accumulate(section.seconds for section in sections))  # in seconds
         parts = self.unet, self.vae, self.vocoder
         n_samples, shape = plan_lengths(*parts, num_waveforms_per_prompt, ends[-1], latents, loop)
-        layout = lay_out(shape[2], plan_lengths(*parts, 1).latent_shape[2], loop)
-        device = self._execution_device
+        device, length = self._execution_device, plan_lengths(*parts, 1).latent_shape[2]
         at_once = max(windows_at_once(device.type), num_waveforms_per_prompt)
-        check_memory(*parts, shape, device, at_once * layout.length)
+        check_memory(*parts, shape, device, at_once * length)
+        layout = lay_out(shape[2], length, loop)
         generator = sampling.make_generators(seed, generator, num_waveforms_per_prompt)
         sampling.prepare_timesteps(self.scheduler, num_inference_steps)
 
@@ -183,5 +183,9 @@ def _prompts_of(sections: Sequence[Section]) -> tuple[list[str] | None, Tensor |
     if not embeds:
         return prompts, None
     if len(embeds) < len(prompts) or len({rows.shape for rows in embeds}) > 1:
-        raise ValueError(f"prompts of sections must be all texts, or all embeddings of one size, got {shown(prompts)}")
+        sizes = sorted({rows.shape[1] for rows in embeds})
+        raise ValueError(
+            "prompts of sections must be all texts, or all embeddings of one size, got "
+            f"{len(prompts) - len(embeds)} texts and {len(embeds)} embeddings of sizes {sizes}"
+        )
     return None, torch.cat(embeds)
