@@ -1,7 +1,7 @@
 """What a model sees of a recording, and what of that it makes new.
 
 regions in samples of the source  ->  `plan_windows`  ->  windows of whole latent frames, with a mask
-window                            ->  `read_window`   ->  waveform at the model's rate, (L,) or (A, L), without the holes
+window                            ->  `read_window`   ->  waveform (L,) or (A, L) at the model's rate, holes filled
 
 A window begins where a region's border falls on the border of two latent frames, so that what is new begins where the
 region does. Where a region lies, the model hears the sound around it played backwards, and never what lay there.
@@ -64,7 +64,7 @@ def plan_windows(
     ``context_s`` of kept sound to either side need it, or shorter if the source is.
 
     Args:
-        regions: samples ``(start, stop)`` of the source in order, apart from each other (`check_regions`, `to_samples`).
+        regions: samples ``(start, stop)`` of the source in order and apart (`check_regions`, `to_samples`).
         mel: the model's spectrogram.
         factor: mel frames for each latent frame.
         length_s: the clips' that the model was trained with, unless given.
@@ -96,16 +96,17 @@ def _window(
 ) -> Window:
     """The window for ``group``; ``sizes`` are those of context and window in latent frames of ``latent`` samples."""
     context, length = sizes
-    start, stop = group[0][0], group[-1][1]
+    start, stop = float(group[0][0]), float(group[-1][1])
     needed = _ceil((stop - start) / latent, latent)
+    if start <= 0 and stop < source.length:  # the only seam is at the end
+        start = stop - needed * latent
+    else:
+        stop = start + needed * latent
     before, after = int(max(0, start) / latent), int(max(0, source.length - stop) / latent)  # whole frames to hear
     spare = max(length - needed, 2 * context)
     left = min(before, max(spare // 2, spare - after))
     right = min(after, spare - left)
-    if start <= 0 < stop < source.length:  # the only seam is at the end
-        begin = round(stop - (needed + left) * latent)
-    else:
-        begin = round(start - left * latent)
+    begin = round(start - left * latent)
     n = needed + left + right
     end = round(begin + n * latent)
     holes = tuple(hole for hole in regions if hole[0] < end and hole[1] > begin)
