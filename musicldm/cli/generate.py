@@ -19,6 +19,7 @@ from musicldm.cli.music import (
     given,
     progress_bars,
 )
+from musicldm.cli.tempo import add_bpm, tempo_settings
 from musicldm.generate.recipe import DEFAULTS, OPENING, Request, load_recipe, random_seed, warn_of_changes
 from musicldm.generate.sections import read_sections
 
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "beyond about 30 it repeats itself rather than develops)",
         **SETTING,
     )
+    add_bpm(parser)
     add_settings(parser)
     add_comparison(parser)
     add_output(parser)
@@ -60,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, chosen) if args.recipe else {}
     settings = {name: chosen.get(name, recipe.get(name, default)) for name, default in DEFAULTS.items()}
     opening = {name: settings.pop(name) for name in OPENING}
+    if args.sections is None:
+        settings |= tempo_settings(args, chosen, recipe)
     requests = collect_requests(args, chosen.get("seed", recipe.get("seed")), settings, recipe)
     with output_folder(args.out):
         generate(args, opening, requests, recipe)
@@ -77,7 +81,7 @@ def collect_requests(args: argparse.Namespace, seed: int | None, settings: dict,
             raise ValueError("--sections has the prompts in its file; leave the others out")
         if hasattr(args, "seconds"):
             raise ValueError("--sections has the lengths in its file; leave --seconds out")
-        sections = read_sections(args.sections)
+        sections = read_sections(args.sections, getattr(args, "bpm", None))
     else:
         sections = () if args.prompts or args.file or hasattr(args, "seconds") else recipe.get("sections", ())
     if sections:

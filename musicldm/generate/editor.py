@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +16,23 @@ from torch import Generator
 from torch.nn import functional
 
 from musicldm.config.values import shown
-from musicldm.editing import Patch, Source
+from musicldm.editing import Patch, Region, Source, to_samples
+from musicldm.editing.levels import limits
+from musicldm.editing.whole import fit_whole
 from musicldm.generate.edit import OWN, Edit
 from musicldm.generate.pieces import EditedPiece, Piece
 from musicldm.generate.preparing import made_anew
-from musicldm.generate.recipe import as_lists, compose
+from musicldm.generate.recipe import Request, as_lists, compose
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty import CopyError
 from musicldm.novelty.guard import ROUNDS, Drawn, choose, refusal
-from musicldm.pipelines import MusicLDMAudioToAudioPipeline, MusicLDMPipeline
+from musicldm.pipelines.audio_to_audio import MusicLDMAudioToAudioPipeline
+from musicldm.pipelines.inpaint import MusicLDMInpaintPipeline
+from musicldm.pipelines.long_form import MusicLDMLongFormPipeline, Section
+from musicldm.pipelines.outputs import MusicLDMPipelineOutput
+from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.turning import TurnedGenerator
+from vocoder import mel_config
 
 
 class Candidate(NamedTuple):
@@ -37,7 +44,7 @@ class Candidate(NamedTuple):
     remarks: tuple[str, ...] = ()  # what the model could not make as it was
 
 
-Draw = Callable[[Edit], list[Candidate]]
+Draw = Callable[[Any], list[Candidate]]  # of an edit, or a request
 Judge = Callable[[np.ndarray, int], dict]
 
 
@@ -55,7 +62,7 @@ def make(edit: Edit, source: Source, draw: Draw, judge: Judge | None, about: dic
     if judge is None:
         chosen, novelty = draw(edit)[0], None
     else:
-        chosen, novelty = _guarded(edit, source, draw, judge)
+        chosen, novelty = guarded(edit, f"{source.name}, {shown(edit.prompt)}", source.rate, draw, judge)
     about_it = recipe(edit, source, about, chosen, novelty)
     return EditedPiece(source, chosen.patches, about_it, chosen.score, novelty, chosen.remarks)
 
@@ -82,22 +89,30 @@ def recipe(edit: Edit, source: Source, about: dict, chosen: Candidate, novelty: 
     return compose(edit, about, found | own)
 
 
-def _guarded(edit: Edit, source: Source, draw: Draw, judge: Judge) -> tuple[Candidate, dict]:
-    """The best candidate that the copy guard allows, and what it found; draws again with the next seeds."""
+def guarded(wanted: Edit | Request, name: str, rate: int, draw: Draw, judge: Judge) -> tuple[Candidate, dict]:
+    """The best candidate that the copy guard allows, and what it found; draws again with the next seeds.
+
+    Args:
+        wanted: with a seed; what it says of novelty is done.
+        name: by which a refusal calls it.
+        rate: of the candidates' samples, in Hz.
+
+    Raises:
+        CopyError: (a ValueError) if all that was drawn is too near the training set, and that is to be avoided.
+    """
     candidates: list[Candidate] = []
     drawn: list[Drawn] = []
-    again = edit.novelty != "report"
+    again = wanted.novelty != "report"
     for k in range(ROUNDS if again else 1):
-        more = draw(replace(edit, seed=edit.seed + k * edit.candidates))
+        more = draw(replace(wanted, seed=wanted.seed + k * wanted.candidates))
         candidates += more
-        drawn += [
-            Drawn(np.empty(0), one.score, _found(one, source.rate, judge)) for one in (more if again else more[:1])
-        ]
+        judged = more if again else more[:1]
+        drawn += [Drawn(np.empty(0), one.score, _found(one, rate, judge)) for one in judged]
         if any(one.new for one in drawn):
             break
-    if edit.novelty == "avoid" and not any(one.new for one in drawn):
-        raise CopyError(refusal([f"{source.name}, {shown(edit.prompt)}"], [drawn]))
-    (best,) = choose(drawn, 1, edit.novelty)
+    if wanted.novelty == "avoid" and not any(one.new for one in drawn):
+        raise CopyError(refusal([name], [drawn]))
+    (best,) = choose(drawn, 1, wanted.novelty)
     at = next(i for i, one in enumerate(drawn) if one is best)
     return candidates[at], best.found | {"draws": len(drawn)}
 
@@ -114,33 +129,50 @@ def _found(candidate: Candidate, rate: int, judge: Judge) -> dict:
 
 def vary(pipeline: MusicLDMPipeline, edit: Edit, source: Source, options: dict) -> list[Candidate]:
     """Variations of the whole of ``source``, best first; ``options`` are the pipeline's."""
-    from musicldm.editing.joining import fit
-
     made = MusicLDMAudioToAudioPipeline.from_pipe(pipeline)(
         edit.prompt, edit.source, init_noise_level=edit.amount, **options
     )
-    found = []
-    for i, waveform in enumerate(made.audios):
-        score = None if made.scores is None else float(made.scores.flat[i])
-        found.append(Candidate((fit(waveform, made.sampling_rate, source),), score))
-    return found
+    scores = [None] * len(made.audios) if made.scores is None else made.scores.ravel().tolist()
+    patches = [fit_whole(source, waveform, made.sampling_rate) for waveform in made.audios]
+    lacks = _remarks(pipeline, source, [(source.length // 2, source.length // 2)])
+    return [Candidate((patch,), score, remarks=lacks) for patch, score in zip(patches, scores, strict=True)]
 
 
 def replace_parts(pipeline: MusicLDMPipeline, edit: Edit, source: Source, options: dict) -> list[Candidate]:
     """``source`` with new regions, or extended, best first; ``options`` are the pipeline's."""
-    from musicldm.pipelines import MusicLDMInpaintPipeline
-
     regions = made_anew(edit, source)
     made = MusicLDMInpaintPipeline.from_pipe(pipeline)(
         edit.prompt,
         edit.source,
         mask_start_seconds=[start for start, _ in regions],
         mask_end_seconds=[stop for _, stop in regions],
+        output_type="patches",
         **options,
     )
+    lacks = _remarks(pipeline, source, [to_samples(Region(*region), source.rate) for region in regions])
     pairs = zip(made.patches, made.seams_s, strict=True)
-    found = [Candidate(tuple(patches), None, tuple(seams)) for patches, seams in pairs]
+    found = [Candidate(tuple(patches), None, tuple(seams), lacks) for patches, seams in pairs]
     return found if len(found) == 1 else ranked(found, pipeline, edit, source.rate)
+
+
+def sections(pipeline: MusicLDMPipeline, request: Request, options: dict) -> MusicLDMPipelineOutput:
+    """The candidates of a piece in sections, best first; ``options`` are the pipeline's."""
+    parts = [Section(prompt, seconds) for prompt, seconds in request.sections]
+    return MusicLDMLongFormPipeline.from_pipe(pipeline)(parts, loop=request.loop, **options)
+
+
+def as_candidates(made: MusicLDMPipelineOutput) -> list[Candidate]:
+    """What was made of sections, for `guarded`."""
+    scores = [None] * len(made.audios) if made.scores is None else made.scores.ravel().tolist()
+    waveforms = map(np.atleast_2d, made.audios)
+    pairs = zip(waveforms, scores, strict=True)
+    return [Candidate((Patch(0, waveform.shape[1], waveform),), score) for waveform, score in pairs]
+
+
+def _remarks(pipeline: MusicLDMPipeline, source: Source, regions: list[tuple[int, int]]) -> tuple[str, ...]:
+    """A line for each thing around ``regions``, in samples, that the model cannot make."""
+    found = (limits(source, region, mel_config(pipeline.vocoder)) for region in regions)
+    return tuple(dict.fromkeys(line for line in found if line))
 
 
 def ranked(candidates: list[Candidate], pipeline: MusicLDMPipeline, edit: Edit, rate: int) -> list[Candidate]:

@@ -16,8 +16,10 @@ from musicldm.editing import Form, Patch, Source, apply, output_form, write_patc
 from musicldm.editing.source import FileSource
 from musicldm.generate.tempo import loop_of
 
-SHOWN_S = 600.0  # of a longer file a picture shows the surroundings of what is new
+WHOLE_S = 60.0  # of a longer file a picture shows what is new, and this much around it
 AROUND_S = 10.0
+MOST_S = 600.0
+WHOLLY_NEW = ("vary", "retake")  # kinds of edits in whose pictures no region is marked
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,12 @@ class EditedPiece(Piece):
         length_s = before_s + max([self._made.length, *(patch.stop for patch in self._patches)]) / rate
         new = [(start + before_s, stop + before_s) for start, stop in regions]
         first_s, last_s = 0.0, length_s
-        if length_s > SHOWN_S:
+        if length_s > WHOLE_S:
             first_s = max(0.0, min(start for start, _ in new) - AROUND_S)
-            last_s = min(length_s, first_s + SHOWN_S, max(stop for _, stop in new) + AROUND_S)
+            last_s = min(length_s, first_s + MOST_S, max(stop for _, stop in new) + AROUND_S)
+        marked = [(max(start, first_s), min(stop, last_s)) for start, stop in new if start < last_s]
+        if self.recipe["kind"] in WHOLLY_NEW:
+            marked = []
         old = _stretch(self.original, (), first_s - before_s, last_s - before_s)
         made = _stretch(self._made, self._patches, first_s - before_s, last_s - before_s)
         save_edit(
@@ -114,7 +119,7 @@ class EditedPiece(Piece):
             Shown(f"before: {Path(self.original.name).name}", old.waveform, old.starts_s + before_s),
             Shown(f"after: {self.recipe['kind']}", made.waveform, made.starts_s + before_s),
             rate,
-            Marks(new, [seam for seam in self.recipe["seams_s"] if first_s <= seam <= last_s]),
+            Marks(marked, [seam for seam in self.recipe["seams_s"] if first_s <= seam <= last_s]),
             title=self.recipe["prompt"],
         )
 

@@ -8,50 +8,41 @@ The parts of the model are shared by all calls and never changed; what belongs t
 from __future__ import annotations
 
 import copy
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from musicldm.config.values import check_kind, check_whole
+from musicldm.config.values import check_kind, check_whole, shown
+from musicldm.editing import Source
+from musicldm.generate import editor
 from musicldm.generate.adapters import load_adapters
+from musicldm.generate.calls import Cancel, Progress, batches, options, seeded, watch_steps
+from musicldm.generate.edit import Edit, request_of
 from musicldm.generate.environment import choose_device, choose_dtype, model_revision, package_versions
 from musicldm.generate.pieces import Piece
+from musicldm.generate.preparing import made_anew, prepare
 from musicldm.generate.recipe import Request, Settings, check_opening, compose, random_seed
+from musicldm.generate.tempo import Noise, Output, TempoError, in_tempo, seam_of
 from musicldm.models.loading import find_folder
 from musicldm.novelty import CopyError
 from musicldm.novelty.guard import CopyGuard
 from musicldm.pipelines.checks import plan_lengths
 from musicldm.pipelines.memory import check_memory, decoding_memory
 from musicldm.pipelines.optimize import prepare_launches
+from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.sampling import prepare_later_timesteps
 from musicldm.sampling.schedulers import make_scheduler
 
 WAVEFORMS_AT_ONCE = {"cpu": 4}  # prompts times candidates in one batch; more gains nothing on a CPU
 WAVEFORMS_AT_ONCE_ELSEWHERE = 16
 VARIANTS = 2  # models with adapters that are kept beside the plain one
 GUARDS = 4
-
-Cancel = threading.Event | Callable[[], bool]
-
-
-class Cancelled(Exception):
-    """The caller no longer wants the music that was being made."""
-
-
-class Progress(NamedTuple):
-    """Where the work on a batch of requests is; a copy guard that draws again begins at step 1 again."""
-
-    step: int  # from 1 to ``steps``
-    steps: int
-    first: int  # number of the batch's first request among all, from 1
-    last: int
-    total: int  # of all requests
 
 
 class Session:
@@ -120,8 +111,10 @@ class Session:
         most = 0
         for batch in batches(requests, self.waveforms_at_once):
             parts = self._plain.unet, self._plain.vae, self._plain.vocoder
-            _, shape = plan_lengths(*parts, len(batch) * batch[0].candidates, batch[0].seconds)
-            check_memory(*parts, shape, self.device)
+            seconds = sum(seconds for _, seconds in batch[0].sections) or batch[0].seconds
+            _, shape = plan_lengths(*parts, len(batch) * batch[0].candidates, seconds)
+            if not batch[0].sections:  # which are denoised in windows; their pipeline checks that
+                check_memory(*parts, shape, self.device)
             most = max(most, decoding_memory(self._plain.vae, self._plain.vocoder, shape, self.device))
         return most
 
@@ -131,14 +124,17 @@ class Session:
         return WAVEFORMS_AT_ONCE.get(self.device.type, WAVEFORMS_AT_ONCE_ELSEWHERE)
 
     def run(
-        self, request: Request, progress: Callable[[Progress], object] | None = None, cancel: Cancel | None = None
+        self,
+        request: Request | Edit,
+        progress: Callable[[Progress], object] | None = None,
+        cancel: Cancel | None = None,
     ) -> Piece:
-        """The music of one request; arguments and errors of `run_many`."""
+        """The music of one request, or what one edit makes of its recording; arguments and errors of `run_many`."""
         return next(self.run_many([request], progress, cancel))
 
     def run_many(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[Request | Edit],
         progress: Callable[[Progress], object] | None = None,
         cancel: Cancel | None = None,
         at_once: int | None = None,
@@ -146,19 +142,20 @@ class Session:
         """A piece for each of ``requests``, in their order, as soon as its batch is done.
 
         Neighbours that differ in nothing but prompt and seed are made in one batch, of ``at_once`` waveforms at most;
-        a piece is the same in any batch up to rounding. ``progress`` is called after each step; ``cancel``, an event
-        or a function, is asked then too.
+        a piece is the same in any batch up to rounding. Edits, whose pieces are `EditedPiece`, are made one by one.
+        ``progress`` is called after each step; ``cancel``, an event or a function, is asked then too.
 
         Raises:
             Cancelled: when ``cancel`` says so; pieces that are complete have been given already.
             CopyError: (a ValueError) after all others, if the copy guard refused some; ``refused`` are their numbers
                 from 0.
-            ValueError: if a request cannot be fulfilled by this model or on this device.
-            OSError: if an adapter or an index cannot be read.
+            TempoError: (a ValueError) likewise, if no candidate came near a tempo that was asked for.
+            ValueError: if a request cannot be fulfilled by this model or on this device, or a recording not be edited.
+            OSError: if an adapter, an index or a recording cannot be read.
         """
         requests = list(requests)
         for one in requests:
-            check_kind("a request", one, Request, "a musicldm.generate.Request")
+            check_kind("a request", one, (Request, Edit), "a musicldm.generate.Request, or an Edit")
         if at_once is not None:
             check_whole("at_once", at_once)
         for name, function in (("progress", progress), ("cancel", cancel)):
@@ -166,45 +163,116 @@ class Session:
                 raise ValueError(f"{name} must be a function, or None, got {function!r}")
         refusals: list[str] = []
         refused: list[int] = []
+        out_of_tempo: list[str] = []
         first = 0
         for batch in batches(requests, at_once or self.waveforms_at_once):
             last = first + len(batch)
-            watch = partial(_watch, progress, cancel, Progress(0, batch[0].steps, first + 1, last, len(requests)))
+            where = Progress(0, self._steps(batch[0]), first + 1, last, len(requests))
+            watch = partial(watch_steps, progress, cancel, where)
             batch = [replace(one, seed=random_seed()) if one.seed is None else one for one in batch]
-            missing: tuple[int, ...] = ()
             try:
-                output = self._call(batch, watch)
+                pieces = self._edited(batch[0], watch) if isinstance(batch[0], Edit) else self._made(batch, watch)
             except CopyError as error:
                 refusals.append(str(error))
-                output, missing = error.output, error.refused
+                missing = error.refused or (0,)  # an edit comes alone
+                pieces = [] if isinstance(batch[0], Edit) else self._pieces(batch, error.output, missing)
                 refused += [first + i for i in missing]
-            yield from self._pieces(batch, output, missing)
+            except TempoError as error:
+                out_of_tempo.append(str(error))
+                pieces = []
+            yield from pieces
             first = last
         if refusals:
-            raise CopyError(" ".join(refusals), refused=tuple(refused))
+            raise CopyError(" ".join(refusals + out_of_tempo), refused=tuple(refused))
+        if out_of_tempo:
+            raise TempoError("; ".join(out_of_tempo))
 
-    def _call(self, batch: list[Request], watch: Callable):
+    def _edited(self, edit: Edit, watch: Callable) -> list[Piece]:
+        edit, source = prepare(edit)
+        if edit.kind == "retake":
+            (music,) = self._made([request_of(edit)], watch, editor.turned(edit))
+            return [editor.retaken(edit, source, music)]
+        parts = self._plain.unet, self._plain.vae, self._plain.vocoder
+        longest = max(1.0, *(stop - start for start, stop in made_anew(edit, source)))
+        check_memory(*parts, plan_lengths(*parts, edit.candidates, longest).latent_shape, self.device)
+        judge = None
+        if edit.novelty is not None:
+            judge = partial(self._guard(edit).judge, max_similarity=edit.max_similarity)
+        return [editor.make(edit, source, partial(self._draw, source, watch), judge, self.about(edit))]
+
+    def _made(
+        self, batch: list[Request], watch: Callable, noise: Callable[[int], torch.Generator] | None = None
+    ) -> list[Piece]:
+        """The music of requests that are alike; ``noise`` gives the generator of a seed."""
+        if batch[0].bpm is not None:  # comes alone
+            return [self._in_tempo(batch[0], watch, noise or seeded)]
+        return list(self._pieces(batch, self._call(batch, watch, noise or seeded), ()))
+
+    def _call(self, batch: list[Request], watch: Callable, noise: Callable[[int], torch.Generator]):
         """The pipeline's output, with the best candidate of each request."""
         wanted = batch[0]
+        if wanted.sections:
+            return self._call_sections(wanted, watch, noise)
         make: Callable = self.pipeline(wanted)
         if wanted.novelty is not None:
             make = partial(self._guard(wanted), mode=wanted.novelty, max_similarity=wanted.max_similarity)
-        watch(counter := itertools.count())
         seeds = [one.seed + k for one in batch if one.seed is not None for k in range(one.candidates)]
-        circle = {"loop": True} if wanted.loop else {}
         return make(
             [one.prompt for one in batch],
             audio_length_in_s=wanted.seconds,
-            num_inference_steps=wanted.steps,
-            guidance_scale=wanted.guidance,
-            guidance_interval=wanted.guidance_interval,
-            negative_prompt=wanted.negative or None,
-            num_waveforms_per_prompt=wanted.candidates,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             return_best=1,
-            callback=lambda *_: watch(counter),
-            **circle,
+            loop=wanted.loop,
+            **options(wanted, [noise(seed) for seed in seeds], watch),
         )
+
+    def _call_sections(self, request: Request, watch: Callable, noise: Callable[[int], torch.Generator]):
+        """The same for a piece in sections."""
+        pipeline = self.pipeline(request)
+
+        def draw(wanted: Request, **others):
+            generators = [noise(wanted.seed + k) for k in range(wanted.candidates)]
+            return editor.sections(pipeline, wanted, options(wanted, generators, watch) | others)
+
+        if request.novelty is None:
+            return draw(request, return_best=1)
+        judge = partial(self._guard(request).judge, max_similarity=request.max_similarity)
+        rate, name = pipeline.sampling_rate, shown(request.prompt)
+        chosen, novelty = editor.guarded(request, name, rate, lambda one: editor.as_candidates(draw(one)), judge)
+        samples = chosen.patches[0].samples
+        scores = None if chosen.score is None else np.array([[chosen.score]])
+        return MusicLDMPipelineOutput(samples if len(samples) == 1 else samples[None], rate, scores, [novelty])
+
+    def _in_tempo(self, request: Request, watch: Callable, noise: Noise) -> Piece:
+        """The piece of a request with a tempo, chosen among candidates."""
+        pipeline = self.pipeline(request)
+        made = in_tempo(request, pipeline, partial(self._waveforms, watch), noise)
+        found = {"sampling_rate": pipeline.sampling_rate, "nearest_training_clips": made.novelty} | made.found
+        recipe = compose(replace(request, take=made.take), self.about(request), found)
+        return Piece(made.waveform, pipeline.sampling_rate, recipe, found["score"], made.novelty)
+
+    def _waveforms(self, watch: Callable, batch: list[Request], noise: Noise) -> list[Output | None]:
+        """What is made for requests that are alike, and what was found when it was compared; None if it was refused."""
+        missing: tuple[int, ...] = ()
+        try:
+            output = self._call(batch, watch, noise)
+        except CopyError as error:
+            output, missing = error.output, error.refused
+        judged = output.novelty or [None] * len(batch)
+        return [None if i in missing else (output.audios[i], judged[i]) for i in range(len(batch))]
+
+    def _draw(self, source: Source, watch: Callable, edit: Edit) -> list[editor.Candidate]:
+        """The candidates of a prepared edit of ``source``, best first."""
+        pipeline = self.pipeline(edit)
+        draw = editor.vary if edit.kind == "vary" else editor.replace_parts
+        generators = [seeded(edit.seed + k) for k in range(edit.candidates)]
+        return draw(pipeline, edit, source, options(edit, generators, watch))
+
+    def _steps(self, wanted: Settings) -> int:
+        """How many steps of the sampler are run for ``wanted``; a variation begins after the noisiest."""
+        if not isinstance(wanted, Edit) or wanted.kind != "vary":
+            return wanted.steps
+        scheduler = copy.deepcopy(self.pipeline(wanted).scheduler)
+        return prepare_later_timesteps(scheduler, wanted.steps, wanted.amount)[1]
 
     def _pieces(self, batch: list[Request], output, missing: tuple[int, ...]) -> Iterator[Piece]:
         for i, request in enumerate(batch):
@@ -219,6 +287,8 @@ class Session:
                 "sampling_rate": rate,
                 "nearest_training_clips": novelty,
             }
+            if request.loop:
+                found["seam_quantile"] = seam_of(waveform, rate)
             yield Piece(waveform, rate, compose(request, self.about(request), found), score, novelty)
 
     def _variant(self, wanted: Settings) -> tuple[MusicLDMPipeline, dict[str, str]]:
@@ -237,7 +307,7 @@ class Session:
 
         return self._kept(self._variants, (wanted.lora, wanted.concept), make, VARIANTS)
 
-    def _guard(self, request: Request) -> CopyGuard:
+    def _guard(self, request: Settings) -> CopyGuard:
         """The guard of the request's index, around its pipeline."""
         key = request.lora, request.concept, request.scheduler, request.index
         return self._kept(self._guards, key, partial(CopyGuard, self.pipeline(request), request.index), GUARDS)
@@ -249,19 +319,3 @@ class Session:
             while len(kept) > most:
                 del kept[next(iter(kept))]
             return kept[key]
-
-
-def batches(requests: list[Request], at_once: int) -> Iterator[list[Request]]:
-    """Neighbours of equal settings, together at most ``at_once`` waveforms, and at least one request."""
-    for wanted, group in itertools.groupby(requests, key=lambda request: replace(request, prompt="any", seed=None)):
-        alike, size = list(group), 1 if wanted.sections else max(1, at_once // wanted.candidates)
-        yield from (alike[first : first + size] for first in range(0, len(alike), size))
-
-
-def _watch(progress, cancel: Cancel | None, where: Progress, counter: Iterator[int]) -> None:
-    """Tell and ask before the first step (``counter`` at 0) and after each; a guard's further draws count from 1."""
-    step = next(counter)
-    if cancel is not None and (cancel.is_set() if isinstance(cancel, threading.Event) else cancel()):
-        raise Cancelled(f"cancelled after step {step} of {where.steps}, of music {where.first} to {where.last}")
-    if progress is not None and step > 0:
-        progress(where._replace(step=(step - 1) % where.steps + 1))
