@@ -123,10 +123,9 @@ class Jobs:
             job = self._jobs.get(identity)
             if job is None or job.stored.client != client:
                 stored = self.library.job(identity, client)
-                if stored is not None:
-                    job = Job(stored, stored.status, made=self.library.made(identity), error=stored.error)
-            if job is None:
-                return None
+                if stored is None:
+                    return None
+                job = Job(stored, stored.status, made=self.library.made(identity), error=stored.error)
             position = self._waiting.index(identity) + 1 if identity in self._waiting else None
             return JobState(
                 id=identity,

@@ -42,7 +42,7 @@ BODIES = {
     "tempo that is none": (NEW, PROMPT | {"bpm": "fast"}, 422, "bpm"),
     "meter that is none": (NEW, PROMPT | {"bpm": 120, "loop": True, "bars": 2, "meter": "x"}, 422, "meter"),
     "novelty without an index": (NEW, PROMPT | {"novelty": "shout"}, 422, "novelty"),
-    "an edit as a task": (NEW, PROMPT | {"task_type": "repaint"}, 422, "send it as src_audio to /v1/edits"),
+    "an edit as a task": (NEW, PROMPT | {"task_type": "repaint"}, 422, "changes a recording"),
     "another task": (NEW, PROMPT | {"task_type": "lego"}, 422, "task_type"),
     "no kind of edit": (EDIT, DRUMS | REGION | {"source": "x"}, 422, "the field 'kind' is missing"),
     "unknown kind of edit": (EDIT, DRUMS | {"kind": "paint", "source": "x"}, 422, "kind"),
@@ -137,8 +137,18 @@ def test_files_that_are_no_audio_are_refused(server, content, said):
     assert list(server.app.state.server.uploads.glob("*.upload")) == []
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs/x", "/v1/results/x", "/v1/results/x/audio", "/v1/results/..%2f..%2fsetup.cfg",
-                                  "/v1/jobs/x/events", "/static/../server.py", "/v1/nothing"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/jobs/x",
+        "/v1/jobs/x/events",
+        "/v1/results/x",
+        "/v1/results/x/audio",
+        "/v1/results/..%2f..%2fsetup.cfg",
+        "/static/../server.py",
+        "/v1/nothing",
+    ],
+)
 def test_what_is_not_there_is_not_found(server, path):
     assert server.get(path).status_code == 404
 
@@ -158,7 +168,7 @@ def test_too_many_jobs_and_uploads_too_large_or_too_long_are_refused(options, ru
         assert large.status_code == 413
         long = server.post(EDIT, data=form, files={"audio": ("a.wav", wav(1.0))})
         assert long.status_code == 422
-        assert "of at most 0.5 s" in long.json()["detail"]
+        assert "0.5 s are taken" in long.json()["detail"]
         state = server.app.state.server
         assert list(state.uploads.iterdir()) == []
         assert made(server)["status"] == "done"
