@@ -1,5 +1,8 @@
 """Variations of recordings."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import soundfile
@@ -122,6 +125,29 @@ def test_a_variation_does_not_depend_on_the_batch(exact_pipeline):
         generators = [torch.Generator().manual_seed(seed) for seed in (2 * i, 2 * i + 1)]
         alone = pipeline(CAPTIONS[i], sources[i], RATE, 0.6, generator=generators, output_type="latent", **options)
         torch.testing.assert_close(together[2 * i : 2 * i + 2], alone.audios, rtol=1e-9, atol=1e-9)
+
+
+def test_variations_on_threads_and_in_callbacks(pipeline):
+    pipeline.scheduler = make_scheduler("dpm++-sde", pipeline.scheduler)
+    barrier = threading.Barrier(4)
+
+    def vary(number, **more):
+        level = (0.3, 0.5, 0.7, 1.0)[number % 4]
+        return pipeline(CAPTIONS[number], tone(), RATE, level, num_inference_steps=6, seed=number, **more).audios
+
+    def wait(pipe, step, timestep, tensors):
+        if step == 0:
+            barrier.wait(timeout=60)
+        return {}
+
+    alone = [vary(number) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda number: vary(number, callback_on_step_end=wait), range(4)))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+    inner = []
+    outer = vary(3, callback_on_step_end=lambda *_: inner.append(vary(1)) or {})
+    assert np.array_equal(outer, alone[3])
+    assert all(np.array_equal(each, alone[1]) for each in inner)
 
 
 def test_one_recording_for_several_prompts(pipeline):
