@@ -2,9 +2,9 @@
 
     python -m recipes.mini.start_stereo --config configs/stereo/vae.yaml --init mini --out runs/stereo_start
 
-Both have as many rows, frames of the same length and the same widths. The first and the last layer take the log-mels of
-mid and side for that of mono sound, each of the bands of a row alike, and know nothing of the balance. Channels of the
-latents that are new begin as a fresh VAE's.
+Both have as many rows, frames of the same length and the same widths. The first layer takes the mid's log-mels for those
+of mono sound, each of the bands of a row alike; the last gives them to mid and side. What is new, the planes that mono
+sound has not and further channels of the latents, begins as in a fresh VAE.
 """
 
 import argparse
@@ -18,15 +18,17 @@ from musicldm.config import VAEConfig, load_config
 from musicldm.train.common import model_folder
 from musicldm.train.vae import make_vae
 
+FRESH = 0.3  # share of a fresh layer's weights that new planes and channels begin with
+
 
 def started(config: VAEConfig, mono: AutoencoderKL) -> AutoencoderKL:
     """A VAE of ``config``'s stereo with the layers of ``mono``. Raises RuntimeError if their inner layers differ."""
     vae, bands = make_vae(config), config.mel.bands_per_row
     weights, old = vae.state_dict(), dict(mono.state_dict())
     for name in ("encoder.conv_in.weight", "decoder.conv_out.weight", "decoder.conv_out.bias"):
-        image, value = torch.zeros_like(weights[name]), old[name]
+        image, value = FRESH * weights[name], old[name]  # not 0, where neither end would tell the other what to learn
         if name.startswith("encoder"):
-            image[:, :bands] = value / bands  # the mean of mid's bands; of side nothing is known yet
+            image[:, :bands] = value / bands  # the mean of mid's bands
         else:
             image[: 2 * bands] = value
         old[name] = image
@@ -53,7 +55,7 @@ def placed(fresh: Tensor, old: Tensor, where: tuple[Tensor, ...]) -> Tensor:
     if len(where) == 1:
         result[where[0]] = old
     else:
-        result[where[0]] *= 0.1  # what new channels add to old ones begins small
+        result[where[0]] *= FRESH  # what new channels add to old ones begins small
         result[where[0][:, None], where[1]] = old
     return result
 
