@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pieces": ["EditedPiece", "Piece"],
         "recipe": ["Request", "Settings"],
         "session": ["Session"],
+        "tempo": ["TempoError"],
     },
 )

@@ -27,7 +27,7 @@ from musicldm.generate.environment import choose_device, choose_dtype, model_rev
 from musicldm.generate.pieces import Piece
 from musicldm.generate.preparing import made_anew, prepare
 from musicldm.generate.recipe import Request, Settings, check_opening, compose, random_seed
-from musicldm.generate.tempo import Noise, Output, TempoError, in_tempo, seam_of
+from musicldm.generate.tempo import AT_ONCE, Noise, Output, TempoError, in_tempo, seam_of
 from musicldm.models.loading import find_folder
 from musicldm.novelty import CopyError
 from musicldm.novelty.guard import CopyGuard
@@ -112,7 +112,8 @@ class Session:
         for batch in batches(requests, self.waveforms_at_once):
             parts = self._plain.unet, self._plain.vae, self._plain.vocoder
             seconds = sum(seconds for _, seconds in batch[0].sections) or batch[0].seconds
-            _, shape = plan_lengths(*parts, len(batch) * batch[0].candidates, seconds)
+            at_a_time = batch[0].candidates if batch[0].bpm is None else min(batch[0].candidates, AT_ONCE)
+            _, shape = plan_lengths(*parts, len(batch) * at_a_time, seconds)
             if not batch[0].sections:  # which are denoised in windows; their pipeline checks that
                 check_memory(*parts, shape, self.device)
             most = max(most, decoding_memory(self._plain.vae, self._plain.vocoder, shape, self.device))
@@ -165,6 +166,7 @@ class Session:
         refused: list[int] = []
         out_of_tempo: list[str] = []
         first = 0
+        pieces: Iterable[Piece]
         for batch in batches(requests, at_once or self.waveforms_at_once):
             last = first + len(batch)
             where = Progress(0, self._steps(batch[0]), first + 1, last, len(requests))
