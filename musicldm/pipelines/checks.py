@@ -123,6 +123,7 @@ class SamplingOptions:
     cross_attention_kwargs: dict[str, Any] | None
     correct: Callable | None
     loop: bool
+    windows: bool = False
 
     @property
     def is_guided(self) -> bool:
@@ -144,6 +145,7 @@ class SamplingOptions:
         if (attention or {}).get("scale") is not None:
             check_number("cross_attention_kwargs['scale']", attention["scale"])
         check_kind("loop", self.loop, bool, "True or False")
+        check_kind("windows", self.windows, bool, "True or False")
 
 
 @dataclass(frozen=True)

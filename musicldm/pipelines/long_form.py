@@ -22,11 +22,10 @@ from musicldm import sampling
 from musicldm.config.values import check_kind, check_number, check_text
 from musicldm.pipelines.calls import Callbacks, independent
 from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, as_embeds, check_latents, plan_lengths
-from musicldm.pipelines.memory import check_memory
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.stages import MusicLDMStages
 from musicldm.sampling.denoising import ALL_NOISE, Correct
-from musicldm.sampling.windows import Windows, blend, lay_out, windows_at_once
+from musicldm.sampling.windows import blend
 
 
 @dataclass(frozen=True)
@@ -111,12 +110,10 @@ class MusicLDMLongFormPipeline(MusicLDMStages):
 
         # 2. Plan sizes, windows, randomness and time steps
         ends = list(itertools.accumulate(section.seconds for section in sections))  # in seconds
-        parts = self.unet, self.vae, self.vocoder
-        n_samples, shape = plan_lengths(*parts, num_waveforms_per_prompt, ends[-1], latents, loop)
-        device, length = self._execution_device, plan_lengths(*parts, 1).latent_shape[2]
-        at_once = max(windows_at_once(device.type), num_waveforms_per_prompt)
-        check_memory(*parts, shape, device, at_once * length)
-        layout = lay_out(shape[2], length, loop)
+        n_samples, shape = plan_lengths(
+            self.unet, self.vae, self.vocoder, num_waveforms_per_prompt, ends[-1], latents, loop
+        )
+        layout = self.plan_windows(shape, loop)
         generator = sampling.make_generators(seed, generator, num_waveforms_per_prompt)
         sampling.prepare_timesteps(self.scheduler, num_inference_steps)
 
@@ -124,22 +121,22 @@ class MusicLDMLongFormPipeline(MusicLDMStages):
         encoded = self.encode_for_call(prompts, options, 1)
         shares = layout.shares([0.0, *(min(end / ends[-1], 1.0) * shape[2] for end in ends)])  # (N, S)
         of_windows = [blend(rows, shares) for rows in encoded.embedding.split(len(sections))]  # (N, D) each
-        windows = Windows(layout, of_windows[-1], of_windows[0], self.evaluation(loop and layout.is_whole))
+        windows = self.windows(layout, loop, of_windows[-1], of_windows[0])
         # of as many rows as there are candidates, in whose place windows have their own
         condition = encoded.condition(options, shape[2:], [0] * num_waveforms_per_prompt)
 
         # 4. Draw the first noise
         latents = self.first_latents(shape, generator, latents)
 
-        # 5. Denoise; windows that go round the end need no circular network
+        # 5. Denoise
         latents = self.run_steps(
             latents,
             condition,
-            replace(options, loop=loop and layout.is_whole),
+            options,
             callbacks,
             n_steps=num_inference_steps,
             generator=generator,
-            evaluate=windows,
+            windows=windows,
         )
 
         # 6. Decode, and rank the candidates

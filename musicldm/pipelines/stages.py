@@ -7,7 +7,7 @@ What the parts do by themselves is in `musicldm.pipelines.base`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +17,13 @@ from torch import Tensor
 from musicldm.editing.stretching import stretch_loop
 from musicldm.pipelines.base import MusicLDMBase
 from musicldm.pipelines.calls import Callbacks
-from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions
+from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, plan_lengths
+from musicldm.pipelines.memory import check_memory
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.sampling.condition import Condition
 from musicldm.sampling.denoising import Guidance, Noise, draw_noise
 from musicldm.sampling.known import Known, add_noise, noise_level
+from musicldm.sampling.windows import Layout, Windows, lay_out, windows_at_once
 from vocoder import mel_config
 
 
@@ -79,6 +81,24 @@ class MusicLDMStages(MusicLDMBase):
         level = noise_level(self.scheduler, self.scheduler.timesteps[0], 0)
         return source._replace(x0=add_noise(source.x0.to(noise), noise, level)).keep(state)
 
+    def plan_windows(self, shape: tuple[int, ...], loop: bool) -> Layout:
+        """Windows as long as what the UNet was trained on, for latents of ``shape (B, C, T/f, F/f)``.
+
+        Raises:
+            ValueError: if the device has not enough memory for the music, or the UNet does not say its length.
+        """
+        parts, device = (self.unet, self.vae, self.vocoder), self._execution_device
+        _, trained = plan_lengths(*parts, 1)
+        length = trained[2]
+        check_memory(*parts, shape, device, max(windows_at_once(device.type), shape[0]) * length)
+        return lay_out(shape[2], length, loop)
+
+    def windows(
+        self, layout: Layout, loop: bool, embeddings: Tensor | None = None, negatives: Tensor | None = None
+    ) -> Windows:
+        """What evaluates the UNet on windows; with conditions (N, D) of each window, or those of the items."""
+        return Windows(layout, embeddings, negatives, self.evaluation(loop and layout.is_whole))
+
     def run_steps(
         self,
         latents: Tensor,
@@ -89,11 +109,11 @@ class MusicLDMStages(MusicLDMBase):
         n_steps: int,
         generator: Noise = None,
         known: Known | None = None,
-        evaluate: Callable[..., Tensor] | None = None,
+        windows: Windows | None = None,
     ) -> Tensor:
         """``latents`` denoised over the time steps that the scheduler was prepared for, ``n_steps`` of them.
 
-        Callbacks and a progress bar are told.
+        At once, or in ``windows``. Callbacks and a progress bar are told.
         """
         self._guidance_scale = sampling.guidance_scale
         guidance = Guidance(sampling.guidance_scale, sampling.guidance_interval)
@@ -110,8 +130,8 @@ class MusicLDMStages(MusicLDMBase):
                 on_step=callbacks.reporter(self, guidance, progress_bar, n_warm_up),
                 correct=sampling.correct,
                 known=known,
-                loop=sampling.loop,
-                evaluate=evaluate,
+                loop=sampling.loop and (windows is None or windows.layout.is_whole),  # others go round by themselves
+                evaluate=windows,
             )
 
     def decode(self, latents: Tensor, loop: bool = False) -> Tensor:

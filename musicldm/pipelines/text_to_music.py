@@ -59,6 +59,7 @@ class MusicLDMPipeline(MusicLDMStages):
         guidance_interval: tuple[float, float] = ALL_NOISE,
         correct: Correct | None = None,
         loop: bool = False,
+        windows: bool = False,
     ) -> MusicLDMPipelineOutput | tuple:
         """Music for each prompt.
 
@@ -94,6 +95,9 @@ class MusicLDMPipeline(MusicLDMStages):
                 prediction to go on with, guidance included; `musicldm.novelty.CopyGuard` steers by it.
             loop: the end leads into the start: the music is made on a circle, of the nearest whole number of latent
                 frames, and stretched round it to the exact length.
+            windows: denoise what is longer than the UNet was trained on in overlapping windows of that length, whose
+                predictions are blended: each is as the UNet knows music, memory is bounded and the cost linear. Twice
+                the work at lengths where attention to everything is cheap.
 
         Raises:
             ValueError: naming the argument that cannot be used, and what can; the part that is missing; or the part
@@ -102,7 +106,7 @@ class MusicLDMPipeline(MusicLDMStages):
         # 1. Check inputs
         prompts = Prompts.of(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         options = SamplingOptions(
-            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop
+            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop, windows
         )
         output = OutputOptions(num_waveforms_per_prompt, return_best, output_type, return_dict)
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
@@ -110,11 +114,12 @@ class MusicLDMPipeline(MusicLDMStages):
         check_latents(latents)
 
         # 2. Plan sizes, randomness and time steps
-        device = self._execution_device
         n_samples, shape = plan_lengths(
             self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents, loop
         )  # samples, and (B, C, T/f, F/f)
-        check_memory(self.unet, self.vae, self.vocoder, shape, device)
+        layout = self.plan_windows(shape, loop) if windows else None
+        if layout is None:
+            check_memory(self.unet, self.vae, self.vocoder, shape, self._execution_device)
         generator = sampling.make_generators(seed, generator, n_items)
         sampling.prepare_timesteps(self.scheduler, num_inference_steps)
 
@@ -127,7 +132,13 @@ class MusicLDMPipeline(MusicLDMStages):
 
         # 5. Denoise
         latents = self.run_steps(
-            latents, condition, options, callbacks, n_steps=num_inference_steps, generator=generator
+            latents,
+            condition,
+            options,
+            callbacks,
+            n_steps=num_inference_steps,
+            generator=generator,
+            windows=None if layout is None else self.windows(layout, loop),
         )
 
         # 6. Decode, and rank the candidates

@@ -53,6 +53,19 @@ def test_a_short_piece_is_what_text_to_music_makes(exact, exact_pipeline):
     torch.testing.assert_close(loop, exact_pipeline("drums", 0.32, loop=True, **FAST).audios, atol=1e-7, rtol=0)
 
 
+def test_text_to_music_in_windows_is_a_piece_of_one_section(exact, exact_pipeline):
+    whole = exact([Section("drums", 1.4)], **FAST).audios
+    made = exact_pipeline(["drums", "flute"], 1.4, windows=True, **FAST).audios
+    torch.testing.assert_close(made[:1], whole, atol=1e-7, rtol=0)
+    assert (made[:1] - exact_pipeline("drums", 1.4, **FAST).audios).abs().max() > 1e-3
+    short = exact_pipeline("drums", 0.3, windows=True, **FAST).audios
+    torch.testing.assert_close(short, exact_pipeline("drums", 0.3, **FAST).audios, atol=1e-7, rtol=0)
+    loop = exact_pipeline("drums", 1.28, windows=True, loop=True, **FAST).audios
+    torch.testing.assert_close(loop, exact([Section("drums", 1.28)], loop=True, **FAST).audios, atol=1e-7, rtol=0)
+    with pytest.raises(ValueError, match="windows must be True or False, got 8"):
+        exact_pipeline("drums", windows=8)
+
+
 def test_a_prompt_is_heard_where_its_section_lies(exact):
     """Another text from frame 48 on changes what windows share with it: at each of three steps 4 frames further."""
     texts = [Section(text, 0.96) for text in CAPTIONS[:3]]
