@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 pytestmark = pytest.mark.slow
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-assert [path.stem for path in NOTEBOOKS] == ["concept", "generate", "novelty", "train"]
+assert [path.stem for path in NOTEBOOKS] == ["concept", "edit", "generate", "novelty", "train"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -20,7 +20,7 @@ from musicldm import MusicLDMAudioToAudioPipeline, MusicLDMInpaintPipeline, Musi
 from musicldm.editing import Region, snap_to_beats
 from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS, make_scheduler
 
-METHODS = ("ours", "splice", "sdedit")
+METHODS = ("splice", "sdedit", "ours")
 HOLE_S = (3.0, 5.0)  # shortest and longest
 MARGIN_S = 3.0  # of the piece to either side of a hole
 BEFORE_S, AFTER_S = 3.0, 5.0  # of an extension
