@@ -8,6 +8,7 @@ Jobs are kept in the same database, so that those that were waiting or running g
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import secrets
 import sqlite3
@@ -150,8 +151,7 @@ class Library:
                 )
                 return self.out / rows[0]["file"]
             prompt = recipe.get("prompt") or ""
-            stem = free_name(self.out, f"{slug(prompt) or job.kind}_seed{recipe.get('seed')}", (suffix, *SUFFIXES))
-            path = stem.with_name(f"{stem.name}{suffix}")
+            path = self._free(f"{slug(prompt) or job.kind}_seed{recipe.get('seed')}", suffix, cursor)
             cursor.execute(
                 "INSERT INTO results (id, job, place, client, file, name, kind, prompt, seconds, rate, channels, "
                 "recipe, parent, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -161,6 +161,13 @@ class Library:
                 ),
             )
             return path
+
+    def _free(self, stem: str, suffix: str, cursor: sqlite3.Cursor) -> Path:
+        """A file ``stem`` in the folder, numbered if one of that name is there or about to be written."""
+        reserved = {row["file"] for row in cursor.execute("SELECT file FROM results WHERE NOT complete").fetchall()}
+        names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        free = (free_name(self.out, name, (suffix, *SUFFIXES)) for name in names)
+        return next(path for one in free if (path := one.with_name(f"{one.name}{suffix}")).name not in reserved)
 
     def complete(self, job: StoredJob, place: int) -> None:
         """Say that the file of a result is written."""
@@ -209,8 +216,7 @@ class Library:
         if recipe.get("prompt"):
             kind = recipe.get("kind") or "generate"
         with self._writing() as cursor:
-            path = free_name(self.out, slug(stem) or "recording", SUFFIXES)
-            path = path.with_name(f"{path.name}.wav")
+            path = self._free(slug(stem) or "recording", ".wav", cursor)
             decoded.rename(path)
             identity, prompt = secrets.token_hex(8), str(recipe.get("prompt") or "")
             values = (

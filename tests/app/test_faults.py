@@ -1,0 +1,118 @@
+"""A server that is killed, whose disk is full, or whose clients go away: nothing is lost, and it goes on."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from musicldm.app import Client
+from tests.app.helpers import QUICK, ended, made, samples, wav
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def process(out, model):
+    """A server in a process of its own: the process, and a client of it."""
+    command = [sys.executable, "-m", "musicldm", "app", "--out", out, "--model", model, "--port", "0", "--no-browser"]
+    log = (out.parent / f"{out.name}.log").open("w+")
+    running = subprocess.Popen([str(part) for part in command], stderr=log, env=os.environ | {"DISPLAY": ""})
+    try:
+        until, url = time.monotonic() + 120, None
+        while url is None and time.monotonic() < until and running.poll() is None:
+            time.sleep(0.1)
+            log.seek(0)
+            url = re.search(r"http://\S+/", log.read())
+        assert url is not None, (log.seek(0), log.read())
+        with httpx.Client(base_url=url[0], timeout=60) as client:
+            yield running, client
+    finally:
+        running.kill()
+        running.wait()
+        log.close()
+
+
+def test_a_killed_server_goes_on_where_it_was(tmp_path, tiny_folder):
+    out = tmp_path / "app"
+    asked = QUICK | {"num_inference_steps": 60, "seed": 8}
+    with process(out, tiny_folder) as (running, client):
+        done = made(client, seed=7)
+        whole = samples(client, done["id"])
+        job = client.post("/v1/generations", json=asked).json()
+        waiting = client.post("/v1/generations", json=QUICK | {"seed": 9}).json()
+        until = time.monotonic() + 60
+        while client.get(f"/v1/jobs/{job['id']}").json()["step"] < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    with process(out, tiny_folder) as (_, client):
+        assert client.get(f"/v1/jobs/{done['id']}").json()["status"] == "done"
+        assert np.array_equal(samples(client, done["id"]), whole)
+        assert ended(client, job)["status"] == ended(client, waiting)["status"] == "done"
+        again = made(client, **asked)
+        assert np.array_equal(samples(client, job["id"]), samples(client, again["id"]))
+
+
+def test_interrupting_the_server_ends_it_soon_and_loses_nothing(tmp_path, tiny_folder):
+    out = tmp_path / "app"
+    with process(out, tiny_folder) as (running, client):
+        job = client.post("/v1/generations", json=QUICK | {"num_inference_steps": 60}).json()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) is not None
+    with process(out, tiny_folder) as (_, client):
+        assert ended(client, job)["status"] == "done"
+
+
+def test_clients_that_go_away_cost_nothing(server):
+    state = server.app.state.server
+    before = sorted(state.uploads.iterdir()) if state.uploads.is_dir() else []
+
+    def broken():
+        yield b'--x\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\n\r\n' + wav()[:2000]
+
+    answer = server.post("/v1/edits", content=broken(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code in (400, 422)
+    assert (sorted(state.uploads.iterdir()) if state.uploads.is_dir() else []) == before
+    assert made(server)["status"] == "done"
+
+
+def test_a_connection_that_breaks_in_the_middle_of_an_upload(tmp_path, tiny_folder):
+    with process(tmp_path / "app", tiny_folder) as (_, client):
+        port = client.base_url.port
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                head = "POST /v1/edits HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n"
+                head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+                connection.sendall(head.encode())
+        for _ in range(100):
+            assert client.get("/health").status_code == 200
+            assert client.post("/v1/generations", content=b"\x00" * 50).status_code == 422
+        assert made(client)["status"] == "done"
+        with Client(str(client.base_url)) as other:
+            assert other.results()
+
+
+def test_a_full_disk_fails_the_job_and_not_the_server(server, monkeypatch):
+    import errno
+
+    from musicldm.generate import Piece
+
+    def full(piece, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Piece, "save", full)
+        job = server.post("/v1/generations", json=QUICK).json()
+        state = ended(server, job)
+    assert state["status"] == "failed"
+    assert "No space left" in state["error"]
+    assert server.get(f"/v1/results/{job['id']}").status_code == 404
+    assert made(server)["status"] == "done"
