@@ -2,9 +2,9 @@
 
     python -m recipes.mini.start_stereo --config configs/stereo/vae.yaml --init mini --out runs/stereo_start
 
-Both have as many rows, frames of the same length and the same widths. The first layer takes the mid's log-mels for those
-of mono sound, each of the bands of a row alike; the last gives them to mid and side. What is new, the planes that mono
-sound has not and further channels of the latents, begins as in a fresh VAE.
+Both have as many rows, frames of the same length and the same widths. The first layer takes the mid's log-mels for
+those of mono sound, each of the bands of a row alike; the last gives them to mid and side. What is new, the planes that
+mono sound has not and further channels of the latents, begins as in a fresh VAE.
 """
 
 import argparse
