@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ def lay_out(n_frames: int, length: int, loop: bool = False, overlap: float = OVE
 
 def blend(embeddings: Tensor, shares: Tensor) -> Tensor:
     """Embeddings (N, D) between those of S sections, ``embeddings (S, D)``, by ``shares (N, S)``; of their length."""
-    shares = shares.to(embeddings)
+    shares = shares.to(embeddings.dtype).to(embeddings.device)
     lengths = shares @ embeddings.norm(dim=1)
     return functional.normalize(shares @ embeddings, dim=1) * lengths[:, None]
 
@@ -143,32 +144,35 @@ class Windows:
         """The blended prediction for scaled ``noisy`` latents (B, C, T, F), of their shape and dtype."""
         if noisy.shape[2] != self.layout.n_frames:
             raise ValueError(f"windows over {self.layout.n_frames} frames cannot serve latents of {noisy.shape[2]}")
-        n_items, result = len(noisy), torch.zeros_like(noisy)
+        if self.weights.device != noisy.device:  # once, in the first step
+            self.frames = self.frames.to(noisy.device)
+            self.weights = self.weights.to(noisy.dtype).to(noisy.device)
+        n_items, n_windows, result = len(noisy), len(self.frames), torch.zeros_like(noisy)
         most = self.at_once or windows_at_once(noisy.device.type)
-        n_calls = -(-len(self.frames) // max(1, most // n_items))
-        weights = self.weights.to(noisy.device, noisy.dtype)
-        for chosen in torch.arange(len(self.frames)).tensor_split(n_calls):
-            frames = self.frames[chosen].to(noisy.device)  # (M, W)
-            parts = noisy[:, :, frames].movedim(2, 1)  # (B, M, C, W, F)
+        n_calls = -(-n_windows // max(1, most // n_items))
+        for first, end in pairwise(n_windows * i // n_calls for i in range(n_calls + 1)):
+            parts = noisy[:, :, self.frames[first:end]].movedim(2, 1)  # (B, M, C, W, F)
             prediction = self.evaluate(
                 unet,
                 parts.flatten(0, 1),
-                time.repeat_interleave(len(chosen)) if time.ndim else time,
-                self.condition_of(chosen, condition, n_items),
+                time.repeat_interleave(end - first) if time.ndim else time,
+                self.condition_of(slice(first, end), condition, n_items),
                 guidance_scale,
             ).unflatten(0, (n_items, -1))
-            for i, number in enumerate(chosen.tolist()):  # one by one: the same sum every time, on every device
-                result[:, :, frames[i]] += weights[number, :, None] * prediction[:, i]
+            for i in range(first, end):  # one by one: the same sum every time, on every device
+                weights = self.weights[i, :, None].to(noisy.dtype)
+                result[:, :, self.frames[i]] += weights * prediction[:, i - first]
         return result
 
-    def condition_of(self, chosen: Tensor, condition: Condition, n_items: int) -> Condition:
-        """The condition of windows ``chosen (M,)`` of all items: B * M rows, or 2 B * M."""
+    def condition_of(self, chosen: slice, condition: Condition, n_items: int) -> Condition:
+        """The condition of M ``chosen`` windows of all items: B * M rows, or 2 B * M."""
+        n_windows = chosen.stop - chosen.start
         groups = condition.embedding.split(n_items)  # unconditional rows first, if there are any
         own = self.rows[-len(groups) :]
         rows = [
-            group[:, None].expand(-1, len(chosen), -1)
+            group[:, None].expand(-1, n_windows, -1)
             if of_windows is None
-            else of_windows[chosen.to(of_windows.device)].to(group).expand(n_items, -1, -1)
+            else of_windows[chosen].to(group).expand(n_items, -1, -1)
             for group, of_windows in zip(groups, own, strict=True)
         ]
         attention = condition.cross_attention_kwargs
