@@ -6,19 +6,32 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from musicldm import MusicLDMPipeline
+from musicldm.audio import write_audio
 from musicldm.audio.loop_chunks import Loop
 from musicldm.editing.tempo import is_tempo
-from musicldm.generate import Request, Session
+from musicldm.generate import Edit, Request, Session
 from musicldm.generate.metre import bars_s
 from musicldm.generate.recipe import complete, compose
 from musicldm.generate.tempo import PULSES, TempoError, in_tempo, loop_of, stated
+from musicldm.models.clap import clap_feature_extractor
+from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty import CopyError
+from musicldm.novelty.build import build_index
 from musicldm.sampling import LeaningGenerator
+from tests.helpers.melodies import RATE as MELODY_RATE
+from tests.helpers.melodies import melody
 from tests.helpers.rhythm import drum_track
 
 RATE = 8_000  # of the tiny model
+REQUESTS = [
+    Request("a waltz", 1, bpm=120.0, seconds=2.0, steps=2, force=True, candidates=5),
+    Request("a waltz", 1, bpm=120.0, bars=1, loop=True, steps=2, force=True, candidates=1),
+    Request("a waltz", 1, loop=True, seconds=1.03, steps=2),
+]
 OPENED = {"model": "mini", "dtype": "float32", "fast": True}
 SIX_SECONDS = Request("a waltz", 10, bpm=120.0, seconds=6.0, candidates=8)
 
@@ -158,12 +171,7 @@ def test_a_loop_is_turned_to_a_downbeat(tiny_pipeline):
 
 
 def test_a_session_makes_the_same_again(session):
-    requests = [
-        Request("a waltz", 1, bpm=120.0, seconds=2.0, steps=2, force=True, candidates=5),
-        Request("a waltz", 1, bpm=120.0, bars=1, loop=True, steps=2, force=True, candidates=1),
-        Request("a waltz", 1, loop=True, seconds=1.03, steps=2),
-    ]
-    for request, piece in zip(requests, session.run_many(requests), strict=True):
+    for request, piece in zip(REQUESTS, session.run_many(REQUESTS), strict=True):
         recipe = json.loads(json.dumps(piece.recipe))
         again = session.run(Request.from_recipe(recipe))
         assert np.array_equal(piece.waveform, again.waveform)
@@ -171,6 +179,35 @@ def test_a_session_makes_the_same_again(session):
         assert piece.waveform.shape == (round(request.seconds * RATE),)
         assert ("tempo" in recipe) == (request.bpm is not None)
         assert ("seam_quantile" in recipe) == request.loop
+
+
+@pytest.mark.parametrize("request_", REQUESTS[:2], ids=["line", "loop"])
+def test_a_retake_of_nothing_is_the_same_piece(session, tmp_path, request_):
+    session.run(request_).save(tmp_path / "piece.wav")
+    session.run(Edit("retake", str(tmp_path / "piece.wav"), amount=0.0, seed=9)).save(tmp_path / "again.wav")
+    piece, again = (soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("piece.wav", "again.wav"))
+    assert np.array_equal(piece, again)
+    assert piece.std() > 10
+
+
+def test_the_guard_judges_candidates(tiny_parts, tmp_path):
+    front_end = clap_feature_extractor(16_000, 5, hop_length=640, n_mels=16, f_max=8000.0)
+    MusicLDMPipeline(**tiny_parts | {"feature_extractor": front_end}).save_pretrained(tmp_path / "model")
+    session = Session(tmp_path / "model", "cpu", fast=False)
+    (tmp_path / "data").mkdir()
+    for i in range(4):
+        write_audio(tmp_path / "data" / f"{i}.wav", melody(i), MELODY_RATE)
+    clap = session.pipeline(SIX_SECONDS)
+    embedder = ClapEmbedder(clap.text_encoder, clap.feature_extractor, clap.sampling_rate)
+    build_index(tmp_path / "data", tmp_path / "index", embedder, progress=False)
+    told = Request("a waltz", 1, steps=1, bpm=120.0, seconds=2.5, force=True, candidates=2, novelty="report")
+    told = replace(told, index=tmp_path / "index")
+    piece = session.run(told)
+    assert piece.novelty == piece.recipe["nearest_training_clips"]
+    assert piece.novelty is not None
+    with pytest.raises(CopyError, match="all candidates of 'a waltz'") as error:
+        session.run(replace(told, novelty="avoid", max_similarity=-0.99))
+    assert error.value.refused == (0,)
 
 
 def test_pieces_out_of_tempo_are_told_after_the_others(session):
