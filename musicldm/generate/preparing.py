@@ -10,11 +10,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from musicldm.editing import Region, Source, check_regions, snap_to_beats
-from musicldm.editing.tempo import choose_tracker, measure_tempo
+from musicldm.editing import Source, check_regions, snap_to_beats
+from musicldm.editing.beats import beats_near
 from musicldm.generate.edit import Edit, own_prompt, resolved_retake
-
-HEARD_S = 10.0  # to either side of a border, of which beats are tracked
 
 
 class Prepared(NamedTuple):
@@ -63,24 +61,6 @@ def made_anew(edit: Edit, source: Source) -> list[tuple[float, float]]:
 def default_snap() -> str:
     """Whether regions are moved to beats where nobody says: if madmom is installed."""
     return "beat" if find_spec("madmom") else "none"
-
-
-def beats_near(source: Source, regions: list[Region]) -> list[float]:
-    """Beats of ``source`` around the borders of ``regions``, in seconds; madmom's, or librosa's with a warning."""
-    heard: list[list[float]] = []
-    for border in sorted(edge for region in regions for edge in region if 0 < edge < source.duration_s):
-        start, stop = max(0.0, border - HEARD_S), min(source.duration_s, border + HEARD_S)
-        if heard and start <= heard[-1][1]:
-            heard[-1][1] = stop
-        else:
-            heard.append([start, stop])
-    beats: list[float] = []
-    tracker = choose_tracker() if heard else None
-    for start_s, stop_s in heard:
-        first = round(start_s * source.rate)
-        waveform = source.read(first, min(source.length, round(stop_s * source.rate)))  # (A, L)
-        beats += (first / source.rate + measure_tempo(waveform, source.rate, tracker=tracker).beats_s).tolist()
-    return beats
 
 
 def _open(end: float | None, side: int) -> float:

@@ -56,6 +56,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         mask_start_seconds: Seconds = None,
         mask_end_seconds: Seconds = None,
         mask: np.ndarray | Tensor | None = None,
+        snap: str = "none",
         num_inference_steps: int = 200,
         guidance_scale: float = 2.0,
         negative_prompt: str | list[str] | None = None,
@@ -91,6 +92,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
             mask_end_seconds: where each ends.
             mask: in place of both, (N,) values of N equal stretches of the recording, such as its samples: 1 makes a
                 stretch new, 0 keeps it.
+            snap: "beat" moves a border inside the recording to the nearest beat within 60 ms, inwards only.
             num_waveforms_per_prompt: candidates n for each prompt, in the order of their seeds.
             latents: first noise (P * n, C, T/f, F/f), if there is one window.
             output_type: "np" or "pt" for samples of the source's kind, "latent" for the latents of the windows,
@@ -116,10 +118,11 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         recordings = as_recordings(audio, n_items // num_waveforms_per_prompt)
         opened = {id(each): open_source(each, audio_sampling_rate) for each in recordings}
         sources = [opened[id(each)] for each in recordings for _ in range(num_waveforms_per_prompt)]  # B
-        regions = [masked_regions(source, mask_start_seconds, mask_end_seconds, mask) for source in sources]
+        places = mask_start_seconds, mask_end_seconds, mask, snap
+        regions = {source: masked_regions(source, *places) for source in opened.values()}
 
         # 2. Plan windows, randomness and time steps
-        windows = [self.plan(*each) for each in zip(sources, regions, strict=True)]
+        windows = [self.plan(source, regions[source]) for source in sources]
         work = list(batches(windows))
         self.check_work(work, latents)
         generator = sampling.make_generators(seed, generator, n_items)

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from musicldm.audio import read_audio
 from musicldm.config.values import check_kind, shown
-from musicldm.editing.regions import check_regions, to_samples
+from musicldm.editing.beats import beats_near
+from musicldm.editing.regions import Region, check_regions, snap_to_beats, to_samples
 from musicldm.editing.source import SILENT, Source
 from musicldm.models.latents import model_waveform
 from vocoder import MelConfig
@@ -111,17 +112,32 @@ def open_source(recording: Any, sampling_rate: int | None) -> Source:
     return source
 
 
-def masked_regions(source: Source, start_seconds: Any, end_seconds: Any, mask: Any = None) -> list[tuple[int, int]]:
+SNAPS = ("none", "beat")
+
+
+def masked_regions(
+    source: Source, start_seconds: Any, end_seconds: Any, mask: Any = None, snap: str = "none"
+) -> list[tuple[int, int]]:
     """The regions of ``source`` that are made new, in its samples, in order, apart from each other.
 
     Args:
         start_seconds: where each begins, a number or several; before 0 for what comes before the recording.
         end_seconds: where each ends.
         mask: in place of both: (N,) values of N equal stretches of the recording, 1 for new.
+        snap: "beat" moves borders inwards to the nearest beat, "none" leaves them.
 
     Raises:
         ValueError: for something else, for both, or for regions that `check_regions` refuses.
     """
+    if not isinstance(snap, str) or snap not in SNAPS:
+        raise ValueError(f"snap must be one of {', '.join(SNAPS)}, got {shown(snap)}")
+    regions = _asked_regions(source, start_seconds, end_seconds, mask)
+    if snap == "beat":
+        regions = snap_to_beats(regions, beats_near(source, regions), source.duration_s)
+    return [to_samples(region, source.rate) for region in regions]
+
+
+def _asked_regions(source: Source, start_seconds: Any, end_seconds: Any, mask: Any) -> list[Region]:
     given = [value for value in (start_seconds, end_seconds) if value is not None]
     if (mask is None) != (len(given) == 2) or (mask is not None and given):
         raise ValueError("give mask_start_seconds and mask_end_seconds, or mask, to say what is made new")
@@ -133,8 +149,7 @@ def masked_regions(source: Source, start_seconds: Any, end_seconds: Any, mask: A
             f"mask_start_seconds has {len(starts)} values and mask_end_seconds {len(ends)}; give a start and an end "
             "for each region"
         )
-    pairs = zip(starts, ends, strict=True)
-    return [to_samples(region, source.rate) for region in check_regions(pairs, source.duration_s, extend=True)]
+    return check_regions(zip(starts, ends, strict=True), source.duration_s, extend=True)
 
 
 def _numbers(value: Any) -> list:
@@ -143,7 +158,7 @@ def _numbers(value: Any) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _of_mask(source: Source, mask: Any) -> list[tuple[int, int]]:
+def _of_mask(source: Source, mask: Any) -> list[Region]:
     check_kind("mask", mask, (np.ndarray, Tensor, list, tuple), "an array (N,), 1 for new")
     values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
     if values.ndim != 1 or not 1 < len(values) <= source.length or not np.isin(values, (0, 1)).all():
@@ -153,5 +168,4 @@ def _of_mask(source: Source, mask: Any) -> list[tuple[int, int]]:
         )
     edges = np.diff(np.concatenate([[0], values, [0]]).astype(int))
     places = [np.flatnonzero(edges == step) * source.duration_s / len(values) for step in (1, -1)]
-    regions = check_regions(zip(*(each.tolist() for each in places), strict=True), source.duration_s)
-    return [to_samples(region, source.rate) for region in regions]
+    return check_regions(zip(*(each.tolist() for each in places), strict=True), source.duration_s)
