@@ -22,7 +22,7 @@ BANDS = 20
 FRAME_S, HOP_S = 0.064, 0.016
 HEARD_S = 1.5  # of kept sound beside a region that its level is taken from
 HEARD = 5.0  # natural logarithm: 43 dB below the loudest, what lies lower is not compared
-FEWEST = 4  # frames that a band is compared in; bands with fewer get the gain of all
+FEWEST = 0.25  # of the frames that a band is compared in; bands heard in fewer get the gain of all
 MOST_GAIN = 1.15  # natural logarithm, 10 dB to either side
 LOOK_AHEAD_S = 0.01  # of the limiter
 WIDE, HIGH = 0.1, 0.01  # shares of the amplitude from which a side, or sound above a model's bands, is told of
@@ -49,10 +49,13 @@ def band_gains(old: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:
         return np.zeros(BANDS)
     pair = torch.from_numpy(np.stack([old, new]).astype(np.float32))
     wanted, found = log_mel_spectrogram(pair / pair.abs().max(), config).numpy()  # (T, F) each
+    edge = -(-config.n_fft // 2 // config.hop_length)  # frames that hear sound reflected at an end
+    if len(wanted) > 2 * edge:
+        wanted, found = wanted[edge:-edge], found[edge:-edge]
     heard = wanted > wanted.max() - HEARD
     differences = np.where(heard, wanted - found, np.nan)
     gains = np.full(BANDS, np.median(differences[heard]))
-    for band in np.flatnonzero(heard.sum(axis=0) >= FEWEST):
+    for band in np.flatnonzero(heard.mean(axis=0) >= FEWEST):
         gains[band] = np.nanmedian(differences[:, band])
     smooth = np.convolve(np.pad(gains, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     return smooth.clip(-MOST_GAIN, MOST_GAIN)
