@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from musicldm.novelty.index import NoveltyIndex
 
 FALSE_ALARMS = 0.01  # of recordings that copied nothing
-ENOUGH_PIECES = 99  # a collection of as many knows its own hundredth
-PRIOR = 8  # pieces that the background's scale counts for beside a collection's own
-MOST = 0.2  # of a piece's score above the median: more is a copy within the collection
+ENOUGH_PIECES = 99  # a collection of as many knows its own hundredth; so do as many of its clips
+PRIOR = 4  # pieces that the background's scale counts for beside a collection's own
+MOST = 0.2  # by which a piece's score may exceed the median; more may be a copy within the collection, unless
+MOST_TIMES = 4.0  # it is less than as many mean excesses, by the lower quarter of them
+NEAREST = 1e-6  # distance below which two embeddings are the same
 
 
 @functools.cache
@@ -36,6 +38,18 @@ def background() -> dict:
 def units(seconds: float | np.ndarray, shipped: dict) -> float | np.ndarray:
     """How many recordings of the background's length one of ``seconds`` is worth: music repeats itself."""
     return (np.asarray(seconds) / shipped["recording_s"]) ** shipped["growth"]
+
+
+def within(excess: np.ndarray, most: float) -> np.ndarray:
+    """``excess (N,)`` over a median, cut at ``most`` or `MOST_TIMES` of its mean, whichever is more.
+
+    The mean is that of an exponential distribution with the same lower quarter, so that what was copied within a
+    collection does not count.
+    """
+    if not len(excess):
+        return excess
+    mean = np.quantile(excess, 0.25) / -math.log1p(-0.25)
+    return np.minimum(excess, max(most, MOST_TIMES * mean))
 
 
 class PassageTest(NamedTuple):
@@ -79,9 +93,10 @@ class Tail(NamedTuple):
     @classmethod
     def of(cls, scores: list[float], shipped: dict, length: float) -> Tail:
         median = float(np.median(scores))
-        above = [min(score - median, MOST) for score in scores if score > median]
+        above = within(np.array([score - median for score in scores if score > median]), MOST)
         weight = PRIOR + len(above)
-        return cls(median, (PRIOR * shipped["scale"] + sum(above)) / weight, weight, 0.5 * min(1.0, length))
+        scale = (PRIOR * shipped["scale"] + float(above.sum())) / weight
+        return cls(median, scale, weight, 0.5 * min(1.0, length))
 
     def threshold(self) -> float:
         """The score that one stranger in a hundred exceeds, the scale being no surer than ``weight`` pieces make it."""
@@ -96,6 +111,44 @@ class Tail(NamedTuple):
         low, high = np.exp(-excess * gamma.ppf((0.975, 0.025), self.weight) / self.weight)
         low, high = self.share * low, self.share * high
         return self.share * (1 + excess / self.weight) ** -self.weight, low, high
+
+
+class SimilarityTest(NamedTuple):
+    """The similarity that one clip, or window, in a hundred of music that copied nothing exceeds."""
+
+    threshold: float
+    basis: str  # counted: of as many values; or tail, of fewer
+    false_alarms: tuple[float, float]  # the 95 % interval of their share at the threshold
+
+    def record(self, name: str) -> dict:
+        """For the base rate of an index."""
+        told = {"99": self.threshold, "basis": self.basis, "false_alarm_interval": list(self.false_alarms)}
+        return {f"{name}_{what}": value for what, value in told.items()}
+
+
+def similarity_test(values: np.ndarray) -> SimilarityTest:
+    """`SimilarityTest` from the similarities (cosine) of clips of a collection to the nearest of other pieces.
+
+    ``values (N,)`` are finite, at least one. The nearest of many neighbours at a distance below x is about as likely
+    as a power of x (Levina and Bickel, 2004, Maximum likelihood estimation of intrinsic dimension), so that minus the
+    logarithm of the distance has an exponential tail, whatever the CLAP. With 99 values or more they are counted.
+    """
+    from scipy.stats import beta
+
+    count = len(values)
+    if count >= ENOUGH_PIECES:
+        low, high = beta.ppf((0.025, 0.975), FALSE_ALARMS * (count + 1), (1 - FALSE_ALARMS) * (count + 1))
+        threshold = float(np.quantile(values, 1 - FALSE_ALARMS, method="weibull"))
+        return SimilarityTest(threshold, "counted", (float(low), float(high)))
+    nearness = -np.log(np.maximum(1 - np.asarray(values, np.float64), NEAREST))
+    median = float(np.median(nearness))
+    above = nearness[nearness > median] - median
+    if not len(above):
+        return SimilarityTest(float(np.max(values)), "tail", (0.0, 1.0))
+    above = within(above, 0.0)
+    tail = Tail(median, float(above.mean()), len(above), 0.5)
+    _, low, high = tail.chance(tail.threshold())
+    return SimilarityTest(-math.expm1(-tail.threshold()), "tail", (low, high))
 
 
 def passage_test(index: NoveltyIndex, seconds: float, shipped: dict | None = None) -> PassageTest:

@@ -27,6 +27,7 @@ from musicldm.data.metadata import licence_of
 from musicldm.data.shards import recording_identity
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, WINDOWS_S, pitch_frames
+from musicldm.novelty.background import similarity_test
 from musicldm.novelty.index import SECOND_CHECK, NoveltyIndex, Windows, finish, partial, write_index
 from musicldm.novelty.windows import HOP_S, WINDOW_S, cut_windows, embed_windows, query_windows
 
@@ -152,8 +153,9 @@ def measure_base_rate(
     """How near ``count`` clips of the collection come to other pieces: quantiles of what a check compares.
 
     A further clip exceeds the quantile of 99 % with a probability of 1 % (i / (n + 1), the mean share below the i-th of
-    n), given 99 clips or more; of fewer it is the largest. ``piece_scores`` is the best score of each piece, by which
-    `musicldm.novelty.background` judges small collections.
+    n), given 99 clips or more; of fewer a score is the largest, and a similarity what their tail says
+    (`similarity_test`). ``piece_scores`` is the best score of each piece, by which `musicldm.novelty.background` judges
+    small collections.
     """
     drawn = np.random.default_rng(0).permutation(len(index))[:count]
     rows = []  # similarity, score and similarity of windows of each clip; NaN where it is too short for the last two
@@ -183,6 +185,8 @@ def measure_base_rate(
     for name, column in zip(("similarity", "score", "window_similarity"), values.T, strict=True):
         for percent in (50, 95, 99) if np.isfinite(column).any() else ():
             result[f"{name}_{percent}"] = float(np.nanquantile(column, percent / 100, method="weibull"))
+        if name != "score" and np.isfinite(column).any():
+            result |= similarity_test(column[np.isfinite(column)]).record(name)
     return result
 
 

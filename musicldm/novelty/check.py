@@ -127,9 +127,16 @@ def record(path: str | Path, found: Verdict, index: NoveltyIndex) -> dict:
         "judgement": found.test.record(match.score),
         "window": window,
         "base_rate": {
-            "similarity_99": index.similarity_threshold,
-            "score_99": index.score_threshold,
-            "window_similarity_99": index.about["base_rate"].get("window_similarity_99"),
+            name: index.about["base_rate"].get(name)
+            for name in (
+                "similarity_99",
+                "similarity_basis",
+                "similarity_false_alarm_interval",
+                "score_99",
+                "window_similarity_99",
+                "window_similarity_basis",
+                "window_similarity_false_alarm_interval",
+            )
         },
     }
 
