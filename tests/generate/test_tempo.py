@@ -113,6 +113,16 @@ def test_where_none_is_near_the_next_ones_have_a_pulse(tiny_pipeline):
     assert cycles / (len(course) * 0.04) == pytest.approx(2, abs=0.2) or cycles % 2 == 0
 
 
+def test_what_fits_the_prompt_much_less_is_taken_last(exact_pipeline, monkeypatch):
+    scores = iter([0.5, 0.4, 0.5, 0.4, 0.1, 0.2, 0.0, 0.1, 0.35, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(exact_pipeline, "similarity", lambda audios, embedding: torch.tensor([[next(scores)]]))
+    made = make(replace(SIX_SECONDS, candidates=12), Drummer(*[145] * 4, *[120] * 8), exact_pipeline)
+    assert (made.take.seed, made.take.place, made.found["score"]) == (18, 0, 0.35)
+    scores = iter([0.5, 0.4, 0.5, 0.4, 0.1, 0.2, 0.0, 0.1])
+    made = make(SIX_SECONDS, Drummer(*[145] * 4, *[120] * 4), exact_pipeline)
+    assert (made.take.seed, made.take.place, made.found["score"]) == (14, 1, 0.2)
+
+
 def test_a_candidate_at_half_the_tempo_is_at_the_tempo(tiny_pipeline):
     made = make(replace(SIX_SECONDS, bpm=160.0, candidates=1), Drummer(80), tiny_pipeline)
     assert made.found["tempo"]["measured_bpm"] == pytest.approx(80, rel=0.02)
