@@ -4,8 +4,8 @@
     noise (B, C, T/f, F/f)  -> N overlapping windows, denoised together -> latents (B, C, T/f, F/f)
                             -> VAE, HiFi-GAN, both in pieces -> waveform (B, L)
 
-A window is as long as what the UNet was trained on. Memory grows with the waveform and its spectrogram alone, work
-linearly with the length.
+A window is as long as what the UNet was trained on. Work grows linearly with the length, memory with what decoding
+holds of the whole: 2 MB a second of the bundled model.
 """
 
 from __future__ import annotations

@@ -67,14 +67,14 @@ def test_text_to_music_in_windows_is_a_piece_of_one_section(exact, exact_pipelin
 
 
 def test_a_prompt_is_heard_where_its_section_lies(exact):
-    """Another text from frame 48 on changes what windows share with it: at each of three steps 4 frames further."""
+    """Another text from frame 48 on changes what windows share with it: a step of windows further in each of three."""
     texts = [Section(text, 0.96) for text in CAPTIONS[:3]]
     options = FAST | {"output_type": "latent"}
     one = exact(texts, **options).audios
     other = exact([*texts[:2], Section(CAPTIONS[3], 0.96)], **options).audios
     changed = (one - other).abs().amax(dim=(0, 1, 3))
     assert len(changed) == 72
-    assert changed[:36].max() == 0
+    assert changed[: 48 - 3 * 6].max() == 0
     assert changed[48:].min() > 1e-3
 
 
@@ -120,12 +120,12 @@ def test_candidates_are_ranked_by_their_sections(exact):
 
 
 def test_a_long_loop_goes_round_in_windows(exact):
-    """32 frames, a window begins at every fourth: noise rotated by as many gives music rotated by as much."""
+    """32 frames, windows lie alike in both halves: noise rotated by a half gives music rotated by as much."""
     noise = torch.randn(1, 4, 32, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     options, section = FAST | {"loop": True}, [Section("drums", 1.28)]
     made = exact(section, latents=noise, **options).audios
-    rotated = exact(section, latents=noise.roll(8, 2), **options).audios
-    torch.testing.assert_close(rotated, made.roll(8 * 4 * HOP, 1), atol=1e-7, rtol=0)
+    rotated = exact(section, latents=noise.roll(16, 2), **options).audios
+    torch.testing.assert_close(rotated, made.roll(16 * 4 * HOP, 1), atol=1e-7, rtol=0)
     odd = exact([Section("drums", 0.6), Section("harp", 0.71)], **options).audios
     assert odd.shape == (1, round(1.31 * RATE))
 
@@ -172,7 +172,7 @@ def test_the_network_sees_a_few_windows_at_a_time(long_form, monkeypatch):
         hook.remove()
     assert {shape[2] for shape in sizes} == {8}
     assert max(shape[0] for shape in sizes) == 8
-    assert sum(shape[0] for shape in sizes) == 3 * 2 * 39  # of 160 frames, a window begins at every fourth
+    assert sum(shape[0] for shape in sizes) == 3 * 2 * 27  # of 160 frames, a window begins at every sixth
 
 
 def test_pieces_at_a_time(long_form, tiny_pipeline):
