@@ -7,12 +7,10 @@ of each clip. A run that was stopped continues where it was. A score that cannot
 """
 
 import hashlib
-import signal
-import threading
+import importlib.util
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,7 @@ from musicldm.scores.captions import write_captions
 from musicldm.scores.facts import describe, score_facts
 from musicldm.scores.general_midi import ORCHESTRATIONS
 from musicldm.scores.index import Index, plain_path, read_index
+from musicldm.scores.limits import limited
 from musicldm.scores.mastering import master
 from musicldm.scores.reading import Score, change_score, read_score
 from musicldm.scores.render_folder import MARK, WRITES, RenderFolder, fingerprint, font_identity, printable, slug
@@ -38,7 +37,6 @@ from musicldm.scores.synthesis import BACKENDS, check_backend, check_soundfont, 
 from musicldm.scores.windows import choose_windows, drop_silence, sounds
 
 SUFFIXES = (".mid", ".midi")
-LONGEST_LIMIT_S = 1e6  # what a timer of the system takes
 LEAST_LIMIT_S = 30.0  # for what is done to a score beside synthesis
 PREROLL_S = 1.5  # heard by the reverb, not by the listener
 ADDED = ("pan_share", "loudness_range")  # settings that folders of earlier versions do not, and need not, name
@@ -158,7 +156,8 @@ def render_scores(
     process then costs itself only, as with several workers.
 
     Raises:
-        ValueError, OSError: before anything is written, for what is given; OSError later when the disk is full.
+        ValueError, OSError, ImportError: before anything is written, for what is given; OSError later when the disk is
+            full.
     """
     began = time.monotonic()
     if workers < 1:
@@ -172,6 +171,8 @@ def render_scores(
     for font in fonts:
         check_soundfont(font)
     check_backend(config.backend)
+    if config.loudness_range and importlib.util.find_spec("pyloudnorm") is None:
+        raise ImportError("loudness_range needs pyloudnorm: run `pip install 'musicldm[render]'`")
     settings = asdict(config) | {"soundfonts": [font_identity(font) for font in fonts]}
     of_default = asdict(RenderConfig())
     for name in ("timeout_s", *(name for name in ADDED if settings[name] == of_default[name])):
@@ -283,29 +284,6 @@ def _render_score(folder: RenderFolder, config: RenderConfig, fonts: list[Path],
     result = {"score": job.name, "rows": rows, "error": error, "source": source}
     folder.keep(result)
     return result | {"changed": changed}
-
-
-@contextmanager
-def limited(seconds: float, what: str) -> Iterator[None]:
-    """Raise ValueError in what takes longer than ``seconds``; a limit around it waits meanwhile.
-
-    Signals do this, which reach the main thread only; elsewhere, and on systems without them, there is no limit.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_):
-        raise ValueError(f"{what} took more than {seconds:g} s; give more with --timeout-s, or repair the score")
-
-    outer = signal.signal(signal.SIGALRM, stop)
-    left_s, _ = signal.setitimer(signal.ITIMER_REAL, min(seconds, LONGEST_LIMIT_S))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, outer)
-        signal.setitimer(signal.ITIMER_REAL, left_s)
 
 
 def _rng(config: RenderConfig, name: str, variant: int, purpose: str = "") -> np.random.Generator:

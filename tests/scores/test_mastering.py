@@ -1,4 +1,4 @@
-"""Loudness: known levels of BS.1770 and EBU Tech 3341; what the limiter may and may not do."""
+"""Loudness: known levels of BS.1770-4 and EBU Tech 3341; what the limiter may and may not do."""
 
 import math
 
@@ -16,7 +16,7 @@ def tone(rate: int, seconds: float, db: float, channels: int = 2, hz: float = 99
 
 @pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
 def test_tones_are_as_loud_as_the_standards_say(rate):
-    assert loudness(tone(rate, 3, 0.0, channels=1), rate) == pytest.approx(-3.01, abs=0.06)  # BS.1770
+    assert loudness(tone(rate, 3, 0.0, channels=1), rate) == pytest.approx(-3.01, abs=0.1)  # BS.1770
     assert loudness(tone(rate, 20, -23.0), rate) == pytest.approx(-23.0, abs=0.1)  # EBU Tech 3341, case 1
 
 

@@ -15,9 +15,10 @@ import pytest
 from musicldm.cli import main
 from musicldm.scores import find_scores, render_scores
 from musicldm.scores.facts import describe, score_facts
+from musicldm.scores.limits import limited
 from musicldm.scores.reading import Change, change_score, read_score
 from musicldm.scores.render_folder import RenderFolder
-from musicldm.scores.rendering import RenderConfig, limited
+from musicldm.scores.rendering import RenderConfig
 from musicldm.scores.synthesis import LONGEST_S, Effects, check_soundfont, synthesize
 from tests.helpers.disk import full_disk
 from tests.helpers.scores import band, small_soundfont, synthesizer, write_score  # noqa: F401  (fixtures)
