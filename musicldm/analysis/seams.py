@@ -30,7 +30,8 @@ def changes(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
 
     The mean over 40 mel bands up to 8 kHz of the absolute difference of their log-mel 10 ms later and 10 ms earlier, in
     frames of about 32 ms. What lies 70 dB below the loudest is raised to that level first, so that changes of what
-    nobody hears do not count, and silence does not change.
+    nobody hears do not count, and silence does not change; nor do the first and last hundredths of a second, whose
+    frames reach beyond the ends.
     """
     check_waveform(waveform)
     config = MelConfig(
@@ -44,8 +45,10 @@ def changes(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
     samples = torch.nn.functional.pad(samples, (0, max(0, config.n_fft - len(samples))))
     mel = log_mel_spectrogram(samples[None], config)[0].numpy()  # (T, F)
     mel = np.maximum(mel, max(float(mel.max()) - RANGE, np.log(LEAST_S)))
-    padded = np.pad(mel, ((1, 1), (0, 0)), mode="edge")
-    return np.abs(padded[2:] - padded[:-2]).mean(axis=1)
+    curve = np.zeros(len(mel))
+    edge = 1 - (-config.n_fft // 2 // config.hop_length)  # frames that hear sound reflected at an end, or neighbours
+    curve[edge:-edge] = np.abs(mel[edge + 1 : len(mel) - edge + 1] - mel[edge - 1 : -edge - 1]).mean(axis=1)
+    return curve
 
 
 def seam_quantiles(

@@ -20,6 +20,7 @@ from musicldm.audio.output import (
     read_mark,
     remove_own,
     sole_writer,
+    whole_file,
     write_whole,
 )
 from tests.helpers.disk import full_disk
@@ -167,3 +168,16 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"No locks available.*second run"), sole_writer(tmp_path / "a", "x"):
         (tmp_path / "a" / "made").touch()
     assert output.LOCK_FILE not in os.listdir(tmp_path / "a")
+
+
+def test_a_file_written_in_pieces_is_whole_or_not_there(tmp_path):
+    with whole_file(tmp_path / "a") as file:
+        file.write(b"one ")
+        file.write(b"two")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_bytes() == b"one two"
+    with pytest.raises(KeyError), whole_file(tmp_path / "a") as file:  # noqa: PT012
+        file.write(b"three")
+        raise KeyError
+    assert (tmp_path / "a").read_bytes() == b"one two"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
