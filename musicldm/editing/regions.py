@@ -16,7 +16,6 @@ import numpy as np
 
 from musicldm.config.values import shown
 
-
 NEARLY_S = 1e-3  # by which a region may pass the end of a recording, whose length is told in milliseconds
 
 
