@@ -16,7 +16,6 @@ from torch import Generator, Tensor
 from musicldm import sampling
 from musicldm.pipelines.calls import Callbacks, independent
 from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents, plan_lengths
-from musicldm.pipelines.memory import check_memory
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.recordings import as_recordings, common_length, fitted, model_waveforms
 from musicldm.pipelines.stages import MusicLDMStages
@@ -58,6 +57,7 @@ class MusicLDMAudioToAudioPipeline(MusicLDMStages):
         guidance_interval: tuple[float, float] = ALL_NOISE,
         correct: Correct | None = None,
         loop: bool = False,
+        windows: bool = False,
     ) -> MusicLDMPipelineOutput | tuple:
         """Variations of ``audio`` in the direction of each prompt.
 
@@ -82,7 +82,7 @@ class MusicLDMAudioToAudioPipeline(MusicLDMStages):
         # 1. Check inputs
         prompts = Prompts.of(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         options = SamplingOptions(
-            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop
+            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop, windows
         )
         output = OutputOptions(num_waveforms_per_prompt, return_best, output_type, return_dict)
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
@@ -93,13 +93,12 @@ class MusicLDMAudioToAudioPipeline(MusicLDMStages):
         waveforms = [model_waveforms(each, audio_sampling_rate, mel) for each in recordings]  # (1, L) or (1, A, L)
 
         # 2. Plan sizes, randomness and time steps
-        device = self._execution_device
         if audio_length_in_s is None:
             audio_length_in_s = common_length(waveforms) / mel.sample_rate
         n_samples, shape = plan_lengths(
             self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents, loop
         )  # samples, and (B, C, T/f, F/f)
-        check_memory(self.unet, self.vae, self.vocoder, shape, device)
+        in_windows = self.plan_evaluation(shape, options)
         generator = sampling.make_generators(seed, generator, n_items)
         _, n_steps = sampling.prepare_later_timesteps(self.scheduler, num_inference_steps, init_noise_level)
 
@@ -116,7 +115,9 @@ class MusicLDMAudioToAudioPipeline(MusicLDMStages):
         latents = self.first_latents(shape, generator, latents, source)
 
         # 5. Denoise
-        latents = self.run_steps(latents, condition, options, callbacks, n_steps=n_steps, generator=generator)
+        latents = self.run_steps(
+            latents, condition, options, callbacks, n_steps=n_steps, generator=generator, windows=in_windows
+        )
 
         # 6. Decode, and rank the candidates
         audios, scores = self.render(latents, n_samples, output, encoded.wanted, loop)

@@ -23,7 +23,6 @@ from musicldm.editing.windows import Window, plan_windows, read_window
 from musicldm.models.latents import latent_shape
 from musicldm.pipelines.calls import Callbacks, independent
 from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents
-from musicldm.pipelines.memory import check_memory
 from musicldm.pipelines.outputs import MusicLDMInpaintPipelineOutput
 from musicldm.pipelines.recordings import as_recordings, masked_regions, open_source
 from musicldm.pipelines.stages import MusicLDMStages
@@ -76,6 +75,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         seed: int | None = None,
         guidance_interval: tuple[float, float] = ALL_NOISE,
         correct: Correct | None = None,
+        windows: bool = False,
     ) -> MusicLDMInpaintPipelineOutput | tuple:
         """``audio`` with new parts, for each prompt.
 
@@ -99,7 +99,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
                 "patches" for the new samples alone, whatever the length of the recording.
             callback: told of each step of each window, as are the others.
 
-        The other arguments are as of `MusicLDMPipeline.__call__`.
+        The other arguments are as of `MusicLDMPipeline.__call__`; its ``windows`` bound the memory of long regions.
 
         Raises:
             OSError: for a file that cannot be read.
@@ -109,7 +109,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         # 1. Check inputs
         prompts = Prompts.of(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         options = SamplingOptions(
-            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop=False
+            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, False, windows
         )
         output = OutputOptions(num_waveforms_per_prompt, None, output_type, return_dict, OUTPUT_TYPES)
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
@@ -122,9 +122,11 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         regions = {source: masked_regions(source, *places) for source in opened.values()}
 
         # 2. Plan windows, randomness and time steps
-        windows = [self.plan(source, regions[source]) for source in sources]
-        work = list(batches(windows))
-        self.check_work(work, latents)
+        planned = [self.plan(source, regions[source]) for source in sources]
+        work = list(batches(planned))
+        evaluations = [self.plan_evaluation(self.shape(each), options) for each in work]
+        if latents is not None:
+            self.check_noise(work, latents)
         generator = sampling.make_generators(seed, generator, n_items)
         sampling.prepare_timesteps(self.scheduler, num_inference_steps)  # says what is wrong before work begins
 
@@ -133,14 +135,21 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
 
         # 4. Make the windows: encode, draw noise, denoise, decode
         made: list[list[Tensor]] = [[] for _ in sources]  # of each item those of its windows, in order
-        for each in work:
+        for each, in_windows in zip(work, evaluations, strict=True):
             sampling.prepare_timesteps(self.scheduler, num_inference_steps)
             condition = encoded.condition(options, self.shape(each)[2:], each.items)
             own = [generator[item] for item in each.items] if isinstance(generator, list) else generator
             known = self.encode_windows(each, sources)
             found = self.first_latents(known.x0.shape, own, latents, known)
             found = self.run_steps(
-                found, condition, options, callbacks, n_steps=num_inference_steps, generator=own, known=known
+                found,
+                condition,
+                options,
+                callbacks,
+                n_steps=num_inference_steps,
+                generator=own,
+                known=known,
+                windows=in_windows,
             )
             found = known.keep(found)  # some samplers end at the training's first noise
             if output_type != "latent":
@@ -152,7 +161,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         # 5. Join them to the recordings
         patches = []
         if output_type != "latent":
-            patches = [self.join(*each) for each in zip(sources, windows, made, strict=True)]
+            patches = [self.join(*each) for each in zip(sources, planned, made, strict=True)]
 
         # 6. Return
         return edited(sources, made, patches, output)
@@ -170,11 +179,9 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         n_frames = work.windows[0].n_samples // mel.hop_length
         return len(work.items), *latent_shape(self.vae, mel, n_frames)
 
-    def check_work(self, work: list[Work], latents: Tensor | None) -> None:
-        """ValueError if a window needs more memory than there is, or ``latents`` are not those of the only ones."""
-        for each in work:
-            check_memory(self.unet, self.vae, self.vocoder, self.shape(each), self._execution_device)
-        if latents is not None and (len(work) > 1 or latents.shape != self.shape(work[0])):
+    def check_noise(self, work: list[Work], latents: Tensor) -> None:
+        """ValueError unless ``latents`` are of the shape of the only window of each edit."""
+        if len(work) > 1 or latents.shape != self.shape(work[0]):
             shapes = " and ".join(str(self.shape(each)) for each in work)
             raise ValueError(f"the windows have latents of shape {shapes}, got {tuple(latents.shape)}; give a seed")
 

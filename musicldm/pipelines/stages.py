@@ -93,6 +93,17 @@ class MusicLDMStages(MusicLDMBase):
         check_memory(*parts, shape, device, max(windows_at_once(device.type), shape[0]) * length)
         return lay_out(shape[2], length, loop)
 
+    def plan_evaluation(self, shape: tuple[int, ...], options: SamplingOptions) -> Windows | None:
+        """The windows that latents of ``shape (B, C, T/f, F/f)`` are denoised in, if the call asks for them.
+
+        Raises:
+            ValueError: if the device has not enough memory for the music.
+        """
+        if options.windows:
+            return self.windows(self.plan_windows(shape, options.loop), options.loop)
+        check_memory(self.unet, self.vae, self.vocoder, shape, self._execution_device)
+        return None
+
     def windows(
         self, layout: Layout, loop: bool, embeddings: Tensor | None = None, negatives: Tensor | None = None
     ) -> Windows:

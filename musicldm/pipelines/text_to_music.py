@@ -18,7 +18,6 @@ from torch import Generator, Tensor
 from musicldm import sampling
 from musicldm.pipelines.calls import Callbacks, independent
 from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents, plan_lengths
-from musicldm.pipelines.memory import check_memory
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.stages import MusicLDMStages
 from musicldm.sampling.denoising import ALL_NOISE, Correct
@@ -117,9 +116,7 @@ class MusicLDMPipeline(MusicLDMStages):
         n_samples, shape = plan_lengths(
             self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents, loop
         )  # samples, and (B, C, T/f, F/f)
-        layout = self.plan_windows(shape, loop) if windows else None
-        if layout is None:
-            check_memory(self.unet, self.vae, self.vocoder, shape, self._execution_device)
+        in_windows = self.plan_evaluation(shape, options)
         generator = sampling.make_generators(seed, generator, n_items)
         sampling.prepare_timesteps(self.scheduler, num_inference_steps)
 
@@ -138,7 +135,7 @@ class MusicLDMPipeline(MusicLDMStages):
             callbacks,
             n_steps=num_inference_steps,
             generator=generator,
-            windows=None if layout is None else self.windows(layout, loop),
+            windows=in_windows,
         )
 
         # 6. Decode, and rank the candidates

@@ -113,6 +113,9 @@ def test_lengths(pipeline):
     assert pipeline("flute", tone(0.2), RATE, 0.5, **FAST).audios.shape == (1, 1600)
     assert pipeline("flute", tone(0.2), RATE, 0.5, 0.5, **FAST).audios.shape == (1, 4000)
     assert pipeline("flute", tone(0.4), RATE, 0.5, 0.1, **FAST).audios.shape == (1, 800)
+    long = [pipeline("flute", tone(1.2), RATE, 0.5, windows=windows, **FAST).audios for windows in (False, True)]
+    assert long[0].shape == long[1].shape == (1, 9600)
+    assert not np.array_equal(*long)
 
 
 def test_a_variation_does_not_depend_on_the_batch(exact_pipeline):
