@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from musicldm.cli.music import SETTING
-from musicldm.generate.metre import TEMPO_CANDIDATES
+from musicldm.editing.tempo import FASTEST_BPM, SLOWEST_BPM
 from musicldm.generate.recipe import TEMPO
 
 OPTIONS = ("bpm", "bars", "meter", "force")
@@ -17,9 +17,9 @@ def add_bpm(parser: argparse.ArgumentParser) -> None:
         "--bpm",
         type=float,
         metavar="BPM",
-        help="bring the music to this tempo, half and double time being the same: up to --candidates "
-        f"(then {TEMPO_CANDIDATES}) are made and measured until one comes near, which is stretched by at most 8 %%; if "
-        "none does the exit code is 2",
+        help=f"bring the music to this tempo ({SLOWEST_BPM:g} to {FASTEST_BPM:g}), half and double time being the same: "
+        "candidates are made and measured until one comes near, which is stretched by at most 8 %%; if none does, the "
+        "exit code is 2",
         **SETTING,
     )
     parser.add_argument(
