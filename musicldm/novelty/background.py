@@ -148,7 +148,7 @@ def similarity_test(values: np.ndarray) -> SimilarityTest:
     above = within(above, 0.0)
     tail = Tail(median, float(above.mean()), len(above), 0.5)
     _, low, high = tail.chance(tail.threshold())
-    return SimilarityTest(-math.expm1(-tail.threshold()), "tail", (low, high))
+    return SimilarityTest(-math.expm1(-tail.threshold()), "tail", (float(low), float(high)))
 
 
 def passage_test(index: NoveltyIndex, seconds: float, shipped: dict | None = None) -> PassageTest:

@@ -11,7 +11,7 @@ import pytest
 from musicldm.audio import read_audio, write_audio
 from musicldm.cli.novelty import load_embedder
 from musicldm.novelty.alignment import best_match, pitch_frames
-from musicldm.novelty.background import background, passage_test
+from musicldm.novelty.background import background, passage_test, similarity_test
 from musicldm.novelty.build import build_index
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex
@@ -57,7 +57,7 @@ def test_two_in_a_hundred_strangers_at_most_are_called_copies(size, more):
 
 
 def test_what_is_judged_by_is_told_with_how_sure_it_is():
-    few, many = np.full(8, 0.3), chance_scores(np.random.default_rng(0), 8, 0.3).max(axis=1)
+    few, many = np.full(8, 0.2), chance_scores(np.random.default_rng(0), 8, 0.3).max(axis=1)
     for own, basis in ((few, "background"), (many, "collection")):
         test = passage_test(Collection(own), LENGTH_S)
         assert test.basis == basis
@@ -77,9 +77,60 @@ def test_longer_music_and_larger_collections_need_more():
     assert passage_test(Collection(None, 8), 10).threshold < plain[0] < passage_test(Collection(None, 8), 180).threshold
 
 
+@pytest.mark.parametrize("size", [8, 16, 35])
+def test_near_equal_pieces_raise_the_threshold_of_their_collection(size):
+    """Their scores among each other have a tail four times as long as the background's, from 0.5 up."""
+    rng, called, before = np.random.default_rng(size), [], []
+    for _ in range(200):
+        scores = 0.5 + np.maximum(0, 0.2 * np.log(0.1 / rng.uniform(size=(size + 40, size + 40))))
+        own = (scores - np.diag(np.diag(scores)))[:size, :size].max(axis=1)
+        strangers = scores[size:, :size].max(axis=1)
+        test = passage_test(Collection(own), LENGTH_S)
+        assert test.basis == "collection"
+        called.append((strangers > test.threshold).mean())
+        before.append((strangers > own.max()).mean())
+    assert np.mean(called) < 0.03 < np.mean(before) + 0.02
+
+
+@pytest.mark.parametrize("count", [8, 20, 35, 60, 98])
+@pytest.mark.parametrize("dimension", [3, 12])
+def test_one_in_a_hundred_is_nearer_than_the_similarity_threshold(count, dimension):
+    """Also where fewer than 99 were seen, whatever the CLAP: near for all, or far for all."""
+    rng = np.random.default_rng(count)
+    for distance in (0.01, 0.4):
+        shares, largest, intervals = [], [], []
+        for _ in range(300):
+            values, others = 1 - distance * rng.uniform(size=(2, count + 500)) ** (1 / dimension)
+            found = similarity_test(values[:count])
+            assert found.basis == "tail"
+            shares.append((others > found.threshold).mean())
+            largest.append((others > values[:count].max()).mean())
+            intervals.append(found.false_alarms)
+        assert 0.003 < np.mean(shares) < 0.02
+        assert np.mean(shares) < np.mean(largest) or count > 60
+        low, high = np.mean(intervals, axis=0)
+        assert low < 0.01 < high
+
+
+def test_ninety_nine_similarities_are_counted():
+    values = np.linspace(0.1, 0.9, 120)
+    found = similarity_test(values)
+    assert found.basis == "counted"
+    assert found.threshold == np.quantile(values, 0.99, method="weibull")
+    low, high = found.false_alarms
+    assert 0 < low < 0.01 < high < 0.05
+
+
+def test_copies_inside_and_alike_values_are_no_trouble_for_similarities():
+    plain = 1 - 0.1 * np.random.default_rng(0).uniform(size=40) ** 0.1
+    doubled = similarity_test(np.append(plain, [1.0, 1.0])).threshold
+    assert similarity_test(plain).threshold < doubled < 0.995
+    assert similarity_test(np.full(5, 0.9)) == (0.9, "tail", (0.0, 1.0))
+
+
 def test_two_versions_of_a_piece_inside_do_not_hide_copies():
     scores = [0.3, 0.32, 0.35, 0.36, 0.38, 0.4, 1.9, 1.9]
-    assert passage_test(Collection(scores), LENGTH_S).threshold < 0.75
+    assert passage_test(Collection(scores), LENGTH_S).threshold < 1.0
 
 
 def test_large_collections_are_judged_by_their_base_rate():

@@ -267,7 +267,7 @@ def memory(tmp_path, monkeypatch):
     build_index(tmp_path, tmp_path / "index", embedder, progress=False)
     learned = pipeline.encode_audio(melody(0)[: 4 * 16_000], 16_000)
     monkeypatch.setattr(pipeline.unet, "forward", Oracle(pipeline.scheduler, learned).forward)
-    return CopyGuard(pipeline, tmp_path / "index")
+    return CopyGuard(pipeline, tmp_path / "index", strength=1.0)
 
 
 MEMORY_OPTIONS = {"audio_length_in_s": 4, "num_inference_steps": 4, "guidance_scale": 1.0, "seed": 0}
@@ -277,6 +277,12 @@ def test_weaker_steering_is_preferred_to_a_hum(memory, monkeypatch):
     (found,) = memory(PROMPT, **MEMORY_OPTIONS).novelty
     assert (found["too_close"], found["hum"], found["steering"]) == (False, False, 0.5)
     assert found["movement_db"] > FLOOR_DB
+    # as it begins by default
+    default = CopyGuard(memory.pipeline, memory.index)
+    assert default.strength == 0.5
+    (found,) = default(PROMPT, **MEMORY_OPTIONS).novelty
+    assert (found["too_close"], found["hum"]) == (False, False)
+    assert 0 < found["steering"] <= 0.5
     # with one draw after the copy there is nothing but a hum
     monkeypatch.setattr("musicldm.novelty.guard.ROUNDS", 2)
     with pytest.raises(CopyError, match=r"0\.wav at .*; .* a hum in 1 of its draws") as caught:
