@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=positive(float),
         help="length (default: what the model was trained on, about 10; a model keeps one texture throughout, so that "
-        "beyond about 30 it repeats itself rather than develops)",
+        "beyond about 30 it repeats itself rather than develops: see --sections)",
         **SETTING,
     )
     add_bpm(parser)

@@ -175,6 +175,7 @@ def _remarks(pipeline: MusicLDMPipeline, source: Source, regions: list[tuple[int
     return tuple(dict.fromkeys(line for line in found if line))
 
 
+@torch.no_grad()
 def ranked(candidates: list[Candidate], pipeline: MusicLDMPipeline, edit: Edit, rate: int) -> list[Candidate]:
     """``candidates`` with how well their new parts fit the prompt, in CLAP's space, best first.
 

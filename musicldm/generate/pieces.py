@@ -77,8 +77,8 @@ class EditedPiece(Piece):
     def waveform(self) -> np.ndarray:
         samples = apply(self._made, self._patches)
         if samples.dtype.kind == "i":
-            samples = (samples / 2.0 ** (8 * samples.dtype.itemsize - 1)).astype(np.float32)
-        return samples
+            samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1)
+        return samples.astype(np.float64 if self.original.subtype == "DOUBLE" else np.float32, copy=False)
 
     def form(self, format: str | None = None) -> Form:
         """The container and sample format that `save` writes: the original's, unless ``format`` says otherwise."""

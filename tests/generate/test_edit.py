@@ -9,9 +9,10 @@ import pytest
 import soundfile
 
 from musicldm.audio import write_audio
+from musicldm.editing.beats import beats_near
 from musicldm.generate import Edit
 from musicldm.generate.edit import check_source, load_edit_recipe, load_music_recipe, retake_of
-from musicldm.generate.preparing import beats_near, made_anew, prepare
+from musicldm.generate.preparing import made_anew, prepare
 from musicldm.generate.recipe import DEFAULTS, load_recipe
 
 RATE = 8000
