@@ -46,8 +46,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--candidates",
         type=positive(int, most=MOST_CANDIDATES),
         metavar="N",
-        help="make N for each prompt and keep the one that fits it best, by CLAP (default: 1); with --bpm, how many may "
-        "be made until one comes near the tempo (default: 16)",
+        help="make N for each prompt and keep the one that fits it best, by CLAP (default: 1); with --bpm, how many "
+        "may be made until one comes near the tempo (default: 16)",
         **SETTING,
     )
     parser.add_argument(
