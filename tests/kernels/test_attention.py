@@ -52,6 +52,22 @@ def test_torch_follows_the_definition(times, mel, window, channels, seed):
     torch.testing.assert_close(attention(q, k, v, window=window, grid=grid).double(), exact, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("times", "mel", "window"), [(1, 3, 0), (12, 3, 0), (12, 3, 2), (13, 1, 5), (12, 2, 6), (9, 4, 40)]
+)
+def test_a_circular_window_is_a_mask_of_distances_round_the_circle(times, mel, window):
+    q, k, v = (x.double() for x in random_qkv(2, times * mel, 2, 8))
+    time = torch.arange(times * mel) // mel
+    ahead = (time[:, None] - time) % times
+    near = torch.minimum(ahead, times - ahead) <= window
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=near).transpose(1, 2)
+    for backend in ("auto", "reference"):
+        made = attention(q, k, v, window=window, grid=(times, mel), circular=True, backend=backend)
+        torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(attention(q, k, v, circular=True), attention(q, k, v))  # no window, no ends
+
+
 def test_a_window_reaches_as_far_as_it_says():
     q, k, v = random_qkv(1, 5 * 3, 1)
     changed = v.clone()

@@ -235,3 +235,17 @@ def test_it_is_saved_and_loaded_as_any_pipeline(long_form, tmp_path):
     for kind in (MusicLDMLongFormPipeline, MusicLDMPipeline):
         assert type(kind.from_pretrained(tmp_path)) is kind
     assert musicldm.MusicLDMLongFormPipeline is MusicLDMLongFormPipeline
+
+
+@pytest.mark.slow
+def test_sections_of_the_bundled_model_are_nearest_to_their_own_prompts():
+    pipeline = MusicLDMLongFormPipeline.from_pretrained("mini")
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler)
+    prompts = ["solo piano, slow and calm", "a funky bass and drums groove, 120 BPM"]
+    sections = [Section(prompt, 12.0) for prompt in prompts]
+    options = {"num_inference_steps": 8, "guidance_scale": 4.0, "output_type": "pt", "seed": 0}
+    music = pipeline(sections, guidance_interval=(0.2, 0.7), **options).audios
+    halves = music.unflatten(1, (2, -1)).flatten(0, 1)
+    similarity = torch.stack([pipeline.similarity(halves, row[None])[0] for row in pipeline.embed_texts(prompts)])
+    assert similarity.argmax(dim=0).tolist() == [0, 1]
