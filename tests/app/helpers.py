@@ -1,8 +1,14 @@
 """What the tests of the server do again and again."""
 
+import contextlib
 import io
+import os
+import re
+import subprocess
+import sys
 import time
 
+import httpx
 import numpy as np
 import soundfile
 
@@ -43,3 +49,25 @@ def wav(seconds: float = 1.0, rate: int = 8000, channels: int = 1) -> bytes:
     sound = 0.2 * np.sin(2 * np.pi * 440 * time_s)[:, None] + 0.02 * noise
     soundfile.write(encoded, sound, rate, format="WAV", subtype="PCM_16")
     return encoded.getvalue()
+
+
+@contextlib.contextmanager
+def process(out, model, *options):
+    """A server in a process of its own: the process, and a client of it."""
+    command = [sys.executable, "-m", "musicldm", "app", "--out", out, "--model", model, "--port", "0"]
+    command += ["--no-browser", *options]
+    log = (out.parent / f"{out.name}.log").open("w+")
+    running = subprocess.Popen([str(part) for part in command], stderr=log, env=os.environ | {"DISPLAY": ""})
+    try:
+        until, url = time.monotonic() + 120, None
+        while url is None and time.monotonic() < until and running.poll() is None:
+            time.sleep(0.1)
+            log.seek(0)
+            url = re.search(r"http://\S+/", log.read())
+        assert url is not None, (log.seek(0), log.read())
+        with httpx.Client(base_url=url[0], timeout=60) as client:
+            yield running, client
+    finally:
+        running.kill()
+        running.wait()
+        log.close()

@@ -1,43 +1,17 @@
 """A server that is killed, whose disk is full, or whose clients go away: nothing is lost, and it goes on."""
 
-import contextlib
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
-import httpx
 import numpy as np
 import pytest
 
 from musicldm.app import Client
-from tests.app.helpers import QUICK, ended, made, samples, wav
+from tests.app.helpers import QUICK, ended, made, process, samples, wav
 
 pytestmark = pytest.mark.slow
-
-
-@contextlib.contextmanager
-def process(out, model):
-    """A server in a process of its own: the process, and a client of it."""
-    command = [sys.executable, "-m", "musicldm", "app", "--out", out, "--model", model, "--port", "0", "--no-browser"]
-    log = (out.parent / f"{out.name}.log").open("w+")
-    running = subprocess.Popen([str(part) for part in command], stderr=log, env=os.environ | {"DISPLAY": ""})
-    try:
-        until, url = time.monotonic() + 120, None
-        while url is None and time.monotonic() < until and running.poll() is None:
-            time.sleep(0.1)
-            log.seek(0)
-            url = re.search(r"http://\S+/", log.read())
-        assert url is not None, (log.seek(0), log.read())
-        with httpx.Client(base_url=url[0], timeout=60) as client:
-            yield running, client
-    finally:
-        running.kill()
-        running.wait()
-        log.close()
 
 
 def test_a_killed_server_goes_on_where_it_was(tmp_path, tiny_folder):

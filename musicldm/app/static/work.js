@@ -95,7 +95,7 @@ function load(about) {
   regions.on("region-updated", (region) => { if (!region.isBeat) select(version, region); });
   surfer.on("interaction", () => clearSelection());
   surfer.on("ready", () => { if (version.beats) drawBeats(version); });
-  media.addEventListener("timeupdate", () => tick(version));
+  for (const event of ["timeupdate", "seeking"]) media.addEventListener(event, () => tick(version));
   for (const event of ["play", "pause", "ended"]) media.addEventListener(event, () => playing(version));
   api.beats(about.id).then((beats) => { version.beats = beats; facts(version); if (surfer.getDuration()) drawBeats(version); }, () => {});
   return version;
@@ -264,7 +264,8 @@ function download() {
 }
 
 function keys(event) {
-  if (event.target.closest("input:not([type=checkbox]), textarea, select, dialog, button, summary") && event.key !== "Escape") return;
+  if (event.target.closest("input:not([type=checkbox]), textarea, select, dialog") && event.key !== "Escape") return;
+  if (event.key === " " && event.target.closest("button, summary, input")) return; // which it presses
   const version = versions.get(shownId);
   if ((event.ctrlKey || event.metaKey) && event.key === "z" && undoDelete) { event.preventDefault(); undoDelete(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey || !version || $("piece").hidden) return;
