@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers import DiffusionPipeline
 
 from musicldm.config.values import check_kind, shown
@@ -15,7 +16,13 @@ class SharingMixin(DiffusionPipeline):
     """`from_pipe` of a pipeline whose parts are those of `MusicLDMBase`."""
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **parts):
+    def from_pipe(
+        cls,
+        pipeline: DiffusionPipeline,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        **parts,
+    ):
         """A pipeline of this class with the very parts of ``pipeline``: nothing is copied, cast or moved.
 
         What was done to the parts, as by `optimize`, adapters or offloading, serves both. The settings of the progress
@@ -24,20 +31,26 @@ class SharingMixin(DiffusionPipeline):
 
         Args:
             pipeline: any with such parts, diffusers' own too.
+            torch_dtype: that of its UNet, if it is given: diffusers casts to float32 without.
+            dtype: another name for it.
             parts: some to use instead, by name; None leaves one out.
 
         Raises:
-            ValueError: for something else than a pipeline, or parts that do not fit each other.
-            TypeError: for an argument that is no part. To cast, call ``to`` on one of both, which changes both.
+            ValueError: for something else than a pipeline, parts that do not fit each other, or another dtype. To cast,
+                call ``to`` on one of both, which changes both.
+            TypeError: for an argument that is no part.
         """
         check_kind("pipeline", pipeline, DiffusionPipeline, "a pipeline")
         if unknown := sorted(parts.keys() - PARTS.keys()):
             raise TypeError(
-                f"from_pipe takes parts by name ({', '.join(PARTS)}), got {shown(unknown)}; parts are shared as they "
-                "are, so cast or move them by the pipeline's `to`"
+                f"from_pipe takes parts by name ({', '.join(PARTS)}), got {shown(unknown)}; the "
+                "pipeline's are shared as they are"
             )
         own = {name: getattr(pipeline, name, None) for name in PARTS}
         made = cls(**own | parts)
+        wanted, there = dtype or torch_dtype, getattr(made.unet, "dtype", None)
+        if wanted is not None and there is not None and wanted != there:
+            raise ValueError(f"parts are shared in {there}, got dtype {wanted}; cast them by the pipeline's `to`")
         if name_or_path := pipeline.config.get("_name_or_path"):
             made.register_to_config(_name_or_path=name_or_path)
         if isinstance(pipeline, SharingMixin):

@@ -7,11 +7,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from musicldm import MusicLDMAudioToAudioPipeline, MusicLDMInpaintPipeline, MusicLDMPipeline
+from musicldm import (
+    MusicLDMAudioToAudioPipeline,
+    MusicLDMInpaintPipeline,
+    MusicLDMLongFormPipeline,
+    MusicLDMPipeline,
+)
 from musicldm.models.loading import PARTS
 from musicldm.pipelines.optimize import prepare_launches
 
-CLASSES = (MusicLDMPipeline, MusicLDMAudioToAudioPipeline, MusicLDMInpaintPipeline)
+CLASSES = (MusicLDMPipeline, MusicLDMAudioToAudioPipeline, MusicLDMInpaintPipeline, MusicLDMLongFormPipeline)
 FAST = {"num_inference_steps": 2, "seed": 0}
 
 
@@ -30,7 +35,7 @@ def weights(pipeline) -> list:
     ]
 
 
-@pytest.mark.parametrize(("first", "then"), itertools.permutations(CLASSES, 2))
+@pytest.mark.parametrize(("first", "then"), list(itertools.permutations(CLASSES, 2)))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parts_are_shared_as_they_are(tiny_folder, first, then, dtype):
     one = first.from_pretrained(tiny_folder, torch_dtype=dtype)
@@ -114,8 +119,11 @@ def test_each_has_its_scheduler_once_it_is_set(pipeline):
 
 
 def test_what_is_no_part_is_refused(pipeline, tiny_parts):
-    with pytest.raises(TypeError, match=r"takes parts by name .*got \['torch_dtype'\].*by the pipeline's `to`"):
+    with pytest.raises(TypeError, match=r"takes parts by name .*got \['device'\]"):
+        MusicLDMAudioToAudioPipeline.from_pipe(pipeline, device="cpu")
+    with pytest.raises(ValueError, match=r"shared in torch\.float32, got dtype torch\.float16; cast them"):
         MusicLDMAudioToAudioPipeline.from_pipe(pipeline, torch_dtype=torch.float16)
+    assert MusicLDMAudioToAudioPipeline.from_pipe(pipeline, dtype=torch.float32).unet is pipeline.unet
     with pytest.raises(ValueError, match="pipeline must be a pipeline"):
         MusicLDMAudioToAudioPipeline.from_pipe("mini")
     with pytest.raises(ValueError, match="unet must be a UNet2DConditionModel"):
