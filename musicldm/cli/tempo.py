@@ -18,8 +18,8 @@ def add_bpm(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="BPM",
         help=f"bring the music to this tempo ({SLOWEST_BPM:g} to {FASTEST_BPM:g}), half and double time being the "
-        "same: candidates are made and measured until one comes near, which is stretched by at most 8 %%; if none does, "
-        "the exit code is 2",
+        "same: candidates are made and measured until one comes near, which is stretched by at most 8 %%; if none "
+        "does, the exit code is 2",
         **SETTING,
     )
     parser.add_argument(
