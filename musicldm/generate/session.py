@@ -41,6 +41,9 @@ from musicldm.sampling.schedulers import make_scheduler
 
 WAVEFORMS_AT_ONCE = {"cpu": 4}  # prompts times candidates in one batch; more gains nothing on a CPU
 WAVEFORMS_AT_ONCE_ELSEWHERE = 16
+# Longer music of one prompt is denoised in windows, at linear cost. Up to there one look at the whole costs no more and
+# holds together better: its clips of 10 s are more alike than those of windows, and as near to their prompt.
+WINDOWS_FROM_S = 120.0
 VARIANTS = 2  # models with adapters that are kept beside the plain one
 GUARDS = 4
 
@@ -196,7 +199,8 @@ class Session:
             return [editor.retaken(edit, source, music)]
         parts = self._plain.unet, self._plain.vae, self._plain.vocoder
         longest = max(1.0, *(stop - start for start, stop in made_anew(edit, source)))
-        check_memory(*parts, plan_lengths(*parts, edit.candidates, longest).latent_shape, self.device)
+        at_once = edit.candidates * plan_lengths(*parts, 1).latent_shape[2]  # long ones are denoised in windows
+        check_memory(*parts, plan_lengths(*parts, edit.candidates, longest).latent_shape, self.device, at_once)
         judge = None
         if edit.novelty is not None:
             judge = partial(self._guard(edit).judge, max_similarity=edit.max_similarity)
@@ -224,6 +228,7 @@ class Session:
             audio_length_in_s=wanted.seconds,
             return_best=1,
             loop=wanted.loop,
+            windows=wanted.seconds is not None and wanted.seconds > WINDOWS_FROM_S,
             **options(wanted, [noise(seed) for seed in seeds], watch),
         )
 

@@ -9,6 +9,7 @@ import torch
 import musicldm
 from musicldm import MusicLDMLongFormPipeline, Section
 from musicldm.config import DiffusionConfig
+from musicldm.generate import Request, Session
 from musicldm.models.clap import embed_text
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling import FLOW_SCHEDULERS, make_scheduler
@@ -64,6 +65,19 @@ def test_text_to_music_in_windows_is_a_piece_of_one_section(exact, exact_pipelin
     torch.testing.assert_close(loop, exact([Section("drums", 1.28)], loop=True, **FAST).audios, atol=1e-7, rtol=0)
     with pytest.raises(ValueError, match="windows must be True or False, got 8"):
         exact_pipeline("drums", windows=8)
+
+
+def test_a_session_makes_long_music_in_windows(tiny_folder, tiny_pipeline, monkeypatch):
+    monkeypatch.setattr("musicldm.generate.session.WINDOWS_FROM_S", 1.0)
+    session = Session(tiny_folder, device="cpu", fast=False)
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "guidance_interval": (0.0, 1.0), "seed": 1}
+    tiny_pipeline.scheduler = make_scheduler("dpm++", tiny_pipeline.scheduler)
+    for seconds in (1.0, 1.4):
+        piece = session.run(Request("drums", 1, seconds=seconds, steps=2, guidance=2.0, guidance_interval=(0.0, 1.0)))
+        expected = tiny_pipeline("drums", seconds, windows=seconds > 1, **options).audios[0]
+        np.testing.assert_allclose(piece.waveform, expected, atol=1e-4)
+        other = tiny_pipeline("drums", seconds, windows=seconds <= 1, **options).audios[0]
+        assert np.abs(other - expected).max() > 1e-3
 
 
 def test_a_prompt_is_heard_where_its_section_lies(exact):
