@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test lint types format beats clean
+.PHONY: help demo app check test lint types format beats clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -14,6 +14,9 @@ demo: $(VENV)/.installed ## three prompts to three WAV files with pictures, in d
 		"a fast rock band with drums and electric guitar" \
 		"a string quartet plays a calm waltz"
 	@echo "Listen to demo/*.wav and look at demo/*.png"
+
+app: $(VENV)/.installed-app ## a page to make music in, in the browser
+	$(BIN)/musicldm app
 
 check: $(VENV)/.installed-all lint types ## style, types and the quick tests, in under 3 minutes
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -46,6 +49,11 @@ $(VENV)/.created:
 $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
 	@echo "Installing the package (the first time this fetches PyTorch: some minutes)"
 	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-app: $(VENV)/.installed
+	@echo "Installing the app"
+	$(BIN)/pip install --quiet --editable ".[app]"
 	@touch $@
 
 # madmom 0.16.1 imports Cython and numpy in its setup.py, so they must be there first and its build not be isolated;
