@@ -55,6 +55,12 @@ class EditedPiece(Piece):
         remarks: a line for each thing that the model cannot make as it was in the original.
     """
 
+    original: Source
+    patches: tuple[Patch, ...]
+    remarks: tuple[str, ...]
+    _made: Source
+    _patches: tuple[Patch, ...]
+
     def __init__(
         self,
         original: Source,

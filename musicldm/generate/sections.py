@@ -29,7 +29,7 @@ def read_sections(
         OSError: it cannot be read.
         ValueError: it lists none, is no text, or a line, which the message names, cannot be understood.
     """
-    sections = []
+    sections: list[tuple[str, float]] = []
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
