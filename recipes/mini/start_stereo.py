@@ -18,7 +18,7 @@ from musicldm.config import VAEConfig, load_config
 from musicldm.train.common import model_folder
 from musicldm.train.vae import make_vae
 
-FRESH = 0.3  # share of a fresh layer's weights that new planes and channels begin with
+FRESH = 0.3  # share of a fresh layer's weights that new channels of the latents begin with
 
 
 def started(config: VAEConfig, mono: AutoencoderKL) -> AutoencoderKL:
@@ -26,7 +26,7 @@ def started(config: VAEConfig, mono: AutoencoderKL) -> AutoencoderKL:
     vae, bands = make_vae(config), config.mel.bands_per_row
     weights, old = vae.state_dict(), dict(mono.state_dict())
     for name in ("encoder.conv_in.weight", "decoder.conv_out.weight", "decoder.conv_out.bias"):
-        image, value = FRESH * weights[name], old[name]  # not 0, where neither end would tell the other what to learn
+        image, value = weights[name].clone(), old[name]  # not 0, where neither end would tell the other what to learn
         if name.startswith("encoder"):
             image[:, :bands] = value / bands  # the mean of mid's bands
         else:
