@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="gets a row of the index, and its path; returns captions",
     )
     parser.add_argument("--sample-rate", type=positive(int), default=16_000, metavar="HZ", help="of what is stored")
+    parser.add_argument("--channels", type=int, choices=(1, 2), default=1, help="of what is stored: 1 mono, 2 stereo")
     add_tracker(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare, and say what was made."""
     from musicldm.data.prepare import ERRORS_FILE, PrepareConfig, prepare
 
-    config = PrepareConfig(args.sample_rate, args.tracker, args.captions, args.caption_function)
+    config = PrepareConfig(args.sample_rate, args.tracker, args.captions, args.caption_function, channels=args.channels)
     workers = args.workers or (None if args.ray else os.cpu_count())
     made = prepare(args.folder, args.out, config, workers, args.ray)
     failed = f"; {made.failed} files cannot be used, see {args.out / ERRORS_FILE}" if made.failed else ""

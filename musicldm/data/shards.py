@@ -1,6 +1,6 @@
 """Recordings in WebDataset shards: written once, read at any place without unpacking.
 
-    DIR/shards/000000.tar/00000007.flac   a recording: 16-bit FLAC, mono
+    DIR/shards/000000.tar/00000007.flac   a recording: 16-bit FLAC, mono or stereo
     DIR/shards/000000.tar/00000007.json   its row of the index
     DIR/index.parquet                     one row per recording, see `musicldm.data.prepare`
 

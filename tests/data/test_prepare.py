@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -19,6 +19,7 @@ import soxr
 import torch
 import webdataset
 
+from musicldm.cli import main
 from musicldm.config import VAEConfig
 from musicldm.data.analysis import analyse_collection
 from musicldm.data.clips import SegmentDataset, read_clip
@@ -166,6 +167,33 @@ def test_captions_are_kept_and_missing_ones_written(prepared):
     assert len(rows["e.m4a"]["texts"]) == 1
 
 
+def test_stereo_is_kept_when_asked_for(tmp_path, capsys):
+    """As it is, of a mono file twice the same; measured is the mean. Folders of mono are marked as they were."""
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    folder.mkdir()
+    left, right = music(1, seconds=3.0), 0.5 * music(2, seconds=3.0)
+    soundfile.write(folder / "a.wav", np.stack([left, right], axis=1), RATE)
+    soundfile.write(folder / "b.wav", music(3, seconds=3.0), RATE)
+    options = ["prepare", str(folder), "--sample-rate", str(RATE), "--tracker", "librosa", "--workers", "1"]
+    assert main([*options, "--channels", "2", "--out", str(out)]) == 0
+    rows = index_of(out)
+    assert [row["source_channels"] for row in rows.values()] == [2, 1]
+    stereo, twice = (read_recording(clip.path, RATE, channels=2) for clip in load_clips(out, 3.0))
+    np.testing.assert_allclose(stereo, [left, right], atol=2**-15)
+    np.testing.assert_array_equal(twice[0], twice[1])
+    config = PrepareConfig(RATE, "librosa")
+    prepare(folder, tmp_path / "mono", config)
+    of_mono = index_of(tmp_path / "mono")
+    for name, row in rows.items():
+        assert row["loudness_lufs"] == pytest.approx(of_mono[name]["loudness_lufs"], abs=0.05)
+    assert "channels" not in json.loads((tmp_path / "mono" / "prepared.json").read_text())["settings"]
+    assert prepare(folder, out, replace(config, channels=2)).recordings == 2  # it is there already
+    with pytest.raises(ValueError, match="with other settings"):
+        prepare(folder, out, config)
+    with pytest.raises(ValueError, match="channels must be 1 or 2, got 3"):
+        replace(config, channels=3)
+
+
 @needs_madmom
 def test_workers_and_kills_change_nothing(folder, prepared, tmp_path):
     """Killed twice while two processes work, then continued by one: every file is equal, byte for byte."""
@@ -293,9 +321,9 @@ def test_odd_names_and_places(tmp_path):
     out = tmp_path / "prepared"
     config = PrepareConfig(tracker="librosa", caption_function="tests.data.test_prepare:speak")
     (out / ".work").mkdir(parents=True)
-    (out / ".work" / "settings.json").write_text(json.dumps(asdict(config)))  # of a run that was stopped
+    (out / ".work" / "settings.json").write_text(json.dumps(config.settings()))  # of a run that was stopped
     soundfile.write(out / ".work" / "left.flac", music(2, 1.0), RATE)
-    (out / ".work" / "settings.json").write_text(json.dumps(asdict(config)))
+    (out / ".work" / "settings.json").write_text(json.dumps(config.settings()))
     assert prepare(tmp_path, out, config)[:3] == (1, 0, 3)
     errors = {row["file_name"]: row["error"] for row in map(json.loads, (out / "errors.jsonl").open())}
     assert errors == {
@@ -425,7 +453,7 @@ def test_a_folder_may_hold_what_is_made_of_it(tmp_path):
     assert prepare(tmp_path, tmp_path, config) == made
     (tmp_path / "prepared.json").unlink()
     (tmp_path / ".work").mkdir()
-    (tmp_path / ".work" / "settings.json").write_text(json.dumps(asdict(config)))
+    (tmp_path / ".work" / "settings.json").write_text(json.dumps(config.settings()))
     (tmp_path / ".work" / "part-0.flac").write_bytes((tmp_path / "a.wav").read_bytes())
     assert prepare(tmp_path, tmp_path, config) == made
     assert (tmp_path / "a.wav").exists()

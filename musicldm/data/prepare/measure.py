@@ -1,8 +1,8 @@
 """One recording of any format, decoded, resampled and measured.
 
-    file  ->  PyAV, mean over channels, soxr  ->  parts of some minutes  ->  FLAC and numbers
+    file  ->  PyAV, mean over channels or both, soxr  ->  parts of some minutes  ->  FLAC and numbers
 
-A file is read as a stream, so that memory does not grow with its length.
+A file is read as a stream, so that memory does not grow with its length. Numbers are of the mean over channels.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Part(NamedTuple):
     words: np.ndarray  # (T,) its fingerprint
 
 
-def decode(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
-    """Blocks (L,) float32 of ``path``, mono at ``sample_rate``.
+def decode(path: Path, sample_rate: int, channels: int = 1) -> Iterator[np.ndarray]:
+    """Blocks float32 of ``path`` at ``sample_rate``: (L,), or with 2 ``channels`` (L, 2), of mono files the same twice.
 
     Raises:
         ValueError: the file is no audio, damaged, ends early, or is not mono or stereo music of 8 kHz or more.
@@ -50,7 +50,7 @@ def decode(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
     with _opened(path) as (container, stream):
         rate = stream.rate
         stated_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+        resample = soxr.ResampleStream(rate, sample_rate, channels, dtype="float32", quality="HQ")
         as_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
         n, loudest, lowest, highest = 0, 0.0, math.inf, -math.inf
         for frame in container.decode(stream):
@@ -64,8 +64,10 @@ def decode(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
                 n += len(mono)
                 loudest = max(loudest, float(np.abs(frames).max()))
                 lowest, highest = min(lowest, float(mono.min())), max(highest, float(mono.max()))
-                yield resample.resample_chunk(mono)
-        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+                kept = mono if channels == 1 else np.broadcast_to(frames, (2, len(mono))).T
+                yield resample.resample_chunk(np.ascontiguousarray(kept))
+        nothing = np.empty(0 if channels == 1 else (0, 2), np.float32)
+        yield resample.resample_chunk(nothing, last=True)
         if container.format.name not in GUESSED and n / rate < SAMPLE_SHARE * stated_s - 0.1:
             raise ValueError(f"ends after {n / rate:.2f} of {stated_s:.2f} s")
         if n < LEAST_S * rate:
@@ -97,8 +99,8 @@ def _opened(path: Path) -> Iterator[tuple]:
         raise ValueError(f"cannot be decoded ({error.strerror})") from error
 
 
-def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float) -> Iterator[Part]:
-    """The parts of the recording ``path`` that sound: one, unless it is longer than ``part_s``.
+def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float, channels: int = 1) -> Iterator[Part]:
+    """The parts of the recording ``path`` that sound, of 1 or 2 ``channels``: one, unless longer than ``part_s``.
 
     Raises:
         ValueError: as `decode`, or it is silent.
@@ -113,7 +115,7 @@ def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float) -> I
     blocks, held, number, sounding, most = [], 0, 0, 0, round(part_s * sample_rate)
     with _opened(path) as (_, stream):
         source = {"source_sample_rate_hz": stream.rate, "source_channels": stream.codec_context.channels}
-    for block in decode(path, sample_rate):
+    for block in decode(path, sample_rate, channels):
         while len(block):
             blocks.append(block[: most - held])
             held += len(blocks[-1])
@@ -134,12 +136,13 @@ def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float) -> I
 
 
 def measure(waveform: np.ndarray, sample_rate: int, tracker: str, known: dict) -> Part | None:
-    """``waveform`` (L,) as it is stored, 16 bits within -1 to 1, and what was measured of that; None for silence."""
+    """``waveform`` (L,) or (L, 2) as stored, 16 bits within -1 to 1, and what was measured; None for silence."""
     import soundfile
 
     peak = float(np.abs(waveform).max())
     samples = np.round(waveform * 32768.0).clip(-32768, 32767).astype(np.int16)
     stored = samples.astype(np.float32) / 32768.0
+    stored = stored if stored.ndim == 1 else stored.mean(axis=1)
     if math.isinf(gated_loudness(block_loudness(stored, sample_rate))):
         return None
     encoded = io.BytesIO()

@@ -14,8 +14,8 @@ The index has one row per recording, or per 20 minutes of a longer one (part_s),
     texts, tags            captions and keywords
     licence                as the metadata has it
     duration_s             seconds
-    source_sample_rate_hz, source_channels    of the file; what is stored is mono, at the rate asked for
-    peak                   largest magnitude before storing; above 1 was clipped
+    source_sample_rate_hz, source_channels    of the file; what is stored has the rate and the channels asked for
+    peak                   largest magnitude before storing; above 1 was clipped; what follows is of the channels' mean
     loudness_lufs          integrated, ITU-R BS.1770; null for silence
     block_loudness_lufs    of each gating block: 0.4 s long, one every 0.1 s
     silence_share          of these blocks
@@ -71,16 +71,23 @@ class PrepareConfig:
     caption_function: str = ""  # MODULE:FUNCTION, which gets a row of the index and its path, and returns captions
     shard_bytes: int = SHARD_BYTES
     part_s: float = 1200.0  # seconds; a longer recording becomes several
+    channels: int = 1  # of what is stored: 1, their mean, or 2
 
     def __post_init__(self):
         if not 8000 <= self.sample_rate <= 48_000:
             raise ValueError(f"sample_rate must be from 8000 to 48000 Hz, got {self.sample_rate}")
+        if self.channels not in (1, 2):
+            raise ValueError(f"channels must be 1 or 2, got {self.channels}")
         if self.tracker not in TRACKERS:
             raise ValueError(f"tracker must be one of {', '.join(TRACKERS)}, got {self.tracker!r}")
         if self.captions not in CAPTIONS:
             raise ValueError(f"captions must be one of {', '.join(CAPTIONS)}, got {self.captions!r}")
         if self.shard_bytes < 1:
             raise ValueError(f"shard_bytes must be positive, got {self.shard_bytes}")
+
+    def settings(self) -> dict:
+        """What a folder is marked with; mono is not named, as in those of earlier versions."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("channels", 1)}
 
 
 class Prepared(NamedTuple):
@@ -141,14 +148,14 @@ def prepare(
     if (out / DONE_FILE).is_file():
         done = read_mark(out / DONE_FILE, "prepare", "settings", "files", "made")
         listings = (_listing(folder, names, metadata), _listing(folder, names, metadata, by_size=True))
-        if done["settings"] != asdict(config) or done["files"] not in listings:
+        if done["settings"] != config.settings() or done["files"] not in listings:
             raise ValueError(f"{out} holds data made of other files or with other settings: choose another folder")
         return Prepared(**done["made"])
     check_mark(out, f"{WORK}/{SETTINGS}", (DONE_FILE, ERRORS_FILE, INDEX_FILE, "shards", WORK), "prepare")
     with sole_writer(out, "prepare"):
         measure_files(names, Measure(folder, work, config), workers, ray)
         made = assemble(folder, names, out, config, metadata, own)
-        done = {"settings": asdict(config), "files": _listing(folder, names, metadata), "made": made._asdict()}
+        done = {"settings": config.settings(), "files": _listing(folder, names, metadata), "made": made._asdict()}
         write_whole(out / DONE_FILE, (json.dumps(done, indent=1) + "\n").encode())
         shutil.rmtree(work)
     return made
@@ -171,11 +178,11 @@ def measure_files(names: list[str], measure: Measure, workers: int | None, ray: 
     folder, work, config = measure.folder, measure.work, measure.config
     work.mkdir(parents=True, exist_ok=True)
     settings = work / SETTINGS
-    if settings.exists() and read_mark(settings, "prepare", "sample_rate") != asdict(config):
+    if settings.exists() and read_mark(settings, "prepare", "sample_rate") != config.settings():
         raise ValueError(
             f"{work.parent} holds an unfinished run with other settings: repeat those, or choose another folder"
         )
-    write_whole(settings, json.dumps(asdict(config)).encode())
+    write_whole(settings, json.dumps(config.settings()).encode())
 
     missing = [Job(name, result) for name in names if not (result := _result(work, folder, name)).exists()]
     each = (
@@ -247,7 +254,9 @@ class Measure:
             job.name.encode()
         except UnicodeEncodeError:
             error = "has a name that is not UTF-8"
-        parts = measure_file(self.folder / job.name, self.config.sample_rate, self.config.tracker, self.config.part_s)
+        config = self.config
+        path = self.folder / job.name
+        parts = measure_file(path, config.sample_rate, config.tracker, config.part_s, config.channels)
         while error is None:
             try:
                 part = next(parts, None)
