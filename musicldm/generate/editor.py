@@ -130,7 +130,7 @@ def _found(candidate: Candidate, rate: int, judge: Judge) -> dict:
 def vary(pipeline: MusicLDMPipeline, edit: Edit, source: Source, options: dict) -> list[Candidate]:
     """Variations of the whole of ``source``, best first; ``options`` are the pipeline's."""
     made = MusicLDMAudioToAudioPipeline.from_pipe(pipeline)(
-        edit.prompt, edit.source, init_noise_level=edit.amount, **options
+        edit.prompt, edit.source, init_noise_level=edit.amount, windows=True, **options
     )
     scores = [None] * len(made.audios) if made.scores is None else made.scores.ravel().tolist()
     patches = [fit_whole(source, waveform, made.sampling_rate) for waveform in made.audios]
@@ -147,6 +147,7 @@ def replace_parts(pipeline: MusicLDMPipeline, edit: Edit, source: Source, option
         mask_start_seconds=[start for start, _ in regions],
         mask_end_seconds=[stop for _, stop in regions],
         output_type="patches",
+        windows=True,
         **options,
     )
     lacks = _remarks(pipeline, source, [to_samples(Region(*region), source.rate) for region in regions])

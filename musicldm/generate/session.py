@@ -113,14 +113,20 @@ class Session:
         """
         most = 0
         for batch in batches(requests, self.waveforms_at_once):
-            parts = self._plain.unet, self._plain.vae, self._plain.vocoder
-            seconds = sum(seconds for _, seconds in batch[0].sections) or batch[0].seconds
-            at_a_time = batch[0].candidates if batch[0].bpm is None else min(batch[0].candidates, AT_ONCE)
-            _, shape = plan_lengths(*parts, len(batch) * at_a_time, seconds)
-            if not batch[0].sections:  # which are denoised in windows; their pipeline checks that
-                check_memory(*parts, shape, self.device)
+            wanted, in_sections = batch[0], sum(seconds for _, seconds in batch[0].sections)
+            at_a_time = wanted.candidates if wanted.bpm is None else min(wanted.candidates, AT_ONCE)
+            seconds = in_sections or wanted.seconds
+            shape = self._checked_shape(len(batch) * at_a_time, seconds, bool(in_sections))
             most = max(most, decoding_memory(self._plain.vae, self._plain.vocoder, shape, self.device))
         return most
+
+    def _checked_shape(self, n_items: int, seconds: float | None, in_windows: bool) -> tuple[int, ...]:
+        """The shape of latents for that; ValueError if it needs more memory than there is."""
+        parts = self._plain.unet, self._plain.vae, self._plain.vocoder
+        shape = plan_lengths(*parts, n_items, seconds).latent_shape
+        at_once = n_items * plan_lengths(*parts, 1).latent_shape[2] if in_windows else None
+        check_memory(*parts, shape, self.device, at_once)
+        return shape
 
     @property
     def waveforms_at_once(self) -> int:
@@ -197,10 +203,8 @@ class Session:
         if edit.kind == "retake":
             (music,) = self._made([request_of(edit)], watch, editor.turned(edit))
             return [editor.retaken(edit, source, music)]
-        parts = self._plain.unet, self._plain.vae, self._plain.vocoder
         longest = max(1.0, *(stop - start for start, stop in made_anew(edit, source)))
-        at_once = edit.candidates * plan_lengths(*parts, 1).latent_shape[2]  # long ones are denoised in windows
-        check_memory(*parts, plan_lengths(*parts, edit.candidates, longest).latent_shape, self.device, at_once)
+        self._checked_shape(edit.candidates, longest, in_windows=True)
         judge = None
         if edit.novelty is not None:
             judge = partial(self._guard(edit).judge, max_similarity=edit.max_similarity)

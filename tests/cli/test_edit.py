@@ -73,13 +73,13 @@ def test_files_recipe_and_what_is_kept(edit, take, tmp_path):
 
 
 def test_extension_keeps_all_of_it(edit, take):
-    (record,) = edit("extend", take, "soft strings", "--before", 0.5, "--after", "0.7", "--seed", 3, "--no-figure")
+    (record,) = edit("extend", take, "soft strings", "--before", 0.4, "--after", "0.6", "--seed", 3, "--no-figure")
     old, new = samples(take), samples(record["file"])
-    before, after = round(0.5 * RATE), round(0.7 * RATE)
+    before, after = round(0.4 * RATE), round(0.6 * RATE)
     assert len(new) == before + len(old) + after
     assert np.array_equal(new[before : before + len(old)], old)
-    assert record["regions_s"] == [[-0.5, 0.0], [2.0, 2.7]]
-    assert record["seams_s"] == pytest.approx([0.5, 2.5], abs=1 / RATE)
+    assert record["regions_s"] == [[-0.4, 0.0], [2.0, 2.6]]
+    assert record["seams_s"] == pytest.approx([0.4, 2.4], abs=1 / RATE)
     assert record["figure"] is None
     assert np.abs(new[-after:]).max() > 0
 
