@@ -131,7 +131,7 @@ def test_sessions_and_requests_are_checked():
             Session(**options)
     session = Session(device="cpu")
     for call, message in (
-        (lambda: session.run("piano"), r"a request must be a musicldm.generate.Request, or an Edit, got 'piano' \(str\)"),
+        (lambda: session.run("piano"), r"must be a musicldm.generate.Request, or an Edit, got 'piano' \(str\)"),
         (lambda: session.run(Request("a"), progress=3), "progress must be a function"),
         (lambda: session.run(Request("a"), cancel=3), "cancel must be a function"),
         (lambda: list(session.run_many([Request("a")], at_once=0)), "at_once must be a whole number"),
