@@ -15,9 +15,10 @@ PITCHES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 
 
 def chroma(waveform: np.ndarray, rate: int) -> np.ndarray:
-    """Unit vector (12,) of the mean level of each pitch class."""
+    """Unit vector (12,) of how much each pitch class stands out of their mean level."""
     bands = np.sqrt(pitch_bands(waveform, rate)).mean(axis=0)
     classes = np.bincount((np.arange(len(bands)) + LOWEST) % 12, bands, minlength=12)
+    classes = classes - classes.mean()
     return classes / max(np.linalg.norm(classes), 1e-9)
 
 

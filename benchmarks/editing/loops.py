@@ -59,7 +59,7 @@ def in_bars(piece: Piece, i: int, method: str, session: Session, folder: Path) -
     def make() -> tuple[np.ndarray, dict]:
         if method == "ours":
             made = session.run(Request(piece.prompt, seed=seed, bpm=bpm, bars=bars, loop=True))
-            return made.waveform, {"tempo": made.recipe["tempo"]}
+            return made.waveform, {"tempo": made.recipe["tempo"], "tried": made.recipe["take"]["tried"]}
         made = session.run(Request(f"{piece.prompt} at {bpm:g} BPM", seed=seed, seconds=bars * 240 / bpm))
         return made.waveform, {}
 

@@ -18,7 +18,8 @@ from musicldm.analysis.seams import seam_quantiles
 
 NEIGHBOURHOOD_S = 5.0  # of the kept part to either side that a new part is compared with
 ELSEWHERE = 2  # other beats of the piece that count as true places, for each seam
-CLEAR_S = 0.5  # of true places from seams
+CLEAR_S = 0.5  # of true places from where seams are in the edited version, and
+ENDS_S = 3.0  # from the ends, as seams are: judges must not tell places by how near an end is
 
 
 def measured(case: edits.Case, method: str, pipelines: edits.Pipelines, source: str, folder: Path) -> dict:
@@ -69,15 +70,16 @@ def numbers_of(case: edits.Case, edited: np.ndarray, told: dict) -> dict:
     return {
         "quantiles": seam_quantiles(edited.astype(np.float32), rate, seams, kept).tolist(),
         "features": [heard.features(t).tolist() for t in seams],
-        "elsewhere": [heard.features(t).tolist() for t in elsewhere(case, kept, seams)],
+        "elsewhere": [heard.features(t).tolist() for t in elsewhere(case, kept, seams, len(edited) / rate)],
         "new": described(edited[start:stop].astype(np.float32), rate),
         "kept": described(np.concatenate(beside).astype(np.float32), rate) | {"bpm": case.piece.bpm},
     }
 
 
-def elsewhere(case: edits.Case, beats: list[float], seams: list[float]) -> list[float]:
-    """Kept beats, away from the seams, drawn by the piece's name."""
-    clear = [beat for beat in beats if min(abs(beat - seam) for seam in seams) > CLEAR_S]
+def elsewhere(case: edits.Case, beats: list[float], seams: list[float], seconds: float) -> list[float]:
+    """Kept beats, away from the seams and the ends, drawn by the piece's name."""
+    inner = [beat for beat in beats if ENDS_S <= beat <= seconds - ENDS_S]
+    clear = [beat for beat in inner if min(abs(beat - seam) for seam in seams) > CLEAR_S]
     rng = np.random.default_rng(case.seed)
     return sorted(rng.permutation(clear)[: ELSEWHERE * len(seams)].tolist())
 

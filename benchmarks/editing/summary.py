@@ -117,8 +117,8 @@ def of_tempos(rows: list[dict]) -> dict:
     made = [row for row in rows if row["made"]]
     if len(made) > 1:
         told["processor_s"] = median_of([row["processor_s"] for row in made])
-        if "tempo" in made[0]:
-            told["candidates_tried"] = median_of([row["tempo"]["tried"] for row in made])
+        if "tried" in made[0]:
+            told["candidates_tried"] = median_of([row["tried"] for row in made])
             told["stretch_percent"] = median_of([100 * abs(row["tempo"]["stretched"] - 1) for row in made])
     return told
 

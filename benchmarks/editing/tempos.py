@@ -34,7 +34,7 @@ def at_tempo(piece: Piece, bpm: float, method: str, session: Session, folder: Pa
     def make() -> tuple[np.ndarray, dict]:
         if method == "ours":
             made = session.run(Request(piece.prompt, seed=seed, bpm=bpm))
-            return made.waveform, {"tempo": made.recipe["tempo"]}
+            return made.waveform, {"tempo": made.recipe["tempo"], "tried": made.recipe["take"]["tried"]}
         return session.run(Request(stated(piece.prompt, bpm), seed=seed)).waveform, {}
 
     def measure() -> dict:
