@@ -1,11 +1,9 @@
 """New sound joined to a recording, inside the region that is made new.
 
 what a model made in a window  ->  the recording's levels, rate and channels        (`levels`)
-                               ->  phases near the seams like the old sound's       (`with_phases`)
-                               ->  crossfade from the old sound to the new          (`crossfaded`)
+                               ->  in a hole: phases near the seams like the old sound's, crossfade from it to the new
+                               ->  at an end of the recording: crossfade from what linear prediction continues it with
                                ->  `Patch` for the region, times of its seams
-
-The old sound at a seam is what lay there, or, at an end of the recording, what linear prediction continues it with.
 """
 
 from __future__ import annotations
@@ -27,6 +25,8 @@ PHASE_FRAME_S = 0.064  # of the spectrum in which phases are compared
 RETURN_S = 0.12  # after the crossfade, in which the new sound's phases become its own again
 BAND_FRAME_S = 0.016  # of the spectrum in which a crossfade's power is kept
 N_BANDS = 16
+CONTINUED_S = 0.03  # for which linear prediction goes on at an end of the recording
+STEEPNESS = 6  # power of the cosine by which it fades: it is true for a few milliseconds only
 MOST_CHANGE = 2.0  # of a band's amplitude in a crossfade
 TAPER = 0.15  # of a crossfade at either end, in which that change begins and ends
 ATTACK = 4.0  # times the energy before: a note of the new sound begins
@@ -65,7 +65,8 @@ def join(source: Source, region: tuple[int, int], new: New, crossfade_s: float =
     Args:
         region: samples ``[start, stop)`` of the source, beyond whose ends it may reach.
         new: at least the region; what is beside it, where the source is kept, tells its level.
-        crossfade_s: at each seam; at most half of a region with two seams, and all of one with one.
+        crossfade_s: at each seam of a hole; at most half of a region with two seams, and all of one with one. At an end
+            of the source it is `CONTINUED_S`.
 
     Raises:
         ValueError: the region does not touch the source, ``new`` does not cover it, or is not finite.
@@ -90,15 +91,21 @@ def join(source: Source, region: tuple[int, int], new: New, crossfade_s: float =
     fade = min(round(crossfade_s * source.rate), room)
     first, last = frame.region
     heard = start - new.start  # samples before the region that the model made
-    if seams[0]:
+    in_hole = first + fade <= frame.there[1], last - fade >= frame.there[0]  # where an old sound lay
+    go_on = min(round(CONTINUED_S * source.rate), room)
+    if seams[0] and in_hole[0]:
         made = with_phases(made, frame.old, first, (fade, room), source.rate)
-    if seams[1]:
+    if seams[1] and in_hole[1]:
         made = _backwards(with_phases, made, frame.old, last, (fade, room), source.rate)
-    if seams[0]:
+    if seams[0] and in_hole[0]:
         attack = attack_in(made, frame.old, first, min(heard, round(ATTACK_PAST_S * source.rate)), (fade, source.rate))
         made = crossfaded(made, frame.old, first, (fade, attack), source.rate)
-    if seams[1]:
+    elif seams[0]:
+        made = continued(made, frame.old, first, go_on)
+    if seams[1] and in_hole[1]:
         made = _backwards(crossfaded, made, frame.old, last, (fade, fade), source.rate)
+    elif seams[1]:
+        made = _backwards(continued, made, frame.old, last, go_on)
     patch = Patch(start, stop, np.ascontiguousarray(made[:, first:last]))
     return Join(patch, [at / source.rate for at, met in zip(region, seams, strict=True) if met])
 
@@ -153,6 +160,19 @@ def _with_level(waveform: np.ndarray, frame: _Frame, new: New) -> np.ndarray:
 def _backwards(work, made: np.ndarray, old: np.ndarray, at: int, *rest) -> np.ndarray:
     """``work`` with the time running backwards, so that the seam at the end of a region is one at its beginning."""
     return work(made[:, ::-1], old[:, ::-1], made.shape[1] - at, *rest)[:, ::-1]
+
+
+def continued(made: np.ndarray, old: np.ndarray, at: int, fade: int) -> np.ndarray:
+    """``made (A, m)`` with a crossfade of ``fade`` samples from the predicted ``old (A, m)``, beginning at ``at``.
+
+    The old sound falls steeply and the new one rises as fast, their powers adding up to 1: a listener hears what is
+    predicted for some milliseconds, in which it is right, and no longer.
+    """
+    falls = np.cos(np.pi / 2 * (np.arange(fade) + 0.5) / max(1, fade)) ** STEEPNESS
+    inside = slice(at, at + fade)
+    result = made.copy()
+    result[:, inside] = old[:, inside] * falls + made[:, inside] * np.sqrt(1 - falls**2)
+    return result
 
 
 def with_phases(made: np.ndarray, old: np.ndarray, at: int, spread: tuple[int, int], rate: int) -> np.ndarray:
