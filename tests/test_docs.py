@@ -19,6 +19,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
     if "```" in path.read_text(encoding="utf-8")
 )
+PROGRAMS = ("pip", "apt", "apt-get", "git", "export", "accelerate", "ray")  # of others
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MADE = re.compile(r'"(RUN/final|CONCEPT/final|INDEX)"')  # what a reader has made before: `made` makes it here
 
@@ -88,7 +89,7 @@ def test_shell_commands_exist(block, monkeypatch):
         elif program in ("bash", "python", "sh"):
             assert (ROOT / words[0]).exists(), words[0]
         else:
-            assert program in ("pip", "apt", "git", "export", "accelerate", "ray"), f"nothing checks {program}"
+            assert program in PROGRAMS, f"nothing checks {program}"
 
 
 @pytest.mark.parametrize("block", blocks("python"))

@@ -18,6 +18,7 @@ import copy
 import inspect
 from typing import TypeVar
 
+from accelerate.hooks import AlignDevicesHook
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -55,8 +56,7 @@ def circular_unet(unet: NetworkT) -> NetworkT:
         ValueError: for layers that cannot be made circular, or weights that are brought to the device in groups.
     """
     unet = getattr(unet, "_orig_mod", unet)  # of torch.compile
-    if hasattr(unet, "_hf_hook"):  # offload brings the weights when the plain network is called
-        unet._hf_hook.pre_forward(unet)
+    _bring(unet)
     view = _circular(unet)
     forward = view.forward
 
@@ -75,11 +75,17 @@ def circular_decoder(vae: AutoencoderKL) -> AutoencoderKL:
 
     `musicldm.kernels.tiled_decoding.decode` does the same in pieces.
     """
-    if hasattr(vae, "_hf_hook"):
-        vae._hf_hook.pre_forward(vae)
+    _bring(vae)
     view = _with_children(vae, dict(vae._modules) | {"decoder": _circular(vae.decoder)})
     view.use_tiling = False  # blended tiles have ends
     return view
+
+
+def _bring(network: nn.Module) -> None:
+    """Bring the weights of an offloaded ``network`` as a call of it would, where its layers do not by themselves."""
+    hook = getattr(network, "_hf_hook", None)
+    if hook is not None and not isinstance(hook, AlignDevicesHook):
+        hook.pre_forward(network)
 
 
 def _circular(module: nn.Module) -> nn.Module:

@@ -308,9 +308,8 @@ class MusicLDMBase(SharingMixin, PublishMixin, LoraMixin, HabitsMixin, Diffusion
 
     def evaluation(self, loop: bool = False) -> Callable[..., Tensor]:
         """What evaluates the UNet in this run, with the arguments of `musicldm.sampling.condition.predict`."""
-        if getattr(self.unet, "peft_config", None):
-            return _predict_alone
-        return predict if loop or self.step_graphs is None else self.step_graphs.of(self.unet)
+        plain = predict if loop or self.step_graphs is None else self.step_graphs.of(self.unet)
+        return _predict_alone if getattr(self.unet, "peft_config", None) else plain
 
     def decode_latents(self, latents: Tensor, loop: bool = False) -> Tensor:
         """Log-mels (B, T, F), or planes (B, P, T, F), of ``latents (B, C, T/f, F/f)``; long ones in pieces.

@@ -113,7 +113,7 @@ def test_the_base_rate_is_that_of_what_a_check_does(index, data):
         similarities, numbers = index.search_windows(embed_windows(windows, RATE, Pitches()), index.windows.ntotal)
         others = index.recording_of[index.clip_of_window[numbers]] != seed
         nearest.append(similarities[others].max())
-    assert index.window_threshold == pytest.approx(max(nearest), abs=1e-4)  # eight clips do not tell one in a hundred
+    assert index.window_threshold >= max(nearest) - 1e-4  # eight clips do not tell one in a hundred
     assert index.about["base_rate"]["window_similarity_50"] == pytest.approx(np.median(nearest), abs=1e-4)
 
 

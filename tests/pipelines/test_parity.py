@@ -58,6 +58,8 @@ def test_arguments_are_those_of_diffusers_and_more():
         "return_best",
         "guidance_interval",
         "correct",
+        "loop",
+        "windows",
     ]
     constructors = [inspect.signature(cls).parameters for cls in (MusicLDMPipeline, diffusers.MusicLDMPipeline)]
     assert list(constructors[0]) == list(constructors[1])
