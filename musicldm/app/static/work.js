@@ -129,6 +129,8 @@ function switchTo(id, at, isPlaying) {
   if (isPlaying) now.media.play();
   for (const button of $("versions").children) button.setAttribute("aria-pressed", String(button.dataset.id === id));
   clearSelection();
+  $("piece-name").value = now.about.name;
+  if (before !== now) $("edit-prompt").value = now.about.prompt;
   facts(now);
   showSpectrogram(now);
   playing(now);
@@ -145,10 +147,8 @@ function facts(version) {
   const near = recipe.nearest_training_clips;
   if (near?.verdict) parts.push(`${near.verdict}${near.clips?.[0] ? `, nearest: ${near.clips[0].file ?? near.clips[0].name}` : ""}`);
   $("facts").textContent = parts.join(" · ");
-  $("piece-name").value = about.name;
   $("star").textContent = about.starred ? "★" : "☆";
   $("star").setAttribute("aria-pressed", String(about.starred));
-  if (document.activeElement !== $("edit-prompt")) $("edit-prompt").value = about.prompt;
   $("recipe").textContent = JSON.stringify(recipe, null, 1);
   const ours = recipe.prompt !== undefined && recipe.seed !== undefined;
   $("again").hidden = !ours || about.kind !== "generate";
