@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
@@ -13,7 +14,7 @@ from musicldm.app.bodies import read_body
 from musicldm.app.jobs import FINISHED, Job
 from musicldm.app.schemas import TASKS, Editing, Generation, JobState
 from musicldm.app.state import State, client_of_request
-from musicldm.app.uploads import decode
+from musicldm.app.uploads import Upload, decode
 
 EVENTS_EVERY_S = 0.1
 ALIVE_EVERY_S = 15.0  # a comment in a stream of events, so that proxies keep it
@@ -25,6 +26,33 @@ def accepted(state: State, job: Job, ignored: list[str], response: Response) -> 
     if ignored:
         response.headers["Ignored-Fields"] = ", ".join(ignored)
     return state.jobs.state(job.stored.id, job.stored.client)
+
+
+def submit_generation(state: State, client: str, fields: dict[str, Any]) -> Job:
+    """The job that the ``fields`` of a body ask for; ValueError for what is wrong with them."""
+    wanted = Generation.model_validate(fields)
+    model = state.sessions.named(wanted.model)
+    requests = wanted.requests()
+    state.sessions.check(model, requests)
+    return state.jobs.submit(client, "generate", model, requests, None)
+
+
+def submit_edit(state: State, client: str, fields: dict[str, Any], upload: Upload | None) -> Job:
+    """The job of an edit, of ``upload`` or of an earlier result; an upload is removed if nothing comes of it."""
+    path = None if upload is None else upload.path
+    try:
+        kind = TASKS.get(fields.pop("task_type", None))
+        wanted = Editing.model_validate(({"kind": kind} if kind else {}) | fields)
+        model = state.sessions.named(wanted.model)
+        if (wanted.source is None) == (upload is None):
+            raise ValueError("give either the id of a result as source, or a file as audio")
+        path = state.file(wanted.source, client) if upload is None else decode(upload.path, state.options).path
+        return state.jobs.submit(client, wanted.kind, model, wanted.edits(str(path)), wanted.source)
+    except BaseException:
+        if upload is not None:
+            for left in (upload.path, path):
+                left.unlink(missing_ok=True)
+        raise
 
 
 def add_job_routes(app: FastAPI, state: State) -> None:
@@ -42,15 +70,8 @@ def add_job_routes(app: FastAPI, state: State) -> None:
             raise ValueError(
                 f"task_type {fields['task_type']} changes a recording: send it, as src_audio, to /v1/edits"
             )
-
-        def submit() -> Job:
-            wanted = Generation.model_validate(fields)
-            model = state.sessions.named(wanted.model)
-            requests = wanted.requests()
-            state.sessions.check(model, requests)
-            return state.jobs.submit(client_of_request(request), "generate", model, requests, None)
-
-        return accepted(state, await run_in_threadpool(submit), ignored, response)
+        job = await run_in_threadpool(submit_generation, state, client_of_request(request), fields)
+        return accepted(state, job, ignored, response)
 
     content = {
         kind: {"schema": Editing.model_json_schema(by_alias=False)}
@@ -61,29 +82,8 @@ def add_job_routes(app: FastAPI, state: State) -> None:
     async def edit(request: Request, response: Response) -> JobState:
         """Ask for a change of a recording: of an earlier result, or of a file sent as ``audio``."""
         fields, ignored, upload = await read_body(request, state)
-
-        def submit() -> Job:
-            path = None if upload is None else upload.path
-            try:
-                kind = TASKS.get(fields.pop("task_type", None))
-                wanted = Editing.model_validate(({"kind": kind} if kind else {}) | fields)
-                model = state.sessions.named(wanted.model)
-                if (wanted.source is None) == (upload is None):
-                    raise ValueError("give either the id of a result as source, or a file as audio")
-                if upload is None:
-                    path = state.file(wanted.source, client_of_request(request))
-                else:
-                    path = decode(upload.path, state.options).path
-                return state.jobs.submit(
-                    client_of_request(request), wanted.kind, model, wanted.edits(str(path)), wanted.source
-                )
-            except BaseException:
-                if upload is not None:
-                    for left in (upload.path, path):
-                        left.unlink(missing_ok=True)
-                raise
-
-        return accepted(state, await run_in_threadpool(submit), ignored, response)
+        job = await run_in_threadpool(submit_edit, state, client_of_request(request), fields, upload)
+        return accepted(state, job, ignored, response)
 
     @app.get("/v1/jobs")
     def jobs(request: Request) -> list[JobState]:

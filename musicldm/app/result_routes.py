@@ -18,7 +18,7 @@ from musicldm.app.uploads import decode
 
 
 def add_result_routes(app: FastAPI, state: State) -> None:
-    """What was made."""
+    """What was made, and what is known of it."""
 
     @app.get("/v1/results")
     def results(
@@ -69,6 +69,10 @@ def add_result_routes(app: FastAPI, state: State) -> None:
         state.result(identity, client)
         state.library.change(identity, client, **changes.model_dump())
         return Result(**state.result(identity, client))
+
+
+def add_file_routes(app: FastAPI, state: State) -> None:
+    """The files of a result."""
 
     @app.get("/v1/results/{identity}/audio", response_class=FileResponse)
     def audio(identity: str, request: Request, format: Literal[FORMATS] = "wav", download: bool = False) -> Response:

@@ -28,7 +28,7 @@ from musicldm.app.bodies import read_body
 from musicldm.app.job_routes import add_job_routes
 from musicldm.app.jobs import TooManyJobs
 from musicldm.app.options import Options
-from musicldm.app.result_routes import add_result_routes
+from musicldm.app.result_routes import add_file_routes, add_result_routes
 from musicldm.app.schemas import Model
 from musicldm.app.security import COOKIE, Gate, client_of
 from musicldm.app.state import State
@@ -59,6 +59,7 @@ def create_app(options: Options) -> FastAPI:
     _errors(app)
     add_job_routes(app, state)
     add_result_routes(app, state)
+    add_file_routes(app, state)
     add_server_routes(app, state)
     add_page(app)
     return app

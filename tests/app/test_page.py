@@ -7,24 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from playwright.sync_api import sync_playwright
 
 from tests.app.helpers import process, wav
 
 pytestmark = pytest.mark.slow
-CHROMIUM = os.environ.get("MUSICLDM_CHROMIUM") or shutil.which("chromium")
+CHROMIUM = os.environ.get("MUSICLDM_CHROMIUM")  # a program; set but missing fails
 WAIT_MS = 60_000
-
-playwright = pytest.importorskip("playwright.sync_api")
 
 
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, without a display."""
-    if not CHROMIUM:
+    program = shutil.which(CHROMIUM or "chromium")
+    if program is None and not CHROMIUM:
         pytest.skip("Chromium is not installed; name it in MUSICLDM_CHROMIUM")
+    assert program is not None, f"MUSICLDM_CHROMIUM names {CHROMIUM}, which is not there"
     arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=program, args=arguments)
         yield chromium
         chromium.close()
 
