@@ -6,9 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "files": ["configs_folder", "differences", "find_config", "load_config", "save_config"],
-        "stages": [
-            *("CHANGEABLE", "LOCAL", "STAGES", "CLAPConfig", "ConceptConfig", "DiffusionConfig", "LoraConfig"),
-            *("TrainConfig", "VAEConfig", "VocoderConfig", "marked"),
-        ],
+        "common": ["CHANGEABLE", "LOCAL", "TrainConfig", "marked"],
+        "diffusion": ["ConceptConfig", "DiffusionConfig", "LoraConfig"],
+        "stages": ["STAGES", "CLAPConfig", "VAEConfig", "VocoderConfig"],
     },
 )
