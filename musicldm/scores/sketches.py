@@ -21,6 +21,8 @@ from musicldm.scores.general_midi import DRUM_CHANNEL
 from musicldm.scores.reading import NOTE, Score, midi_file, read_score
 from musicldm.scores.sketch_sound import PLAIN, Timbre, render_sketch
 
+# What may be said of a sketch: a whole score, or parts of one; models tell contexts apart by these.
+SKETCH_KINDS = ("notes", "melody", "chords", "bass", "drums", "click")
 RHYTHMS = ("block", "arpeggio", "comp")
 VELOCITY = 90
 SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
@@ -39,14 +41,21 @@ class Sketch:
         score: notes, tempos, metres and keys; its controls are not played.
         clicks: (M, 2), the time of each beat that is heard as a click, and 1 for a downbeat.
         seconds: length.
+        kinds: what is in it, of `SKETCH_KINDS`; sketches that are added have those of both.
     """
 
     score: Score
     clicks: np.ndarray
     seconds: float
+    kinds: tuple[str, ...] = ("notes",)
 
     def __post_init__(self):
         check_number("seconds", self.seconds)
+        check_kind("kinds", self.kinds, (tuple, list), f"some of {', '.join(SKETCH_KINDS)}")
+        if not self.kinds or (unknown := [kind for kind in self.kinds if kind not in SKETCH_KINDS]):
+            got = ", ".join(map(shown, unknown)) if self.kinds else "none"
+            raise ValueError(f"the kinds of a sketch must be some of {', '.join(SKETCH_KINDS)}, got {got}")
+        object.__setattr__(self, "kinds", tuple(kind for kind in SKETCH_KINDS if kind in self.kinds))
         if not 0 < self.seconds <= LONGEST_S:
             raise ValueError(f"a sketch must last from 0 to {LONGEST_S:g} s, got {self.seconds:g}")
 
@@ -92,7 +101,7 @@ class Sketch:
                 continue
             pitches = voiced(chord, pitches)
             notes += _played(pitches, float(start) * beats, float(end) * beats, beat_s, rhythm)
-        return cls(_score(notes, bpm, meter), np.empty((0, 2)), bars * beats * beat_s)
+        return cls(_score(notes, bpm, meter), np.empty((0, 2)), bars * beats * beat_s, ("chords",))
 
     @classmethod
     def from_melody(cls, audio: np.ndarray, rate: int) -> Sketch:
@@ -106,7 +115,7 @@ class Sketch:
         notes = [(start, end, pitch, VELOCITY, 0, 0, 1.0) for start, end, pitch in melody_notes(audio, rate)]
         if not notes:
             raise ValueError("no pitch is heard in the melody; give a recording of one voice, louder or nearer")
-        return cls(_score(notes), np.empty((0, 2)), len(audio) / rate)
+        return cls(_score(notes), np.empty((0, 2)), len(audio) / rate, ("melody",))
 
     @classmethod
     def click(cls, bpm: float, meter: str = "4/4", bars: int | None = None, seconds: float | None = None) -> Sketch:
@@ -125,7 +134,7 @@ class Sketch:
         check_number("seconds", seconds)
         times = np.arange(0, seconds - 1e-9, 60 / bpm)
         clicks = np.stack([times, np.arange(len(times)) % beats == 0], axis=1)
-        return cls(_score([], bpm, meter), clicks, float(seconds))
+        return cls(_score([], bpm, meter), clicks, float(seconds), ("click",))
 
     def __add__(self, other: Sketch) -> Sketch:
         """Both at once, as long as the longer one; tempo and metre are those of the first that states them."""
@@ -140,7 +149,8 @@ class Sketch:
             first.metres or second.metres,
             first.keys or second.keys,
         )
-        return Sketch(score, clicks[np.argsort(clicks[:, 0], kind="stable")], max(self.seconds, other.seconds))
+        clicks = clicks[np.argsort(clicks[:, 0], kind="stable")]
+        return Sketch(score, clicks, max(self.seconds, other.seconds), self.kinds + other.kinds)
 
     def cut(self, start_s: float, end_s: float) -> Sketch:
         """What sounds from ``start_s`` to ``end_s``; notes that sound across an end are shortened.
@@ -157,7 +167,7 @@ class Sketch:
         notes["end_s"] = np.minimum(notes["end_s"], end_s) - start_s
         inside = (self.clicks[:, 0] >= start_s) & (self.clicks[:, 0] < end_s)
         moved = _moved(self.score._replace(notes=notes), -start_s)
-        return Sketch(moved, self.clicks[inside] - np.array([start_s, 0]), end_s - start_s)
+        return Sketch(moved, self.clicks[inside] - np.array([start_s, 0]), end_s - start_s, self.kinds)
 
     def shifted(self, seconds: float) -> Sketch:
         """The same after so many seconds of silence.
@@ -172,7 +182,7 @@ class Sketch:
         notes["start_s"] += seconds
         notes["end_s"] += seconds
         moved = _moved(self.score._replace(notes=notes), seconds)
-        return Sketch(moved, self.clicks + np.array([seconds, 0]), self.seconds + seconds)
+        return Sketch(moved, self.clicks + np.array([seconds, 0]), self.seconds + seconds, self.kinds)
 
     def transposed(self, semitones: int) -> Sketch:
         """All notes but drums higher by so many ``semitones``.

@@ -1,5 +1,6 @@
 """Sketches: from chords, MIDI files, melodies and clicks; their sound, and their MIDI files."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import mido
@@ -140,6 +141,18 @@ def test_sketches_add_cut_shift_and_transpose():
     assert pitch_classes(later.transposed(2), 2.5) == {2, 6, 9}
 
 
+def test_a_sketch_knows_what_is_in_it(tmp_path):
+    chords, click = Sketch.from_chords("C G"), Sketch.click(120)
+    chords.to_midi(tmp_path / "a.mid")
+    assert Sketch.from_midi(tmp_path / "a.mid").kinds == ("notes",)
+    assert (chords.kinds, click.kinds) == (("chords",), ("click",))
+    assert (click + chords + chords).kinds == ("chords", "click")
+    both = chords + click
+    for changed in (both.cut(1, 2), both.shifted(1), both.transposed(2)):
+        assert changed.kinds == ("chords", "click")
+    assert replace(chords, kinds=["bass", "melody"]).kinds == ("melody", "bass")
+
+
 @pytest.mark.parametrize("bpm", [97.3, 61, 200])
 def test_a_sketch_comes_back_from_its_midi_file(tmp_path, bpm):
     sketch = Sketch.from_chords("Am F | C G |", bpm=bpm, meter="5/4", rhythm="arpeggio")
@@ -228,6 +241,9 @@ def test_a_melody_without_pitch_is_refused(kind):
         (lambda: Sketch.click(120).cut(3, 2), "cannot cut 3 to 2 s"),
         (lambda: Sketch.click(120).shifted(-1), "can be shifted by 0 s or more"),
         (lambda: Sketch.from_chords("C").transposed(100), "leave the MIDI range"),
+        (lambda: replace(Sketch.click(120), kinds=("clicks",)), "kinds of a sketch must be some of .* 'clicks'"),
+        (lambda: replace(Sketch.click(120), kinds=()), "got none"),
+        (lambda: replace(Sketch.click(120), kinds="click"), "kinds"),
     ],
 )
 def test_bad_sketches_are_refused_in_one_line(make, message):
