@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from musicldm.models.context import expecting_context
 from musicldm.models.original.checkpoint import OriginalCheckpoint, original_feature_extractor
 from vocoder import install_matching
 
@@ -167,7 +168,8 @@ def load_part(folder: Path, name: str, cls: type, dtype: torch.dtype, variant: s
                 pass
         if not issubclass(cls, torch.nn.Module):
             return _with_vocabulary(cls.from_pretrained(path))
-        module, report = cls.from_pretrained(path, output_loading_info=True, **changes)
+        with expecting_context():
+            module, report = cls.from_pretrained(path, output_loading_info=True, **changes)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read as {cls.__name__} ({one_line(error)}): {REPAIR}") from error
     if missing := sorted(report["missing_keys"]):

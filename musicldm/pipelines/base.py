@@ -31,6 +31,7 @@ from musicldm.kernels import unet_attention
 from musicldm.models.adapters import LoraMixin
 from musicldm.models.circular import circular_decoder, circular_unet
 from musicldm.models.clap import embed_audio, embed_text
+from musicldm.models.context import latent_channels
 from musicldm.models.latents import encode_image, latent_factor, model_waveform, padded_image
 from musicldm.models.loading import OPTIONAL_PARTS, PARTS, find_folder, load_parts, original_parts
 from musicldm.models.original.checkpoint import OriginalCheckpoint
@@ -105,8 +106,8 @@ class MusicLDMBase(SharingMixin, PublishMixin, LoraMixin, HabitsMixin, Diffusion
             install_matching(vocoder)
         self.vae_scale_factor = None if vae is None else latent_factor(vae)
         self.companions, self.card_sections, self.last_run = {}, {}, LastRun()
-        if unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels:
-            channels = f"{unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
+        if unet is not None and vae is not None and latent_channels(unet) != vae.config.latent_channels:
+            channels = f"{latent_channels(unet)} channels, the VAE gives {vae.config.latent_channels}"
             raise ValueError(f"the UNet takes latents of {channels}; take both from one model")
         if vocoder is None or vae is None:
             return
