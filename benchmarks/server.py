@@ -11,7 +11,9 @@ many requests. Ratios are of one run.
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import secrets
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from musicldm.app import Client
 
 CLIENTS = (1, 8, 32)
 WARM_UP = 50  # requests before memory is compared
+TOKENS = [secrets.token_hex(8) for _ in range(max(CLIENTS))]  # of each client: the server limits how many jobs one has
 
 
 @contextmanager
@@ -38,7 +41,8 @@ def server(folder: Path, model: str) -> Iterator[tuple[psutil.Process, str, floa
     log = (folder / "server.log").open("w+")
     command = [sys.executable, "-m", "musicldm", "app", "--out", str(folder / "music"), "--model", model]
     began = time.perf_counter()
-    running = subprocess.Popen([*command, "--port", "0", "--no-browser"], stderr=log)
+    tokens = os.environ | {"MUSICLDM_TOKENS": " ".join(TOKENS)}
+    running = subprocess.Popen([*command, "--port", "0", "--no-browser"], stderr=log, env=tokens)
     try:
         found = None
         while found is None:
@@ -68,8 +72,8 @@ def under_load(url: str, arguments: argparse.Namespace, n_clients: int) -> dict:
     seeds = iter(range(10**6))
     lock, left = threading.Lock(), [max(arguments.requests, n_clients)]
 
-    def work() -> None:
-        with Client(url) as client:
+    def work(token: str) -> None:
+        with Client(url, token=token) as client:
             while True:
                 with lock:
                     if left[0] == 0:
@@ -81,13 +85,15 @@ def under_load(url: str, arguments: argparse.Namespace, n_clients: int) -> dict:
                 with lock:
                     waits.append(time.perf_counter() - began)
 
-    threads = [threading.Thread(target=work) for _ in range(n_clients)]
+    threads = [threading.Thread(target=work, args=(token,)) for token in TOKENS[:n_clients]]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     took = time.perf_counter() - began
+    if len(waits) < max(arguments.requests, n_clients):
+        raise RuntimeError(f"of {n_clients} clients some have failed: {len(waits)} requests were served")
     return {
         "clients": n_clients,
         "requests": len(waits),
@@ -119,7 +125,7 @@ def in_a_loop(arguments: argparse.Namespace) -> dict[str, float]:
 def memory_over(process: psutil.Process, url: str, arguments: argparse.Namespace) -> dict[str, float]:
     """MiB of the server after the first requests and after many."""
     sizes = []
-    with Client(url) as client:
+    with Client(url, token=TOKENS[0]) as client:
         for i in range(arguments.memory_requests):
             client.wait(client.generate(**asked(arguments, i) | {"num_inference_steps": 2})["id"])
             sizes.append(process.memory_info().rss / 2**20)
@@ -145,7 +151,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, server(Path(folder), arguments.model) as (process, url, ready_s):
         report["seconds_until_usable"] = ready_s
         began = time.perf_counter()
-        with Client(url) as client:
+        with Client(url, token=TOKENS[0]) as client:
             client.audio(client.wait(client.generate(**asked(arguments, 0))["id"])["results"][0])
         report["seconds_from_click_to_first_sound"] = time.perf_counter() - began
         report["load"] = [under_load(url, arguments, clients) for clients in CLIENTS]

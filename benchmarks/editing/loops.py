@@ -23,7 +23,7 @@ METHODS = ("ours", "line")
 LENGTHS_S = (5.12, 6.4, 7.68, 8.96, 10.24, 5.0, 6.0, 7.0, 8.0, 9.0)  # the first half whole strides of `mini`
 TEMPOS = (72, 84, 90, 96, 104, 112, 120, 128, 140)  # BPM
 BARS = (2, 4)
-SIDE_BEATS = 6  # to either side of the seam, whose phases are compared
+LEAST_BEATS = 6  # of a turn, through which a line is laid
 SHORTEST_S, LONGEST_S = 4.0, 11.0  # of a loop of bars
 
 
@@ -77,18 +77,17 @@ def in_bars(piece: Piece, i: int, method: str, session: Session, folder: Path) -
 
 
 def phase_error_ms(loop: np.ndarray, rate: int) -> float | None:
-    """How far the beats after the seam of ``loop (L,)``, played over, are from where those before it lead.
+    """How far the beat after the seam of ``loop (L,)``, played over, is from where the beats of a turn lead, in ms.
 
-    Each side's beats are laid on a line (least squares); the lines' difference at the seam, in ms, up to half a
-    beat. None where a side has fewer than `SIDE_BEATS`.
+    The beats of one whole turn are laid on a line (least squares), whose slope is their period P: the error is what
+    L lacks of, or has above, a whole number of periods. None where a turn has fewer than `LEAST_BEATS`.
     """
     turns = max(3, int(np.ceil(12 * rate / len(loop))) + 1)
-    seam_s = len(loop) / rate * (turns // 2)
+    length_s = len(loop) / rate
+    seam_s = length_s * (turns // 2)
     beats = track_beats(np.tile(loop, turns), rate).times_s
-    before, after = beats[beats < seam_s - 0.02][-SIDE_BEATS:], beats[beats >= seam_s - 0.02][:SIDE_BEATS]
-    if min(len(before), len(after)) < SIDE_BEATS:
+    inside = beats[(beats >= seam_s - 0.02) & (beats < seam_s + length_s - 0.02)]
+    if len(inside) < LEAST_BEATS:
         return None
-    numbers = np.arange(SIDE_BEATS)
-    first, last = np.polyfit(numbers, before, 1), np.polyfit(numbers, after, 1)
-    error = (np.polyval(first, SIDE_BEATS) - np.polyval(last, 0)) / first[0]
-    return float(1000 * first[0] * abs(error - round(error)))
+    period = float(np.polyfit(np.arange(len(inside)), inside, 1)[0])
+    return 1000 * abs(length_s - round(length_s / period) * period)
