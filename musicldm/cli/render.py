@@ -35,6 +35,7 @@ HELP = {
     "validation_share": "share of the pieces that are held out",
     "captions": "alternative captions of each clip",
     "timeout_s": "seconds for one call of the synthesizer",
+    "contexts": "beside each clip its notes as a MIDI file, from which training makes sketches and parts to play along",
 }
 
 
@@ -72,7 +73,10 @@ def add_config_options(parser: argparse.ArgumentParser, config: type, helps: dic
         if field.name in skip:
             continue
         assert field.default is not MISSING
-        kind, options = hints[field.name], {}
+        if (kind := hints[field.name]) is bool:
+            parser.add_argument("--" + field.name.replace("_", "-"), action="store_true", help=helps[field.name])
+            continue
+        options = {}
         if optional := NoneType in get_args(kind):
             (kind,) = set(get_args(kind)) - {NoneType}
         if get_origin(kind) is tuple:

@@ -20,16 +20,23 @@ def loudness(audio: np.ndarray, rate: int) -> float:
     return gated_loudness(block_loudness(audio, rate))
 
 
+def master_gain(audio: np.ndarray, rate: int, lufs: float) -> float:
+    """The factor that brings ``audio`` (L, channels), not silent, to ``lufs`` before its limiter.
+
+    It leaves that at most `MOST_LIMITING_DB`. What is too short to have a loudness gets a peak of `CEILING`.
+    """
+    highest = np.abs(audio).max()
+    most = CEILING * 10 ** (MOST_LIMITING_DB / 20) / highest
+    found = loudness(audio, rate)
+    return min(most, loudness_gain(found, lufs)) if math.isfinite(found) else CEILING / highest
+
+
 def master(audio: np.ndarray, rate: int, lufs: float) -> np.ndarray:
     """``audio`` (L, channels), not silent, brought to ``lufs``; peaks beyond `CEILING` are turned down by a limiter.
 
     What would need more than `MOST_LIMITING_DB` of it, or is too short to have a loudness, ends below ``lufs``.
     """
-    highest = np.abs(audio).max()
-    most = CEILING * 10 ** (MOST_LIMITING_DB / 20) / highest
-    found = loudness(audio, rate)
-    gain = min(most, loudness_gain(found, lufs)) if math.isfinite(found) else CEILING / highest
-    return limit(audio * gain, round(LOOK_AHEAD_S * rate))
+    return limit(audio * master_gain(audio, rate, lufs), round(LOOK_AHEAD_S * rate))
 
 
 def limit(audio: np.ndarray, look_ahead: int) -> np.ndarray:

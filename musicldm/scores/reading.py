@@ -40,6 +40,7 @@ SUSTAIN_PEDAL, ALL_SOUND_OFF, RESET_CONTROLLERS, ALL_NOTES_OFF = 64, 120, 121, 1
 KEPT_AFTER_RESET = (7, 10, 91, 93)
 TICKS_PER_S = 10_000
 TICKS_A_BEAT = 9_600
+LEAST_MICROS, MOST_MICROS = 10_000, 2**24 - 1  # of a quarter note: 6,000 and 3.6 a minute
 MAX_BYTES = 8 * 2**20  # of a file, 20 times the longest symphony: 1 GB of memory while it is read
 MAX_TICK = 2**48
 MAX_NOTE_S = 30.0  # a note that is never ended, or for a very long time, ends here
@@ -270,7 +271,7 @@ def write_windows(score: Score, windows: Sequence[tuple[float, float]], path: Pa
     track.append(mido.MetaMessage("set_tempo", tempo=1_000_000))
     for start_s, end_s in windows:
         last, final = 0, _tick(end_s - start_s)
-        for tick, _, message in _events(score, start_s, end_s):
+        for tick, _, message in _events(score, start_s, end_s, _tick):
             if tick < final:
                 track.append(message.copy(time=tick - last))
                 last = tick
@@ -283,16 +284,21 @@ def write_windows(score: Score, windows: Sequence[tuple[float, float]], path: Pa
     midi.save(path)
 
 
-def _events(score: Score, start_s: float, end_s: float) -> list[tuple[int, int, mido.Message]]:
-    """(tick, stage, message) of a window; within a tick, ends of notes, then controllers, then starts of notes."""
-    events = [(0, 1, message) for message in _state(score.controls, start_s)]
-    events += [(_tick(time - start_s), 1, m) for time, m in score.controls if start_s <= time < end_s]
+def _events(
+    score: Score, start_s: float, end_s: float, ticks: Callable[[float], int]
+) -> list[tuple[int, int, mido.Message]]:
+    """(tick, stage, message) of a window; within a tick, ends of notes, then controllers, then starts of notes.
+
+    ``ticks`` are those of so many seconds after the window's start.
+    """
+    events = [(0, 1, message) for message in state(score.controls, start_s)]
+    events += [(ticks(time - start_s), 1, m) for time, m in score.controls if start_s <= time < end_s]
     current: dict[int, int] = {}
     notes = score.notes
     for note in notes[(notes["start_s"] < end_s) & (notes["end_s"] > start_s)]:
         channel, program, pitch = int(note["channel"]), int(note["program"]), int(note["pitch"])
-        begin = _tick(max(note["start_s"] - start_s, 0.0))
-        end = max(_tick(note["end_s"] - start_s), begin + 1)
+        begin = ticks(max(note["start_s"] - start_s, 0.0))
+        end = max(ticks(note["end_s"] - start_s), begin + 1)
         if current.get(channel) != program:
             current[channel] = program
             events.append((begin, 2, mido.Message("program_change", channel=channel, program=program)))
@@ -303,36 +309,28 @@ def _events(score: Score, start_s: float, end_s: float) -> list[tuple[int, int, 
 
 
 def midi_file(score: Score, seconds: float) -> bytes:
-    """A MIDI file of type 1 of the notes of ``score``, in its tempos and metres, to the tick that is nearest.
+    """A MIDI file of type 1 of ``score``, a track for each channel, in its tempos and metres.
 
-    Its ends of notes may be up to a tick (60 / tempo / `TICKS_A_BEAT` s) off; controls are left out.
+    Times are those of the nearest tick, 60 / tempo / `TICKS_A_BEAT` s long. What is later than ``seconds`` is left out.
     """
-    tempos = [(0.0, 120.0)] if not len(score.tempos) or score.tempos[0, 0] > 0 else []
-    tempos += [(float(time), float(tempo)) for time, tempo in score.tempos]
-    starts, micros = [time for time, _ in tempos], [round(6e7 / tempo) for _, tempo in tempos]
+    tempos = [(float(time), round(min(max(6e7 / tempo, LEAST_MICROS), MOST_MICROS))) for time, tempo in score.tempos]
+    known = tempos if tempos and tempos[0][0] <= 0 else [(0.0, 500_000), *tempos]
+    starts, micros = [time for time, _ in known], [micro for _, micro in known]
     at = np.concatenate([[0.0], np.cumsum(np.diff(starts) / np.array(micros[:-1]) * 1e6 * TICKS_A_BEAT)])
 
-    def tick(time: float) -> int:
+    def ticks(time: float) -> int:
         i = max(int(np.searchsorted(starts, time, side="right")) - 1, 0)
         return round(float(at[i] + (time - starts[i]) / micros[i] * 1e6 * TICKS_A_BEAT))
 
-    conductor = [
-        (tick(time), 0, mido.MetaMessage("set_tempo", tempo=micro)) for time, micro in zip(starts, micros, strict=True)
-    ]
+    conductor = [(ticks(time), 0, mido.MetaMessage("set_tempo", tempo=micro)) for time, micro in tempos]
     for time, numerator, denominator in score.metres:
         message = mido.MetaMessage("time_signature", numerator=numerator, denominator=denominator)
-        conductor.append((tick(time), 0, message))
+        conductor.append((ticks(time), 0, message))
     midi = mido.MidiFile(ticks_per_beat=TICKS_A_BEAT, type=1)
-    midi.tracks.append(_track(conductor, tick(seconds)))
-    for channel, program in dict.fromkeys((int(note["channel"]), int(note["program"])) for note in score.notes):
-        events = [(0, 0, mido.Message("program_change", channel=channel, program=program))]
-        for note in score.notes[select(score.notes, (channel, program))]:
-            begin, pitch = tick(note["start_s"]), int(note["pitch"])
-            struck = mido.Message("note_on", channel=channel, note=pitch, velocity=int(note["velocity"]))
-            events.append((begin, 2, struck))
-            ended = mido.Message("note_off", channel=channel, note=pitch)
-            events.append((max(tick(note["end_s"]), begin + 1), 1, ended))
-        midi.tracks.append(_track(events, tick(seconds)))
+    midi.tracks.append(_track(conductor, ticks(seconds)))
+    events = _events(score, 0.0, seconds, ticks)
+    for channel in dict.fromkeys(message.channel for _, stage, message in events if stage == 2):
+        midi.tracks.append(_track([event for event in events if event[2].channel == channel], ticks(seconds)))
     written = io.BytesIO()
     midi.save(file=written)
     return written.getvalue()
@@ -352,7 +350,7 @@ def _tick(seconds: float) -> int:
     return round(seconds * TICKS_PER_S)
 
 
-def _state(controls: list[tuple[float, mido.Message]], until_s: float) -> list[mido.Message]:
+def state(controls: list[tuple[float, mido.Message]], until_s: float) -> list[mido.Message]:
     """The fewest messages that set the player as ``controls`` before ``until_s`` have left it."""
     latest: dict[tuple, mido.Message] = {}
     parameters = []

@@ -1,8 +1,8 @@
 """The folder that a rendering writes, and what is finished in it.
 
 ``metadata.jsonl`` has one JSON object a clip, ``errors.jsonl`` one for each score or row of an index that could not be
-used, ``audio/`` the clips. ``.render/config.json``, the mark of the folder, holds the settings, and ``.render/`` beside
-it what was made of each score, and of which content.
+used; ``audio/`` has the clips and, where they are asked for, their notes. ``.render/config.json``, the mark of the
+folder, holds the settings, and ``.render/`` beside it what was made of each score, and of which content.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import soundfile
 from musicldm.audio.output import write_whole
 
 MARK = ".render/config.json"
-WRITES = ("metadata.jsonl", "errors.jsonl", ".render/*", "audio/*-v*-c*.flac")
+WRITES = ("metadata.jsonl", "errors.jsonl", ".render/*", "audio/*-v*-c*.flac", "audio/*-v*-c*.mid")
 END_BYTES = 2**16  # of a SoundFont, at each end, that tell it from another one
 
 
@@ -105,8 +105,9 @@ class RenderFolder:
         file = self._file(name)
         result = _load(file)
         file.unlink(missing_ok=True)  # first, so that no clip is listed that is not there
-        for clip in self.path.glob(f"audio/{slug(name)}-v*-c*.flac"):
-            clip.unlink()
+        for suffix in ("flac", "mid"):
+            for clip in self.path.glob(f"audio/{slug(name)}-v*-c*.{suffix}"):
+                clip.unlink()
         return bool(result and not result["error"])
 
     def write_clip(self, file_name: str, audio: np.ndarray, sample_rate: int) -> None:
@@ -114,6 +115,10 @@ class RenderFolder:
         encoded = io.BytesIO()
         soundfile.write(encoded, audio, sample_rate, format="FLAC", subtype="PCM_16")
         write_whole(self.path / file_name, encoded.getvalue())
+
+    def write_midi(self, file_name: str, content: bytes) -> None:
+        """Write the MIDI file of a clip."""
+        write_whole(self.path / file_name, content)
 
     def keep(self, result: dict) -> None:
         """Keep what became of a score: ``score``, ``rows``, ``error`` and ``source``."""

@@ -11,7 +11,7 @@ import importlib.util
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -23,95 +23,33 @@ from tqdm import tqdm
 from musicldm.audio.output import check_mark, full_disk_named, sole_writer
 from musicldm.audio.workers import Crash, Workers
 from musicldm.scores.arranging import can_play, draw_rendering
+from musicldm.scores.beats import clip_score, known_beats
 from musicldm.scores.captions import write_captions
-from musicldm.scores.facts import describe, score_facts
-from musicldm.scores.general_midi import ORCHESTRATIONS
+from musicldm.scores.facts import Facts, describe, score_facts
 from musicldm.scores.index import Index, plain_path, read_index
 from musicldm.scores.limits import limited
-from musicldm.scores.mastering import master
-from musicldm.scores.reading import Score, change_score, read_score
+from musicldm.scores.mastering import LOOK_AHEAD_S, limit, master_gain
+from musicldm.scores.reading import Change, Score, change_score, midi_file, read_score
+from musicldm.scores.render_config import RenderConfig, orchestrations
 from musicldm.scores.render_folder import MARK, WRITES, RenderFolder, fingerprint, font_identity, printable, slug
 from musicldm.scores.splits import drawn_split
 from musicldm.scores.staging import draw_stage, pan_score
-from musicldm.scores.synthesis import BACKENDS, check_backend, check_soundfont, find_soundfont, synthesize
-from musicldm.scores.windows import choose_windows, drop_silence, sounds
+from musicldm.scores.synthesis import Effects, check_backend, check_soundfont, find_soundfont, synthesize
+from musicldm.scores.windows import choose_windows, heard, sounds
 
 SUFFIXES = (".mid", ".midi")
 LEAST_LIMIT_S = 30.0  # for what is done to a score beside synthesis
 PREROLL_S = 1.5  # heard by the reverb, not by the listener
-ADDED = ("pan_share", "loudness_range")  # settings that folders of earlier versions do not, and need not, name
+ADDED = (
+    "pan_share",
+    "loudness_range",
+    "contexts",
+)  # settings that folders of earlier versions do not, and need not, name
 
 # What a damaged or absurd score can end in. Errors of files are not among them: they are of the disk.
 FAULTS = (ValueError, ArithmeticError, LookupError, TypeError, MemoryError)
 
-__all__ = ["RenderConfig", "RenderReport", "find_soundfont", "render_scores"]
-
-
-@dataclass(frozen=True)
-class RenderConfig:
-    """What to make of every score."""
-
-    soundfonts: tuple[str, ...] = ()  # files; empty: the one that find_soundfont() finds
-    backend: str = "fluidsynth"  # or "tinysoundfont"
-    sample_rate: int = 16_000  # Hz of the clips
-    channels: int = 1  # 1 mono, 2 stereo
-    clip_s: float | None = 10.24  # None: whole pieces
-    max_clips: int = 2  # of one rendering, spread over the piece
-    min_clip_s: float = 4.0  # a piece with less music than a clip gives one shorter clip, but not shorter than this
-    variants: int = 1  # renderings of each score
-    orchestrate: str = "original"  # "original", families or "all", joined by commas: see _turn
-    seed: int = 0
-    tempo_range: tuple[float, float] = (0.87, 1.15)
-    transpose_range: tuple[int, int] = (-5, 6)  # semitones
-    velocity_range: tuple[float, float] = (0.7, 1.2)
-    program_share: float = 0.5  # how often a part gets another program of its kind
-    drumless_share: float = 0.0  # how often a rendering for the original instruments leaves the drums out
-    peak_db_range: tuple[float, float] = (-9.0, -1.0)  # of each clip, relative to full scale
-    pan_share: float = 0.0  # how often a rendering places its parts anew between left and right, in a room drawn for it
-    loudness_range: tuple[float, float] | None = None  # LUFS of each clip, limited as records are; None: peak_db_range
-    min_sound: float = 0.85  # share of a clip in which something sounds
-    max_silence_s: float = 1.0  # longest silence inside a clip
-    validation_share: float = 0.05  # of the pieces
-    captions: int = 4  # alternatives in ``texts``
-    timeout_s: float = 120.0  # for one call of the synthesizer
-
-    def __post_init__(self):
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        if not 8_000 <= self.sample_rate <= 96_000:
-            raise ValueError(f"sample_rate must be from 8000 to 96000 Hz, got {self.sample_rate}")
-        if self.channels not in (1, 2):
-            raise ValueError(f"channels must be 1 or 2, got {self.channels}")
-        for name in ("max_clips", "variants", "captions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.min_clip_s >= 0.5:
-            raise ValueError(f"min_clip_s must be at least 0.5 s, got {self.min_clip_s}")
-        if self.clip_s is not None and not self.min_clip_s <= self.clip_s <= 3600:
-            raise ValueError(f"clip_s must be from min_clip_s={self.min_clip_s} to 3600 s, got {self.clip_s}")
-        for name in ("tempo_range", "transpose_range", "velocity_range", "peak_db_range"):
-            low, high = getattr(self, name)
-            if not low <= high:
-                raise ValueError(f"{name} must go from low to high, got {low} to {high}")
-        if not 0.25 <= self.tempo_range[0] <= self.tempo_range[1] <= 4:
-            raise ValueError(f"tempo_range must lie within 0.25 and 4, got {self.tempo_range}")
-        if not -24 <= self.transpose_range[0] <= self.transpose_range[1] <= 24:
-            raise ValueError(f"transpose_range must lie within -24 and 24 semitones, got {self.transpose_range}")
-        if not 0 < self.velocity_range[0] <= self.velocity_range[1] <= 127:
-            raise ValueError(f"velocity_range must be positive, up to 127, got {self.velocity_range}")
-        if not -200 <= self.peak_db_range[0] <= self.peak_db_range[1] <= -0.1:
-            raise ValueError(f"peak_db_range must end at -0.1 dB or lower, and begin at -200, got {self.peak_db_range}")
-        if self.loudness_range and not -60 <= self.loudness_range[0] <= self.loudness_range[1] <= -5:
-            raise ValueError(
-                f"loudness_range must go from low to high within -60 and -5 LUFS, got {self.loudness_range}"
-            )
-        for name in ("max_silence_s", "timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("program_share", "drumless_share", "pan_share", "min_sound", "validation_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        orchestrations(self.orchestrate)
+__all__ = ["RenderConfig", "RenderReport", "find_soundfont", "orchestrations", "render_scores"]
 
 
 class RenderReport(NamedTuple):
@@ -124,20 +62,6 @@ class RenderReport(NamedTuple):
     audio_s: float  # of the clips made by this run
     seconds: float  # wall time
     changed: int = 0  # scores that had changed since an earlier run and were rendered anew
-
-
-def orchestrations(text: str) -> tuple[str, ...]:
-    """``"original,all"`` -> every choice. Raises ValueError naming the choices."""
-    chosen: list[str] = []
-    for name in text.split(","):
-        name = name.strip()
-        if name == "all":
-            chosen += ORCHESTRATIONS
-        elif name == "original" or name in ORCHESTRATIONS:
-            chosen.append(name)
-        else:
-            raise ValueError(f"orchestrate knows original, all, {', '.join(ORCHESTRATIONS)}; got {name!r}")
-    return tuple(dict.fromkeys(chosen))
 
 
 def render_scores(
@@ -291,14 +215,25 @@ def _rng(config: RenderConfig, name: str, variant: int, purpose: str = "") -> np
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
-def _render_variant(
-    name, score: Score, facts, variant: int, folder: RenderFolder, config: RenderConfig, fonts: list[Path]
-) -> list:
+class _Variant(NamedTuple):
+    """One rendering of a score, drawn."""
+
+    name: str
+    target: str  # "original", or the family that it is re-scored for
+    change: Change
+    score: Score  # changed
+    font: Path
+    effects: Effects
+    labels: dict  # of every row
+
+
+def _draw_variant(
+    name: str, score: Score, variant: int, config: RenderConfig, fonts: list[Path], rng: np.random.Generator
+) -> _Variant:
     choices = [target for target in orchestrations(config.orchestrate) if can_play(score, target)]
     if not choices:
         raise ValueError(f"{name} has no notes for {config.orchestrate}")
     target = _turn(choices, variant, _rng(config, name, -1))
-    rng = _rng(config, name, variant)
     drawn = draw_rendering(score, target, rng, config)
     font = fonts[int(rng.integers(len(fonts)))]
     changed, effects, panned = change_score(score, drawn.change), drawn.effects, {}
@@ -306,54 +241,77 @@ def _render_variant(
     if config.pan_share and stage_rng.random() < config.pan_share:
         stage = draw_stage(changed, effects, stage_rng)
         changed, effects, panned = pan_score(changed, stage.pans), stage.effects, {"pan_spread": round(stage.spread, 3)}
-    windows = choose_windows(changed, config.clip_s, config.max_clips, config.min_clip_s, config.max_silence_s, rng)
+    labels = {
+        "sample_rate": config.sample_rate,
+        "soundfont": printable(font.name),
+        "orchestration": target,
+        "tempo_factor": round(drawn.change.tempo_factor, 4),
+        "transpose_semitones": drawn.change.transpose,
+    }
+    return _Variant(name, target, drawn.change, changed, font, effects, labels | panned)
+
+
+def _render_variant(
+    name, score: Score, facts: Facts, variant: int, folder: RenderFolder, config: RenderConfig, fonts: list[Path]
+) -> list[dict]:
+    rng = _rng(config, name, variant)
+    drawn = _draw_variant(name, score, variant, config, fonts, rng)
+    windows = choose_windows(drawn.score, config.clip_s, config.max_clips, config.min_clip_s, config.max_silence_s, rng)
     wanted = config.max_clips if config.clip_s is not None else 1
     rows: list[dict] = []
     while windows and len(rows) < wanted:
         batch, windows = sorted(windows[: wanted - len(rows)]), windows[wanted - len(rows) :]
-        for window, audio in zip(batch, _play(changed, batch, font, effects, config), strict=True):
+        for window, audio in zip(batch, _play(drawn, batch, config), strict=True):
+            stretches = [(0, len(audio))]
             if config.clip_s is None:
-                audio = drop_silence(audio, config.sample_rate, config.max_silence_s)
+                stretches = heard(audio, config.sample_rate, config.max_silence_s)
+                audio = np.concatenate([audio[:0], *(audio[a:b] for a, b in stretches)])
             if not sounds(audio, config.sample_rate, config.min_sound, config.max_silence_s):
                 continue
-            file_name = f"audio/{slug(name)}-v{variant:02d}-c{len(rows):02d}.flac"
-            folder.write_clip(file_name, _at_level(audio, rng, config), config.sample_rate)
+            stem = f"audio/{slug(name)}-v{variant:02d}-c{len(rows):02d}"
+            audio, gain = _at_level(audio, rng, config)
+            folder.write_clip(f"{stem}.flac", audio, config.sample_rate)
             attributes = describe(
                 facts,
-                changed,
+                drawn.score,
                 *window,
                 tempo_factor=drawn.change.tempo_factor,
                 transpose=drawn.change.transpose,
-                rescored=None if target == "original" else target,
+                rescored=None if drawn.target == "original" else drawn.target,
             )
-            attributes["drums_left_out"] = target == "original" and drawn.change.parts is not None
+            attributes["drums_left_out"] = drawn.target == "original" and drawn.change.parts is not None
             texts = write_captions(attributes, rng, config.captions)
-            rows.append(
-                {"file_name": file_name, "text": texts[0], "texts": texts}
-                | attributes
-                | facts.labels()
-                | {
-                    "score": name,
-                    "split": drawn_split(facts.piece_id, config.validation_share),
-                    "start_s": round(window[0], 3),
-                    "duration_s": len(audio) / config.sample_rate,
-                    "sample_rate": config.sample_rate,
-                    "soundfont": printable(font.name),
-                    "orchestration": target,
-                    "tempo_factor": round(drawn.change.tempo_factor, 4),
-                    "transpose_semitones": drawn.change.transpose,
-                }
-                | panned
-            )
+            seconds = len(audio) / config.sample_rate
+            row = {"file_name": f"{stem}.flac", "text": texts[0], "texts": texts} | attributes | facts.labels()
+            row |= {"score": name, "split": drawn_split(facts.piece_id, config.validation_share)}
+            row |= {"start_s": round(window[0], 3), "duration_s": seconds} | drawn.labels
+            if config.contexts:
+                at_s = [(window[0] + a / config.sample_rate, window[0] + b / config.sample_rate) for a, b in stretches]
+                beats = known_beats(drawn.score, facts, attributes, drawn.change.tempo_factor)
+                folder.write_midi(f"{stem}.mid", midi_file(clip_score(drawn.score, at_s, beats), seconds))
+                row |= {"midi": f"{stem}.mid", "render": _again(drawn, gain, config)}
+            rows.append(row)
     return rows
 
 
-def _at_level(audio: np.ndarray, rng: np.random.Generator, config: RenderConfig) -> np.ndarray:
-    """``audio`` (L, channels) with a drawn peak, or a drawn loudness."""
+def _again(drawn: _Variant, gain: float, config: RenderConfig) -> dict:
+    """What plays parts of a clip as they are in it: ``gain`` leads from `synthesize` to the clip, before a limiter."""
+    return {
+        "soundfont": printable(drawn.font.name),
+        "backend": config.backend,
+        "effects": drawn.effects._asdict(),
+        "gain": gain,
+    }
+
+
+def _at_level(audio: np.ndarray, rng: np.random.Generator, config: RenderConfig) -> tuple[np.ndarray, float]:
+    """``audio`` (L, channels) with a drawn peak, or a drawn loudness; and the gain that it took."""
     if config.loudness_range:
-        return master(audio, config.sample_rate, rng.uniform(*config.loudness_range))
+        gain = master_gain(audio, config.sample_rate, rng.uniform(*config.loudness_range))
+        return limit(audio * gain, round(LOOK_AHEAD_S * config.sample_rate)), float(gain)
     level = 10 ** (rng.uniform(*config.peak_db_range) / 20)
-    return audio * (level / np.abs(audio).max())
+    gain = level / np.abs(audio).max()
+    return audio * gain, float(gain)
 
 
 def _turn(choices: Sequence[str], variant: int, rng: np.random.Generator) -> str:
@@ -367,16 +325,16 @@ def _turn(choices: Sequence[str], variant: int, rng: np.random.Generator) -> str
     return families[order[variant % len(families)]]
 
 
-def _play(score: Score, windows, font: Path, effects, config: RenderConfig) -> list[np.ndarray]:
+def _play(drawn: _Variant, windows: list[tuple[float, float]], config: RenderConfig) -> list[np.ndarray]:
     """Audio (L, channels) of each window, after music that only the reverb hears."""
     before = [min(PREROLL_S, start_s) for start_s, _ in windows]
     with limited(2 * max(config.timeout_s, LEAST_LIMIT_S), "synthesis"):
         audio = synthesize(
-            score,
+            drawn.score,
             [(start_s - lead, end_s) for lead, (start_s, end_s) in zip(before, windows, strict=True)],
-            font,
+            drawn.font,
             sample_rate=config.sample_rate,
-            effects=effects,
+            effects=drawn.effects,
             backend=config.backend,
             timeout_s=config.timeout_s,
         )

@@ -1,6 +1,6 @@
 """Where to cut clips out of a score, and whether what came out is music or silence.
 
-Score -> choose_windows -> (start_s, end_s), ... ; waveform (L, channels) -> sounds, drop_silence
+Score -> choose_windows -> (start_s, end_s), ... ; waveform (L, channels) -> sounds, heard
 """
 
 import numpy as np
@@ -63,16 +63,19 @@ def sounds(audio: np.ndarray, sample_rate: int, min_sound: float, max_silence_s:
     return bool(loud.any()) and bool(1 - silent >= min_sound) and silences_s.max(initial=0.0) <= max_silence_s
 
 
-def drop_silence(audio: np.ndarray, sample_rate: int, max_silence_s: float) -> np.ndarray:
-    """``audio`` (L, channels) without silence at its ends, and with at most ``max_silence_s`` of each one inside."""
+def heard(audio: np.ndarray, sample_rate: int, max_silence_s: float) -> list[tuple[int, int]]:
+    """Stretches (first sample, end) of ``audio`` (L, channels) without silence at its ends.
+
+    Between two of them lies what is longer than ``max_silence_s`` of a silence.
+    """
     frame = round(FRAME_S * sample_rate)
     loud = np.flatnonzero(_loud(audio, sample_rate))
     if not len(loud):
-        return audio[:0]
+        return []
     keep = round(max_silence_s / FRAME_S)
     blocks = np.split(loud, np.flatnonzero(np.diff(loud) > keep) + 1)
     ends = [block[-1] + keep for block in blocks[:-1]] + [blocks[-1][-1] + 1]
-    return np.concatenate([audio[b[0] * frame : end * frame] for b, end in zip(blocks, ends, strict=True)])
+    return [(int(b[0]) * frame, int(end) * frame) for b, end in zip(blocks, ends, strict=True)]
 
 
 def _loud(audio: np.ndarray, sample_rate: int) -> np.ndarray:

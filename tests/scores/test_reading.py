@@ -19,7 +19,7 @@ from musicldm.scores.facts import (
 from musicldm.scores.general_midi import GROUPS, ORCHESTRATIONS, PROGRAMS, group
 from musicldm.scores.reading import Change, change_score, parts, read_score, write_windows
 from musicldm.scores.rendering import RenderConfig
-from musicldm.scores.windows import choose_windows, drop_silence, music_spans, sounds
+from musicldm.scores.windows import choose_windows, heard, music_spans, sounds
 from tests.helpers.scores import band, write_score
 
 
@@ -167,9 +167,9 @@ def test_silence_is_told_from_sound():
     assert sounds(np.concatenate([tone, gap, tone]), rate, 0.5, 2.5)
     assert not sounds(np.concatenate([tone, gap, tone]), rate, 0.9, 2.5)
     assert not sounds(gap, rate, 0.0, 9.0)
-    assert len(drop_silence(np.concatenate([gap, tone, gap, tone, gap]), rate, 0.5)) == pytest.approx(
-        8.5 * rate, abs=800
-    )
+    first, second = heard(np.concatenate([gap, tone, gap, tone, gap]), rate, 0.5)
+    assert first == pytest.approx((2 * rate, 6.5 * rate), abs=400)
+    assert second == pytest.approx((8 * rate, 12 * rate), abs=400)
 
 
 @pytest.mark.parametrize("target", ORCHESTRATIONS)
