@@ -27,6 +27,10 @@ SKETCH_KINDS = KINDS[:6]  # plain tones, bursts and clicks instead of real sound
 HOLE = "hole"  # the music itself, of which parts are missing
 
 ENTRY = "context"  # of the UNet's configuration
+NO_CONTEXT = (
+    "the model takes no context (its UNet has no channels for one); leave the context out, or take a model that was "
+    "trained with contexts"
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Denoising steps as CUDA graphs: a step's thousand kernels launched as one.
 
-    latents (B, C, T, F), time step, embedding, guidance  -> fixed buffers -> replay ->  prediction (B, C, T, F)
+    latents (B, C, T, F), time step, condition, guidance  -> fixed buffers -> replay ->  prediction (B, C, T, F)
 
 A recording serves one shape, number format and choice of guidance; what changes from call to call (prompt, noise, time
 step, strength of guidance) is copied into its buffers, so that nothing is recorded again for it. The first replay is
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from operator import getitem, is_
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -110,37 +110,40 @@ class StepGraphs:
             self.recordings.clear()
 
     def evaluate(
-        self, unet: nn.Module, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float
+        self,
+        unet: nn.Module,
+        noisy: Tensor,
+        time: Tensor,
+        condition: Condition,
+        guidance_scale: float,
+        context_guidance_scale: float = 1.0,
     ) -> Tensor:
         """As `predict`, replayed where that can be."""
-        options = tuple(sorted((condition.cross_attention_kwargs or {}).items()))
-        key = *((tuple(x.shape), x.dtype, x.device) for x in (noisy, time, condition.embedding)), repr(options)
+        condition = condition.for_guidance(len(noisy), guidance_scale, context_guidance_scale)
+        step = Step(noisy, time, condition, guidance_scale, context_guidance_scale)
         with self.lock:
-            found = self.recordings.get(key)
+            found = self.recordings.get(step.key)
             if found is None or (isinstance(found, Failure) and found.next_run <= self.runs):
                 if found is None and len(self.recordings) >= MOST_RECORDINGS:
                     self.forget()
-                found = self.recordings[key] = self.make(
-                    unet, noisy, time, condition, guidance_scale, 0 if found is None else found.times
-                )
+                failed = 0 if found is None else found.times
+                found = self.recordings[step.key] = self.make(unet, step, failed)
             if isinstance(found, Recording):
-                return found(noisy, time, condition, guidance_scale)
-        return predict(unet, noisy, time, condition, guidance_scale)
+                return found(*step)
+        return predict(unet, *step)
 
-    def make(
-        self, unet: nn.Module, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float, failed: int = 0
-    ) -> Recording | Failure:
+    def make(self, unet: nn.Module, step: Step, failed: int = 0) -> Recording | Failure:
         """A recording that has shown on these inputs that it is right; or a failure, after ``failed`` others."""
-        shape = tuple(noisy.shape)
+        shape = tuple(step.noisy.shape)
         try:
-            recording = Recording(unet, noisy, time, condition, self.record)
+            recording = Recording(unet, *step[:3], self.record)
         except RuntimeError as error:  # out of memory, for one, which may be over at the next run
             level = logging.INFO if failed else logging.WARNING
             log.log(level, "steps on latents of %s cannot be recorded and run plainly: %s", shape, error)
             return Failure(failed + 1, self.runs + 2**failed)
-        exact = predict(unet, noisy, time, condition, guidance_scale)
-        deviation = ((recording(noisy, time, condition, guidance_scale) - exact).norm() / exact.norm()).item()
-        allowed = max(4 * torch.finfo(condition.embedding.dtype).eps, 1e-5)
+        exact = predict(unet, *step)
+        deviation = ((recording(*step) - exact).norm() / exact.norm()).item()
+        allowed = max(4 * torch.finfo(step.condition.embedding.dtype).eps, 1e-5)
         if not deviation <= allowed:  # not a number deviates too
             log.error(
                 "a recorded step on latents of %s deviates by %.2g (rounding: %.2g); steps run plainly",
@@ -153,6 +156,28 @@ class StepGraphs:
         return recording
 
 
+class Step(NamedTuple):
+    """The arguments of `predict` but for the network."""
+
+    noisy: Tensor  # (B, C, T, F)
+    time: Tensor
+    condition: Condition  # laid out for its guidance
+    guidance_scale: float
+    context_guidance_scale: float = 1.0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What a recording has places for."""
+        context = self.condition.context
+        return [self.noisy, self.time, self.condition.embedding, *([] if context is None else [context])]
+
+    @property
+    def key(self) -> tuple:
+        """Equal for steps that one recording serves."""
+        options = tuple(sorted((self.condition.cross_attention_kwargs or {}).items()))
+        return *((tuple(x.shape), x.dtype, x.device) for x in self.tensors), repr(options)
+
+
 class Recording:
     """One step with fixed places for what goes in and comes out."""
 
@@ -161,18 +186,22 @@ class Recording:
         self.done: torch.cuda.Event | None = None
         # Tensors made in inference mode could not be written to by calls outside of it.
         with current(self.device), torch.inference_mode(False), torch.no_grad():
-            self.inputs = noisy, time, embedding = [torch.zeros_like(x) for x in (noisy, time, condition.embedding)]
-            self.scale = torch.zeros((), dtype=noisy.dtype, device=noisy.device)
-            condition = replace(condition, embedding=embedding)
-            self.replay, self.result = record(lambda: predict(unet, noisy, time, condition, self.scale))
+            places = [torch.zeros_like(x) for x in Step(noisy, time, condition, 1.0).tensors]
+            self.inputs = noisy, time, embedding, *context = places
+            self.scales = [torch.zeros((), dtype=noisy.dtype, device=self.device) for _ in range(2)]
+            condition = replace(condition, embedding=embedding, context=context[0] if context else None)
+            self.replay, self.result = record(lambda: predict(unet, noisy, time, condition, *self.scales))
 
-    def __call__(self, noisy: Tensor, time: Tensor, condition: Condition, guidance_scale: float) -> Tensor:
+    def __call__(self, *arguments) -> Tensor:
+        """The prediction for the ``arguments`` of a `Step`."""
+        step = Step(*arguments)
         with current(self.device):
             if self.done is not None:  # of a call that may run on another stream
                 self.done.wait()
-            for place, x in zip(self.inputs, (noisy, time, condition.embedding), strict=True):
+            for place, x in zip(self.inputs, step.tensors, strict=True):
                 place.copy_(x)
-            self.scale.fill_(guidance_scale)
+            for place, scale in zip(self.scales, step[3:], strict=True):
+                place.fill_(scale)
             self.replay()
             result = self.result.clone()  # schedulers keep predictions while later ones are made
             if result.is_cuda:

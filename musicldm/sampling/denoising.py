@@ -38,6 +38,7 @@ class Guidance:
 
     scale: float = 1.0  # 1: as the network predicts
     interval: tuple[float, float] = ALL_NOISE  # shares of the training's time steps: of the noise
+    context_scale: float = 1.0  # how strongly a context is followed, where there is one
 
 
 def make_generators(seed: int | None, generator: Noise, n_items: int) -> Noise:
@@ -145,11 +146,12 @@ def denoise(
 
     ``timesteps`` are the prepared scheduler's: all of them, or the last few for latents that are partly denoised.
     ``condition`` has B rows, or for guidance 2B, of which the unconditional ones are left out outside of the interval
-    of guidance. After each step ``on_step(i, t, latents, condition)`` returns the latents and the condition to go on
-    with, or None to stop. ``correct(prediction, model_input, t)`` may change what the UNet predicts, guidance included,
-    of what it was given. ``known``, of `Known`, keeps a part of the latents: by ``noises`` before each evaluation, else
-    by the prediction. ``evaluate`` takes the place of `predict`. ``step_options`` are arguments of ``scheduler.step``,
-    as of `options_of_step`.
+    of guidance; a context is then followed as the network predicts, too. After each step
+    ``on_step(i, t, latents, condition)`` returns the latents and the condition to go on with, or None to stop.
+    ``correct(prediction, model_input, t)`` may change what the UNet predicts, guidance included, of the latents that it
+    was given. ``known``, of `Known`, keeps a part of the latents: by ``noises`` before each evaluation, else by the
+    prediction. ``evaluate`` takes the place of `predict`. ``step_options`` are arguments of ``scheduler.step``, as of
+    `options_of_step`.
 
     The loop never waits for a GPU, unless the scheduler does: UniPC solves a system there, and noise of a CPU generator
     has to be brought.
@@ -168,7 +170,7 @@ def denoise(
         if hasattr(scheduler, "scale_model_input"):  # flows have none
             scaled = scheduler.scale_model_input(latents, t)
         rows = condition if low <= float(t) <= high else condition.rows(len(latents))
-        prediction = evaluate(unet, scaled, there[i], rows, guidance.scale)
+        prediction = evaluate(unet, scaled, there[i], rows, guidance.scale, guidance.context_scale)
         if correct is not None:
             prediction = _corrected(correct(prediction, scaled, t), prediction)
         if keeper is not None:

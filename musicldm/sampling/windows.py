@@ -140,6 +140,7 @@ class Windows:
         time: Tensor,
         condition: Condition,
         guidance_scale: float | Tensor = 1.0,
+        context_guidance_scale: float | Tensor = 1.0,
     ) -> Tensor:
         """The blended prediction for scaled ``noisy`` latents (B, C, T, F), of their shape and dtype."""
         if noisy.shape[2] != self.layout.n_frames:
@@ -158,6 +159,7 @@ class Windows:
                 time.repeat_interleave(end - first) if time.ndim else time,
                 self.condition_of(slice(first, end), condition, n_items),
                 guidance_scale,
+                context_guidance_scale,
             ).unflatten(0, (n_items, -1))
             for i in range(first, end):  # one by one: the same sum every time, on every device
                 weights = self.weights[i, :, None].to(noisy.dtype)
@@ -165,7 +167,7 @@ class Windows:
         return result
 
     def condition_of(self, chosen: slice, condition: Condition, n_items: int) -> Condition:
-        """The condition of M ``chosen`` windows of all items: B * M rows, or 2 B * M."""
+        """The condition of M ``chosen`` windows of all items: B * M rows, or 2 B * M, with their part of a context."""
         n_windows = chosen.stop - chosen.start
         groups = condition.embedding.split(n_items)  # unconditional rows first, if there are any
         own = self.rows[-len(groups) :]
@@ -178,7 +180,11 @@ class Windows:
         attention = condition.cross_attention_kwargs
         if attention and "grid" in attention:
             attention = attention | {"grid": (self.layout.length, *attention["grid"][1:])}
-        return replace(condition, embedding=torch.cat(rows).flatten(0, 1), cross_attention_kwargs=attention)
+        context = condition.context
+        if context is not None:
+            context = context[:, :, self.frames[chosen]].movedim(2, 1).flatten(0, 1)
+        embedding = torch.cat(rows).flatten(0, 1)
+        return replace(condition, embedding=embedding, cross_attention_kwargs=attention, context=context)
 
 
 def _taper(length: int) -> Tensor:
