@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import default_collate
 
 from musicldm.config import ConceptConfig
 from musicldm.data.clips import Clip
@@ -156,7 +157,7 @@ class ConceptStage(DiffusionStage):
 
     def one(self, item: Item) -> ConceptExample:
         """The example of one item."""
-        example = to_device([value[None] for value in self.training[item]], self.run.accelerator.device)
+        example = to_device(default_collate([self.training[item]]), self.run.accelerator.device)
         return self.captioned(example, [item])
 
     @torch.no_grad()

@@ -1,12 +1,13 @@
 """Training items of the diffusion model, drawn from a cache: item by item on a CPU, or whole batches on the device.
 
 moments (2C, T/f, F/f), embeddings (D,) of a clip  ->  latents, noise (C, T/f, F/f), time, embedding (D,)
+                                 its contexts      ->  context (C + 1 + K, T/f, F/f)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import copy
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from musicldm.config import DiffusionConfig
 from musicldm.data.items import Item, item_rng
 from musicldm.train.diffusion.cache import Cache
+from musicldm.train.diffusion.contexts import Contexts
+from musicldm.train.diffusion.contexts_on_device import ContextsOnDevice
 from musicldm.train.diffusion.mixtures import MixtureRounds
 from musicldm.train.diffusion.objectives import text_share
 
@@ -29,9 +32,23 @@ class Example(NamedTuple):
     timestep: Tensor
 
 
-def to_device(example: Iterable[Tensor], device: torch.device) -> Example:
+class ContextExample(NamedTuple):
+    """The same for a UNet that takes a context."""
+
+    latents: Tensor
+    embedding: Tensor
+    dropped: Tensor
+    noise: Tensor
+    timestep: Tensor
+    context: Tensor  # (C + 1 + K, T/f, F/f): latents, unscaled, and frames of it; 0 without one
+
+
+AnyExample = TypeVar("AnyExample", Example, ContextExample)
+
+
+def to_device(example: AnyExample, device: torch.device) -> AnyExample:
     """A batch of examples on ``device``."""
-    return Example(*(value.to(device) for value in example))
+    return type(example)(*(value.to(device) for value in example))
 
 
 class CachedLatents(torch.utils.data.Dataset):
@@ -44,16 +61,27 @@ class CachedLatents(torch.utils.data.Dataset):
         config: DiffusionConfig,
         mixtures: MixtureRounds | None = None,
         n_epochs: int = 1,
+        contexts: Contexts | None = None,
     ):
         self.cache, self.indices, self.config, self.mixtures = cache, indices, config, mixtures
         self.n_epochs = n_epochs  # of the whole run, over which the share of captions changes
+        self.contexts = contexts  # for a UNet that takes one; mixtures are given none
+
+    def all_given(self, how: str) -> CachedLatents:
+        """The same with the one choice of what items are given (`Contexts.all_given`)."""
+        other = copy.copy(self)
+        other.contexts = self.contexts.all_given(how) if self.contexts else None
+        return other
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: Item) -> Example:
+    def __getitem__(self, item: Item) -> Example | ContextExample:
         index, rng = self.indices[item.index], item_rng(self.config.seed, item, "diffusion")
-        moments, audio, texts = self._mixture(item) or self._clip(index)
+        mixture, given = self._mixture(item), None
+        if self.contexts and not mixture:
+            given = self.contexts.draw(item_rng(self.config.seed, item, "context"), index)
+        moments, audio, texts = mixture or (given and self.contexts.target(given)) or self._clip(index)
         mean, logvar = np.split(moments.astype(np.float32), 2)
         std = np.exp(0.5 * np.clip(logvar, -30, 20))
         latents = mean + std * rng.standard_normal(mean.shape, dtype=np.float32)
@@ -62,13 +90,14 @@ class CachedLatents(torch.utils.data.Dataset):
         share = text_share(self.config, item.epoch, self.n_epochs)
         dropped, by_text = rng.random(2) < (self.config.drop_condition, share)
         embedding = texts[rng.integers(len(texts))] if by_text and len(texts) else audio
-        return Example(
+        example = Example(
             torch.from_numpy(latents),
             torch.from_numpy(embedding.copy()),
             torch.tensor(bool(dropped)),
             torch.from_numpy(noise),
             torch.tensor(timestep),
         )
+        return ContextExample(*example, self.contexts.channels(given, mean)) if self.contexts else example
 
     def _clip(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Moments, audio embedding (D,) and text embeddings (n, D) of a clip."""
@@ -100,7 +129,12 @@ class LatentsOnDevice:
         mixtures = [dataset.mixtures.of(0)] if dataset.mixtures else []
         names = ("moments", "audio", "text")
         tables = {name: [getattr(source, name) for source in (cache, *mixtures)] for name in names}
+        contexts = dataset.contexts.tables if dataset.contexts else None
+        if contexts:  # targets of their own are further clips without captions
+            tables["moments"].append(contexts.moments)
+            tables["audio"].append(contexts.embedding)
         size = sum(array.nbytes for arrays in tables.values() for array in arrays)
+        size += contexts.latents.nbytes + contexts.frames.nbytes if contexts else 0
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what the networks before this have left
         if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
@@ -118,26 +152,33 @@ class LatentsOnDevice:
             first = np.concatenate([first, cache.offsets[-1] + np.arange(len(made))])
             count = np.concatenate([count, made == 2])
             self.made = torch.from_numpy(made > 0).to(device)
+        if contexts:
+            first, count = (np.concatenate([numbers, 0 * contexts.embedding[:, 0]]) for numbers in (first, count))
         self.first, self.count = (torch.from_numpy(numbers).long().to(device) for numbers in (first, count))
         self.n_clips, self.per_clip = len(cache.audio), len(self.made) // len(dataset)
         self.indices = torch.tensor(dataset.indices, device=device)
         self.generator = torch.Generator(device)
+        self.contexts = ContextsOnDevice(dataset.contexts, device) if dataset.contexts else None
+        self.n_before = self.n_clips + len(self.made)  # rows before those of contexts' own targets
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def draw(self, items: list[Item]) -> Example:
+    def draw(self, items: list[Item]) -> Example | ContextExample:
         """A batch, on the device."""
         config, device, n = self.config, self.indices.device, len(items)
         seed = int(item_rng(config.seed, items[0], "batch").integers(2**63))
         options = {"device": device, "generator": self.generator.manual_seed(seed)}
         mixed, mixture, by_text, caption, dropped = torch.rand(5, n, dtype=torch.float64, **options)
         place = torch.tensor([item.index for item in items], device=device)  # (B,)
-        row = self.indices[place]
+        clip = row = self.indices[place]
         if self.per_clip:
             number = self.per_clip * place + (self.per_clip * mixture).long()
             mixes = (mixed < config.mixup_probability) & self.made[number]
             row = torch.where(mixes, self.n_clips + number, row)
+        given = self.contexts.draw(clip, row != clip, options) if self.contexts else None
+        if given:
+            row = torch.where(given.target >= 0, self.n_before + given.target, row)
         mean, logvar = self.moments[row].float().chunk(2, dim=1)
         latents = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn(mean.shape, **options)
         noise = torch.randn(mean.shape, **options)
@@ -147,7 +188,8 @@ class LatentsOnDevice:
         takes_text = (by_text < torch.tensor(share, dtype=torch.float64, device=device)) & (count > 0)
         text = self.text[self.first[row] + (count * caption).long()]  # (B, D)
         embedding = torch.where(takes_text[:, None], text, self.audio[row])
-        return Example(latents, embedding, dropped < config.drop_condition, noise, timestep)
+        example = Example(latents, embedding, dropped < config.drop_condition, noise, timestep)
+        return ContextExample(*example, self.contexts.channels(given, mean)) if given else example
 
 
 def one_table(arrays: list[np.ndarray], device: torch.device) -> Tensor:

@@ -7,15 +7,16 @@ Ho et al. (2020), https://arxiv.org/abs/2006.11239; Liu et al. (2023), rectified
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from musicldm.config import DiffusionConfig
+from musicldm.sampling.condition import Condition, predict
 
 
 def make_scheduler(
@@ -101,10 +102,34 @@ class Objective:
     config: DiffusionConfig
     scheduler: DDIMScheduler | FlowMatchEulerDiscreteScheduler
     scaling_factor: float  # of latents
+    former: nn.Module | None = None  # the UNet before the training, to whose answers without a context it is held
 
     def question(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Question:
         """`question` for unscaled ``latents``."""
         return question(self.scaling_factor * latents, noise, timestep, self.scheduler, self.config.prediction)
+
+    def context(self, channels: Tensor, n_latents: int) -> Tensor:
+        """The ``channels`` (B, C + 1 + K, T/f, F/f) of a context with its first ``n_latents``, C, unscaled, scaled."""
+        latents, frames = channels.split([n_latents, channels.shape[1] - n_latents], dim=1)
+        return torch.cat([self.scaling_factor * latents, frames], dim=1)
+
+    @torch.no_grad()
+    def held(self, asked: Question, condition: Condition) -> Tensor:
+        """The target (B, ...) of ``asked``, moved towards what ``former`` answers for items without a context.
+
+        All of it for ``context_keep`` 1. On a GPU, whose passes may be recorded, ``former`` is asked of all items.
+        """
+        assert self.former is not None
+        assert condition.context is not None
+        bare = ~condition.context.flatten(1).any(dim=1)  # (B,)
+        rows = slice(None) if asked.noisy.is_cuda else bare
+        if not (asked.noisy.is_cuda or bare.any()):
+            return asked.target
+        condition = replace(condition, embedding=condition.embedding[rows], context=condition.context[rows])
+        answer = asked.target.clone()
+        answer[rows] = predict(self.former, asked.noisy[rows], asked.time[rows], condition)
+        bare = bare.view(-1, *[1] * (answer.ndim - 1))
+        return torch.where(bare, torch.lerp(asked.target, answer, self.config.context_keep), asked.target)
 
     def losses(self, predicted: Tensor, target: Tensor, timestep: Tensor) -> dict[str, Tensor]:
         """`weighted_losses` of ``predicted``."""

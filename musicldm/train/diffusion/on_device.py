@@ -53,7 +53,7 @@ class Recorded:
         return {name: value.clone() for name, value in self.losses.items()}
 
     def _record(self, example: Example) -> None:
-        self.places = Example(*(value.clone() for value in example))
+        self.places = type(example)(*(value.clone() for value in example))
         exact = torch.cat([gradient.flatten() for gradient in self._compute()[1]])
         for place in self.places:
             place.zero_()  # so that the first replay is of what the recording did not see

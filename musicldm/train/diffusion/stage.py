@@ -7,6 +7,7 @@ Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546; Ho et al. (2020)
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -17,14 +18,15 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import SpeechT5HifiGan
+from torch.utils.data import default_collate
 
 from musicldm.audio.output import slug
-from musicldm.config import DiffusionConfig, VAEConfig, load_config
+from musicldm.config import DiffusionConfig
 from musicldm.data.clips import Clip
 from musicldm.data.collection import Collection, split_clips
 from musicldm.data.items import Item, batch_items
 from musicldm.kernels.unet_attention import install
+from musicldm.models import context
 from musicldm.models.adapters import add_adapter, save_adapter
 from musicldm.models.latents import latent_shape
 from musicldm.models.loading import head_numbers
@@ -34,7 +36,6 @@ from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.condition import Condition, predict
 from musicldm.train.common import (
     Batch,
-    check_mel,
     drawn_batches,
     fastest_layout,
     initial_folder,
@@ -42,16 +43,18 @@ from musicldm.train.common import (
     make_optimizer,
     update,
 )
-from musicldm.train.diffusion.cache import Conditioner, Parts, build_cache, load_conditioner
-from musicldm.train.diffusion.latents import CachedLatents, Example, LatentsOnDevice, to_device
+from musicldm.train.diffusion.cache import Conditioner, Parts, build_cache
+from musicldm.train.diffusion.context_cache import build_contexts
+from musicldm.train.diffusion.latents import CachedLatents, ContextExample, Example, LatentsOnDevice, to_device
 from musicldm.train.diffusion.mixtures import make_rounds
-from musicldm.train.diffusion.objectives import Objective, make_scheduler, trained_settings
+from musicldm.train.diffusion.objectives import Objective, Question, make_scheduler
 from musicldm.train.diffusion.on_device import Gradient, Recorded, check_device
+from musicldm.train.diffusion.parts import initial_scale, initial_settings, load_parts, of_initial
+from musicldm.train.diffusion.validation import context_losses, plain_losses
 from musicldm.train.diffusion.whitening import empty_embedding, prepare_condition
 from musicldm.train.log import EXAMPLES, Examples
 from musicldm.train.loop import Stage, fit
-from musicldm.train.run_folder import CONFIG_FILE, Average, Run, State, load_state, start
-from vocoder import install_matching, mel_config
+from musicldm.train.run_folder import Average, Run, State, load_state, start
 
 VALIDATION_STEPS = 25  # of the sampler, for examples
 
@@ -90,8 +93,9 @@ def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: i
         said = "says 8 attention heads at every level of the UNet, a mistake of its conversion"
         warnings.warn(f"{folder} {said}; using {heads} as in training", stacklevel=2)
     changes = {"attention_head_dim": heads} if heads else {}
-    unet = UNet2DConditionModel.from_pretrained(folder, **changes).float()
-    sizes = unet.config.in_channels, unet.config.projection_class_embeddings_input_dim
+    with context.expecting_context():
+        unet = UNet2DConditionModel.from_pretrained(folder, **changes).float()
+    sizes = context.latent_channels(unet), unet.config.projection_class_embeddings_input_dim
     if sizes != (latent_channels, embedding_size):
         raise ValueError(
             f"{config.init} works on {sizes[0]} latent channels and embeddings of {sizes[1]}, the VAE and CLAP given "
@@ -102,54 +106,6 @@ def initial_unet(config: DiffusionConfig, latent_channels: int, latent_frames: i
             raise ValueError(f"{config.init} was trained for {name}={trained}, not {asked}: set it so")
     unet.register_to_config(sample_size=latent_frames)  # what the pipeline plays unless told
     return unet
-
-
-def initial_settings(config: DiffusionConfig) -> dict:
-    """What the model ``init`` says of the noise that it was trained on; nothing of a UNet alone."""
-    scheduler = initial_folder(config, "scheduler")
-    return trained_settings(scheduler) if scheduler.name == "scheduler" else {}
-
-
-def initial_scale(config: DiffusionConfig, vae: AutoencoderKL) -> float | None:
-    """The factor of the latents that the UNet of ``config.init`` knows, which is in its model's own VAE.
-
-    None of a UNet alone, or if the latents of ``vae`` are of another shape.
-    """
-    folder = initial_folder(config, "vae") if config.init else Path()
-    if folder.name != "vae":
-        return None
-    with torch.device("meta"):  # for its configuration alone
-        former = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
-    former_shape, shape = (latent_shape(each, config.mel, config.mel.clip_frames) for each in (former, vae))
-    return former.config.scaling_factor if former_shape == shape else None
-
-
-def of_initial(config: DiffusionConfig) -> DiffusionConfig:
-    """The configuration with what the model ``init`` says of itself: its noise and its vocoder's spectrograms."""
-    vocoder = SpeechT5HifiGan.from_pretrained(config.vocoder or initial_folder(config, "vocoder"))
-    return replace(config, **initial_settings(config), mel=mel_config(vocoder))
-
-
-def load_parts(config: DiffusionConfig) -> Parts:
-    """The autoencoder, vocoder and CLAP that the configuration names, or those of the model ``init``.
-
-    Raises:
-        ValueError: a folder is not named, or parts were trained on different spectrograms.
-        FileNotFoundError: a named folder does not exist.
-    """
-    folders = {}
-    for name in ("vae", "clap", "vocoder"):
-        if not (named := getattr(config, name)) and not config.init:
-            raise ValueError(f"the diffusion model needs {name}=FOLDER, the final/ folder of that stage, or init=MODEL")
-        folders[name] = Path(named) if named else initial_folder(config, name)
-        if not folders[name].is_dir():
-            raise FileNotFoundError(f"no trained {name} at {named}: train it first (musicldm train {name})")
-    vocoder = install_matching(SpeechT5HifiGan.from_pretrained(folders["vocoder"]).float())
-    check_mel("the vocoder", mel_config(vocoder), config)
-    if (recorded := folders["vae"] / CONFIG_FILE).exists():
-        check_mel("the VAE", load_config(VAEConfig, recorded).mel, config)
-    vae = AutoencoderKL.from_pretrained(folders["vae"]).float()
-    return Parts(vae, vocoder, load_conditioner(folders["clap"]))
 
 
 @dataclass
@@ -198,24 +154,23 @@ class DiffusionStage(Stage):
         self.run.accelerator.backward(losses["loss"])
         return {name: value.detach() for name, value in losses.items()}
 
-    def losses(self, unet: nn.Module, example: Example) -> dict[str, Tensor]:
+    def losses(self, unet: nn.Module, example: Example | ContextExample) -> dict[str, Tensor]:
         """Losses of a batch of examples."""
         return losses_of(unet, example, self.empty, self.objective)
 
+    def answer(self, unet: nn.Module, example: ContextExample) -> tuple[Tensor, Question]:
+        """What ``unet`` predicts of a batch of examples, and what it was asked."""
+        asked, condition = asked_of(example, self.empty, self.objective)
+        return predict(unet, asked.noisy, asked.time, condition), asked
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss on held-out clips at fixed times and noise; ``constant_loss`` is that of always predicting 0."""
-        config, objective, dataset = self.run.config, self.objective, self.validation
-        total, constant = 0.0, 0.0
+        """Mean losses on held-out clips at fixed times and noise (`musicldm.train.diffusion.validation`)."""
+        about = self.validation, self.objective, self.run.accelerator.device
         with self.averaged():
-            for k in range(config.validation_batches):
-                numbers = range(k * config.batch_size, (k + 1) * config.batch_size)
-                drawn = [dataset[Item(*divmod(number, len(dataset)))] for number in numbers]
-                example = to_device(torch.utils.data.default_collate(drawn), self.run.accelerator.device)
-                total += float(self.losses(self.unet, example)["loss"])
-                target = objective.question(example.latents, example.noise, example.timestep).target
-                constant += float(objective.losses(torch.zeros_like(target), target, example.timestep)["loss"])
-        return {"loss": total / config.validation_batches, "constant_loss": constant / config.validation_batches}
+            if self.validation.contexts:
+                return context_losses(lambda example: self.answer(self.unet, example), *about)
+            return plain_losses(lambda example: self.losses(self.unet, example), *about)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -242,7 +197,7 @@ class DiffusionStage(Stage):
         return Examples(dict(zip(names, made.audios, strict=True)), made.sampling_rate)
 
     def dry_run(self) -> Tensor:
-        example = to_device([value[None] for value in self.training[Item(0, 0)]], self.run.accelerator.device)
+        example = to_device(default_collate([self.training[Item(0, 0)]]), self.run.accelerator.device)
         return self.losses(self.unet, example)["loss"]
 
     def compile(self) -> None:
@@ -260,12 +215,24 @@ class DiffusionStage(Stage):
             self.pipeline.save_pretrained(final)
 
 
-def losses_of(unet: nn.Module, example: Example, empty: Tensor, objective: Objective) -> dict[str, Tensor]:
+def losses_of(
+    unet: nn.Module, example: Example | ContextExample, empty: Tensor, objective: Objective
+) -> dict[str, Tensor]:
     """Losses of a batch of examples; ``empty (D,)`` is the embedding of the empty text."""
+    asked, condition = asked_of(example, empty, objective)
+    predicted = predict(unet, asked.noisy, asked.time, condition)
+    target = asked.target if objective.former is None else objective.held(asked, condition)
+    return objective.losses(predicted, target, example.timestep)
+
+
+def asked_of(example: Example | ContextExample, empty: Tensor, objective: Objective) -> tuple[Question, Condition]:
+    """What a UNet is asked of a batch of examples, and under which condition."""
     embedding = torch.where(example.dropped[:, None], empty, example.embedding)  # (B, D)
+    context = None
+    if isinstance(example, ContextExample):
+        context = objective.context(example.context, example.latents.shape[1])
     asked = objective.question(example.latents, example.noise, example.timestep)
-    predicted = predict(unet, asked.noisy, asked.time, Condition(embedding))
-    return objective.losses(predicted, asked.target, example.timestep)
+    return asked, Condition(embedding, context=context)
 
 
 def make_pipeline(parts: Parts, unet: nn.Module, scheduler: SchedulerMixin, device: torch.device) -> MusicLDMPipeline:
@@ -296,15 +263,56 @@ def index_beside(run: Run, collection: Collection, conditioner: Conditioner) -> 
 
 
 def unet_for(run: Run, parts: Parts) -> UNet2DConditionModel:
-    """`initial_unet` for latents and embeddings of ``parts``, with its adapter if there is to be one, as it trains."""
+    """`initial_unet` for latents and embeddings of ``parts``, with its adapter if there is to be one, as it trains.
+
+    With contexts it has the input channels for them, whose weights are zero if they are new.
+
+    Raises:
+        ValueError: it knows other kinds of contexts, or an adapter is to learn contexts for which it has no channels.
+    """
     config = run.config
     channels, frames, _ = latent_shape(parts.vae, config.mel, config.mel.clip_frames)
     unet = initial_unet(config, channels, frames, parts.conditioner.clap.config.projection_dim)
+    if config.context:
+        ready_for_contexts(unet, config)
+    elif context.context_layout(unet) and not config.lora.rank:
+        warnings.warn(f"{config.init} takes a context, which it will unlearn; set context=true", stacklevel=2)
     if config.lora.rank:
         add_adapter(unet, config.lora)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet
+
+
+def ready_for_contexts(unet: UNet2DConditionModel, config: DiffusionConfig) -> None:
+    """Add the input channels for contexts to ``unet``, in place, unless it has them; ValueError as `unet_for`."""
+    if layout := context.context_layout(unet):
+        layout.check(context.KINDS)
+    elif config.lora.rank:
+        raise ValueError(
+            f"{config.init} has no input channels for a context, which an adapter cannot add: train a whole model with "
+            "context=true first, or set context=false"
+        )
+    else:
+        context.add_context(unet)
+
+
+def unet_optimizer(unet: nn.Module, config: DiffusionConfig) -> torch.optim.AdamW:
+    """`make_optimizer`, with a learning rate of its own for the first layer if the configuration has one."""
+    optimizer = make_optimizer(unet, config)
+    if config.context_learning_rate:
+        first = [p for p in unet.conv_in.parameters() if p.requires_grad]
+        rest = {id(p) for p in first}
+        group = optimizer.param_groups[0]
+        group["params"] = [p for p in group["params"] if id(p) not in rest]
+        optimizer.add_param_group({"params": first, "scale": config.context_learning_rate / config.learning_rate})
+    return optimizer
+
+
+def frozen_copy(unet: nn.Module) -> nn.Module:
+    """``unet`` as it is now, which nothing changes later."""
+    install(former := copy.deepcopy(unet).eval().requires_grad_(False))
+    return former
 
 
 def cache_folder(run: Run) -> Path:
@@ -320,10 +328,12 @@ def cached_sets(
     cache = build_cache(clips, parts, config.mel, kept, device)
     to_mix = [clip for clip in clips if clip not in held_out]
     mixtures = make_rounds(config, to_mix, collection, parts, kept / f"mixup-{config.mixup}", device)
+    contexts = build_contexts(clips, collection, parts, config, kept / "contexts", device) if config.context else None
     indices = [i for i, clip in enumerate(clips) if clip not in held_out]
     n_epochs = math.ceil(config.steps * run.step_size / len(indices))
-    training = CachedLatents(cache, indices, config, mixtures, n_epochs)
-    return training, CachedLatents(cache, [i for i, clip in enumerate(clips) if clip in held_out], config)
+    training = CachedLatents(cache, indices, config, mixtures, n_epochs, contexts)
+    rest = [i for i, clip in enumerate(clips) if clip in held_out]
+    return training, CachedLatents(cache, rest, config, contexts=contexts)
 
 
 def scale_of(training: CachedLatents, run: Run, vae: AutoencoderKL) -> float:
@@ -358,7 +368,8 @@ def train(run: Run, collection: Collection) -> Path:
     prepare_condition(plain, parts.conditioner, training.cache, training.indices, config)
     average = Average(plain, config.ema_decay).to(accelerator.device)
     scheduler = make_scheduler(config, accelerator.device if config.on_device else None)
-    unet, optimizer = accelerator.prepare(plain, make_optimizer(plain, config))
+    former = frozen_copy(plain).to(accelerator.device) if config.context_keep else None
+    unet, optimizer = accelerator.prepare(plain, unet_optimizer(plain, config))
     to_mix = [clip for clip in clips if clip not in held_out]
     state = State({"unet": unet, "optimizer": optimizer, "average": average}, to_mix)
     load_state(state, run.out, accelerator)
@@ -366,6 +377,6 @@ def train(run: Run, collection: Collection) -> Path:
         state.numbers["scaling_factor"] = scale_of(training, run, parts.vae)
     parts.vae.register_to_config(scaling_factor=state.numbers["scaling_factor"])
     pipeline = make_pipeline(parts, plain, scheduler, accelerator.device)
-    objective = Objective(config, scheduler, state.numbers["scaling_factor"])
+    objective = Objective(config, scheduler, state.numbers["scaling_factor"], former)
     stage = DiffusionStage(run, state, plain, training, validation, objective, empty, pipeline, index)
     return fit(stage, run, collection)

@@ -1,0 +1,174 @@
+"""Contexts of all clips that have notes, made once and kept on disk, several draws of each clip.
+
+MIDI file of a clip -> draw_context -> audio, spans in seconds, perhaps a target of its own -> VAE, CLAP -> Tables
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from musicldm.config import DiffusionConfig
+from musicldm.data.clips import Clip, fitted
+from musicldm.data.collection import Collection
+from musicldm.data.items import Item, item_rng
+from musicldm.models.clap import embed_text
+from musicldm.models.context import KINDS, ContextLayout
+from musicldm.models.latents import encode_image, latent_factor, latent_shape
+from musicldm.train.diffusion.cache import KeptArrays, Parts, clip_images, fingerprint
+from musicldm.train.diffusion.contexts import OF_CLIP, OF_ITS_OWN, Contexts, Tables, span_frames
+from vocoder import MelConfig
+
+if TYPE_CHECKING:
+    from musicldm.scores.contexts import ClipSource, ContextPlan, DrawnContext
+
+MIDI_SUFFIXES = (".mid", ".midi")
+
+
+class Draw(NamedTuple):
+    """One context that is to be made."""
+
+    source: ClipSource
+    item: Item  # which draw of which clip
+    plan: ContextPlan
+    target: int  # row of its target among those of their own; -1: what is wanted is the clip
+
+
+def build_contexts(
+    clips: list[Clip], collection: Collection, parts: Parts, config: DiffusionConfig, folder: Path, device: torch.device
+) -> Contexts:
+    """Fill ``folder``, all processes of a machine together, continuing where an interrupted run stopped.
+
+    Raises:
+        FileNotFoundError: the metadata names a MIDI file that is not there.
+        ValueError: no clip has notes, and holes are not asked for either; or some cannot be read.
+    """
+    sources = clip_sources(clips, collection)
+    if not sources:
+        _say_that_there_are_no_notes(collection, config)
+    first = np.full(len(clips), -1)
+    first[list(sources)] = config.context_draws * np.arange(len(sources))
+    tables = _filled(planned(sources, config), clips, parts, config, folder, device)
+    return Contexts(config, ContextLayout(parts.vae.config.latent_channels), first, tables)
+
+
+def clip_sources(clips: list[Clip], collection: Collection) -> dict[int, ClipSource]:
+    """What contexts of clips are made from, by the clips' numbers, of those that have notes.
+
+    The MIDI file is the one that the metadata names (``midi``), else one beside the recording that is called alike.
+    """
+    from musicldm.scores.contexts import ClipSource
+
+    rows = {row["path"]: row for row in collection.rows}
+    files: dict[Path, Path | None] = {path: midi_of(row, collection) for path, row in rows.items()}
+    return {i: ClipSource(clip, midi, rows[clip.path]) for i, clip in enumerate(clips) if (midi := files[clip.path])}
+
+
+def midi_of(row: dict, collection: Collection) -> Path | None:
+    """The MIDI file of a row's recording, if there is one; FileNotFoundError if one is named that is not there."""
+    if named := row.get("midi"):
+        if not (midi := collection.folder / str(named)).is_file():
+            raise FileNotFoundError(f"the metadata in {collection.folder} names {named!r}, which is not there")
+        return midi
+    beside = (row["path"].with_suffix(suffix) for suffix in MIDI_SUFFIXES)
+    return next((path for path in beside if path.is_file()), None)
+
+
+def planned(sources: dict[int, ClipSource], config: DiffusionConfig) -> list[Draw]:
+    """All contexts that are to be made, ``config.context_draws`` of each clip in turn."""
+    from musicldm.scores.contexts import plan_context
+
+    draws, n_targets = [], 0
+    for clip, source in sources.items():
+        for k in range(config.context_draws):
+            item = Item(k, clip)
+            plan = plan_context(item_rng(config.seed, item, "context plan"))
+            draws.append(Draw(source, item, plan, n_targets if plan.own_target else -1))
+            n_targets += plan.own_target
+    return draws
+
+
+def _say_that_there_are_no_notes(collection: Collection, config: DiffusionConfig) -> None:
+    said = (
+        f"no recording of {collection.folder} has a MIDI file (named by `midi` in the metadata, or beside it under the "
+        "same name), from which contexts are made: render with `musicldm render --contexts`"
+    )
+    if not config.hole_share:
+        raise ValueError(f"{said}, or set hole_share above 0 to train with holes alone")
+    warnings.warn(f"{said}; this run trains with holes alone", stacklevel=3)
+
+
+@torch.no_grad()
+def _filled(
+    draws: list[Draw], clips: list[Clip], parts: Parts, config: DiffusionConfig, folder: Path, device: torch.device
+) -> Tables:
+    """The arrays of ``draws``."""
+    vae, conditioner, mel = parts.vae, parts.conditioner, config.mel
+    channels, *size = latent_shape(vae, mel, mel.clip_frames)
+    target = np.array([draw.target for draw in draws], dtype=np.int64)
+    n, n_targets = len(draws), int(target.max(initial=-1)) + 1
+    shapes = {
+        "latents": ((n, channels, *size), np.float16),
+        "frames": ((n, 1 + len(KINDS), size[0]), np.uint8),
+        "made": ((n,), np.uint8),
+        "moments": ((n_targets, 2 * channels, *size), np.float16),
+        "embedding": ((n_targets, conditioner.clap.config.projection_dim), np.float32),
+    }
+    if not n:
+        return Tables(target=target, **{name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()})
+    kept = KeptArrays(folder, _key(draws, clips, parts, config), n, shapes)
+    arrays = kept.arrays
+    vae.to(device, memory_format=torch.channels_last).eval()
+    conditioner.clap.to(device).eval()
+    for begin, end in kept.batches("contexts", "context"):
+        drawn = {row: made for row in range(begin, end) if (made := made_of(draws[row], config))}
+        own = {int(target[row]): made for row, made in drawn.items() if target[row] >= 0}
+        if drawn:
+            arrays["latents"][list(drawn)] = _moments([made.audio for made in drawn.values()], vae, mel)[:, :channels]
+            arrays["frames"][list(drawn)] = [
+                frames_of(made, size[0], latent_factor(vae), mel) for made in drawn.values()
+            ]
+            arrays["made"][list(drawn)] = [OF_ITS_OWN if target[row] >= 0 else OF_CLIP for row in drawn]
+        if own:
+            arrays["moments"][list(own)] = _moments([made.target for made in own.values()], vae, mel)
+            read = embed_text(conditioner.clap, conditioner.tokenizer, [made.text for made in own.values()])
+            arrays["embedding"][list(own)] = read.cpu().numpy()
+    return Tables(target=target, **arrays)
+
+
+def made_of(draw: Draw, config: DiffusionConfig) -> DrawnContext | None:
+    """The context of ``draw``; None if the clip has nothing of what was planned."""
+    from musicldm.scores.contexts import draw_context
+
+    rng = item_rng(config.seed, draw.item, "context made")
+    return draw_context(draw.plan, draw.source, rng, config.mel.sample_rate, config.mel.audio_channels)
+
+
+def frames_of(drawn: DrawnContext, n_frames: int, factor: int, mel: MelConfig) -> np.ndarray:
+    """Frames (1 + K, T/f): those that wholly stay, and those whose centre lies in the spans of each kind."""
+    frame_s = factor * mel.hop_length / mel.sample_rate
+    kinds = [span_frames(drawn.spans.get(kind, ()), n_frames, frame_s, whole=False) for kind in KINDS]
+    return np.stack([span_frames(drawn.kept, n_frames, frame_s, whole=True), *kinds])
+
+
+def _moments(waveforms: list[np.ndarray], vae: AutoencoderKL, mel: MelConfig) -> np.ndarray:
+    """Moments (B, 2C, T/f, F/f) of ``waveforms`` (L,) or (A, L)."""
+    stacked = np.stack([fitted(waveform, mel.clip_samples) for waveform in waveforms])
+    images = clip_images(torch.from_numpy(stacked).float().to(vae.device), vae, mel)
+    return encode_image(vae, images).parameters.cpu().numpy()
+
+
+def _key(draws: list[Draw], clips: list[Clip], parts: Parts, config: DiffusionConfig) -> str:
+    """A digest of what the contexts depend on: clips, notes, plans, seed, front end and networks."""
+    digest = hashlib.sha256(repr((config.seed, config.context_draws, KINDS)).encode())
+    for source in {draw.item.index: draw.source for draw in draws}.values():
+        digest.update(repr(source).encode(errors="surrogatepass"))
+        digest.update(source.midi.read_bytes())
+    used = [clips[index]._replace(texts=()) for index in dict.fromkeys(draw.item.index for draw in draws)]
+    return digest.hexdigest() + fingerprint(used, config.mel, parts.vae, parts.conditioner.clap)
