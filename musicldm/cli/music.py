@@ -8,7 +8,8 @@ from pathlib import Path
 
 from musicldm.cli.common import add_adapter_arguments, positive, seed_type, share
 from musicldm.generate.environment import DTYPES
-from musicldm.generate.recipe import DEFAULTS, MOST_CANDIDATES
+from musicldm.generate.recipe import DEFAULTS
+from musicldm.generate.settings import MOST_CANDIDATES
 from musicldm.sampling.schedulers import SCHEDULERS
 
 MEMORY_TO_MENTION = 2**30  # bytes

@@ -17,13 +17,13 @@ from pathlib import Path
 from musicldm.audio import read_recipe
 from musicldm.config.values import check_kind, check_number, check_text, check_whole, shown
 from musicldm.generate.recipe import (
+    CONTEXT,
     HIGHEST_SEED,
     OPENING,
     SETTINGS,
     SOME,
     TEMPO,
     Request,
-    Settings,
     as_lists,
     check_made,
     check_opening,
@@ -31,11 +31,18 @@ from musicldm.generate.recipe import (
     complete,
     with_defaults,
 )
+from musicldm.generate.settings import ContextSettings
 
 KINDS = ("vary", "inpaint", "extend", "retake")
 AMOUNTS = {"vary": 0.6, "retake": 0.5}  # where none is given
 SNAPS = ("beat", "none")
-PLACES = {"regions_s": ("inpaint",), "before_s": ("extend",), "after_s": ("extend",), "amount": ("vary", "retake")}
+PLACES = {
+    "regions_s": ("inpaint",),
+    "before_s": ("extend",),
+    "after_s": ("extend",),
+    "amount": ("vary", "retake"),
+    "context": ("inpaint", "extend"),
+}
 OWN = {
     "amount": ("vary", "retake"),
     "before_s": ("extend",),
@@ -48,10 +55,11 @@ Region = tuple[float | None, float | None]  # seconds from the source's beginnin
 
 
 @dataclass(frozen=True)
-class Edit(Settings):
+class Edit(ContextSettings):
     """A change of a recording: ``Edit("inpaint", "take.wav", "soft strings", regions_s=[(4, 6.5)], seed=1)``.
 
-    Without a seed a random one is drawn when the piece is made.
+    Without a seed a random one is drawn when the piece is made. A ``context`` is followed from the first new sample on,
+    in the recording's time: what of it lies beside the new parts is not heard.
 
     Raises:
         ValueError: naming the first value that cannot be used, and what can.
@@ -237,8 +245,8 @@ def retake_of(recipe: dict, source: str | Path, given: dict) -> Edit:
 
 
 def music_of(recipe: dict) -> dict:
-    """The fields of ``recipe`` that a `Request` has beside those of an `Edit`: loops, sections, tempo."""
-    return {name: recipe[name] for name in (*SOME, *TEMPO) if name in recipe}
+    """The fields of ``recipe`` that a `Request` has beside those of a retake: loops, sections, tempo, contexts."""
+    return {name: recipe[name] for name in (*SOME, *TEMPO, *CONTEXT) if name in recipe}
 
 
 def request_of(edit: Edit) -> Request:

@@ -32,6 +32,7 @@ from musicldm.pipelines.long_form import MusicLDMLongFormPipeline, Section
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.turning import TurnedGenerator
+from musicldm.scores.sketches import Sketch
 from vocoder import mel_config
 
 
@@ -64,7 +65,16 @@ def make(edit: Edit, source: Source, draw: Draw, judge: Judge | None, about: dic
     else:
         chosen, novelty = guarded(edit, f"{source.name}, {shown(edit.prompt)}", source.rate, draw, judge)
     about_it = recipe(edit, source, about, chosen, novelty)
-    return EditedPiece(source, chosen.patches, about_it, chosen.score, novelty, chosen.remarks)
+    start = min([0, *(patch.start for patch in chosen.patches)]) / source.rate
+    sketch = placed(edit, source, start)
+    return EditedPiece(source, chosen.patches, about_it, chosen.score, novelty, chosen.remarks, sketch=sketch)
+
+
+def placed(edit: Edit, source: Source, start_s: float = 0.0) -> Sketch | None:
+    """What a prepared ``edit`` follows, from its first new sample on, in time from ``start_s`` of ``source`` on."""
+    if edit.sketch is None:
+        return None
+    return edit.sketch.shifted(max(0.0, made_anew(edit, source)[0][0] - start_s))
 
 
 def recipe(edit: Edit, source: Source, about: dict, chosen: Candidate, novelty: dict | None) -> dict:
@@ -85,6 +95,8 @@ def recipe(edit: Edit, source: Source, about: dict, chosen: Candidate, novelty: 
         "regions_s": as_lists(regions),
         "seams_s": as_lists(chosen.seams_s),
     }
+    if edit.sketch is not None:
+        found["context_kinds"] = list(edit.sketch.kinds)
     own = {name: as_lists(getattr(edit, name)) for name, kinds in OWN.items() if edit.kind in kinds}
     return compose(edit, about, found | own)
 
@@ -209,4 +221,7 @@ def retaken(edit: Edit, source: Source, music: Piece) -> EditedPiece:
     samples = np.atleast_2d(music.waveform).astype(np.float64)
     chosen = Candidate((Patch(0, samples.shape[1], samples),), music.score)
     made = recipe(edit, source, music.recipe, chosen, music.novelty) | edit.music
-    return EditedPiece(source, chosen.patches, made, music.score, music.novelty, replaces=True)
+    kinds = {name: music.recipe[name] for name in ("context_kinds",) if name in music.recipe}
+    return EditedPiece(
+        source, chosen.patches, made | kinds, music.score, music.novelty, replaces=True, sketch=music.sketch
+    )

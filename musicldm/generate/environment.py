@@ -34,6 +34,19 @@ def model_revision(folder: str | Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def context_kinds(folder: str | Path) -> tuple[str, ...]:
+    """Kinds of context that the model in ``folder`` takes, by its UNet's configuration; empty if it takes none.
+
+    Raises:
+        FileNotFoundError: if it has no UNet.
+        ValueError: if its configuration is no JSON object.
+    """
+    from musicldm.models.loading import read_json
+
+    entry = read_json(Path(folder) / "unet" / "config.json").get("context")
+    return tuple(entry["kinds"]) if isinstance(entry, dict) and isinstance(entry.get("kinds"), list) else ()
+
+
 def choose_device(name: str):
     """The torch device called ``name``; "auto" is the fastest there is.
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 
+import numpy as np
+
 from musicldm.config.values import check_kind, check_number, check_whole, shown
-from musicldm.editing.tempo import FASTEST_BPM, LIMIT, SLOWEST_BPM
+from musicldm.editing.tempo import FASTEST_BPM, LIMIT, SLOWEST_BPM, is_tempo
+from musicldm.scores.sketches import Sketch
 
 METER = "4/4"
 DENOMINATORS = (1, 2, 4, 8, 16, 32)
@@ -14,6 +17,7 @@ MOST_BEATS = 64  # in a bar
 MOST_BARS = 10_000
 LEAST_LOOP_S = 1.0
 MOST_PULSE = 1.0
+RELEASE_S = 0.05  # that the notes of a sketch may sound beyond the bars of a loop
 TEMPO_CANDIDATES = 16  # made at most for a tempo, unless the request says how many
 
 
@@ -102,3 +106,28 @@ def check_bars(bpm: float, bars: int, meter: str | None) -> float:
             f"{LEAST_LOOP_S:g} s at least: give more bars or a slower tempo"
         )
     return seconds
+
+
+def check_tempos(sketch: Sketch, bpm: float, meter: str | None) -> None:
+    """ValueError if ``sketch`` states another tempo, for most of its time, than ``bpm`` beats of ``meter``."""
+    tempos = sketch.score.tempos
+    if not len(tempos):
+        return
+    lasting = np.diff(np.append(tempos[:, 0], max(sketch.seconds, tempos[-1, 0])))
+    stated = float(tempos[lasting.argmax(), 1]) * beats_of(meter)[1] / 4  # quarter notes as beats
+    if not is_tempo(bpm, stated, is_compound(meter)):
+        raise ValueError(
+            f"the score has {stated:.4g} BPM and bpm is {bpm:g}; leave bpm (--bpm) out, or change the score's tempo"
+        )
+
+
+def check_fits_bars(sketch: Sketch, bpm: float, bars: int, meter: str | None) -> None:
+    """ValueError if ``sketch`` is longer than a loop of ``bars``, or has chords and is shorter."""
+    seconds = bars_s(bpm, bars, meter)
+    is_longer = sketch.seconds > seconds + RELEASE_S
+    if is_longer or ("chords" in sketch.kinds and sketch.seconds < seconds - RELEASE_S):
+        has = sketch.seconds / bars_s(bpm, 1, meter)
+        raise ValueError(
+            f"the bars do not fit: the score lasts {sketch.seconds:.4g} s, which is {has:.4g} bars of {meter} at "
+            f"{bpm:g} BPM, and the loop has {bars}; give as many as the score has, or leave bars (--bars) out"
+        )

@@ -15,6 +15,7 @@ from musicldm.audio.marks import EDITED, NEW, read_mark
 from musicldm.editing import Form, Patch, Source, apply, output_form, write_patched
 from musicldm.editing.source import FileSource
 from musicldm.generate.tempo import loop_of
+from musicldm.scores.sketches import Sketch
 
 WHOLE_S = 60.0  # of a longer file a picture shows what is new, and this much around it
 AROUND_S = 10.0
@@ -31,13 +32,25 @@ class Piece:
     recipe: dict  # what makes the same music again, and what was found
     score: float | None = None  # cosine similarity to the prompt in CLAP's space; None of one candidate
     novelty: dict | None = None  # what `musicldm.novelty.guard.CopyGuard.judge` found; None unless asked for
+    sketch: Sketch | None = None  # that it follows, in its own time
 
     def save(self, path: str | Path) -> None:
         """Write a WAV or FLAC file with all channels and the recipe inside; errors of `write_audio`.
 
-        The WAV of a loop says that it is one: loop points and, of a loop of bars, beats, meter and tempo.
+        The WAV of a loop says that it is one: loop points and, of a loop of bars, beats, meter and tempo. The sketch
+        that the music follows is written beside it, as a MIDI file of the same name.
         """
-        write_audio(path, self.waveform.T, self.sampling_rate, self.recipe, NEW, loop_of(self.recipe))
+        write_audio(path, self.waveform.T, self.sampling_rate, self.recipe_at(path), NEW, loop_of(self.recipe))
+        self.save_sketch(path)
+
+    def recipe_at(self, path: str | Path) -> dict:
+        """The recipe in the file ``path``, which names the score beside it."""
+        return self.recipe if self.sketch is None else self.recipe | {"midi": Path(path).with_suffix(".mid").name}
+
+    def save_sketch(self, path: str | Path) -> None:
+        """Write the sketch, if there is one, as a MIDI file beside ``path``; OSError if it cannot be written."""
+        if self.sketch is not None:
+            self.sketch.to_midi(Path(path).with_suffix(".mid"))
 
     def figure(self, path: str | Path) -> None:
         """Write a picture (PNG) of the waveform and its spectrogram; errors of `save_figure`."""
@@ -70,10 +83,12 @@ class EditedPiece(Piece):
         novelty: dict | None = None,
         remarks: Sequence[str] = (),
         replaces: bool = False,
+        sketch: Sketch | None = None,
     ):
         """``replaces``: the only patch is the whole result, however long the original is."""
         values = {"original": original, "patches": tuple(patches), "recipe": recipe, "score": score}
         values |= {"novelty": novelty, "remarks": tuple(remarks), "sampling_rate": original.rate}
+        values |= {"sketch": sketch}
         values |= {"_made": Source.of(patches[0].samples, original.rate) if replaces else original}
         values |= {"_patches": () if replaces else tuple(patches)}
         for name, value in values.items():
@@ -97,7 +112,8 @@ class EditedPiece(Piece):
         """
         form = self.form(format)
         kind = form.container.lower()
-        write_patched(path, self._made, self._patches, kind, form.subtype, self.recipe, self.mark)
+        write_patched(path, self._made, self._patches, kind, form.subtype, self.recipe_at(path), self.mark)
+        self.save_sketch(path)
 
     @property
     def mark(self) -> str:

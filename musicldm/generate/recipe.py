@@ -8,104 +8,42 @@ This module is the one place that names the fields of a recipe. It imports nothi
 from __future__ import annotations
 
 import random
-import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from numbers import Real
 from pathlib import Path
 
 from musicldm.audio import read_recipe
-from musicldm.config.values import check_kind, check_number, check_text, check_whole, shown
+from musicldm.config.values import check_kind, check_text, check_whole, shown
 from musicldm.generate.environment import DTYPES
-from musicldm.generate.metre import METER, TEMPO_CANDIDATES, Take, check_bars, check_bpm
-from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, SCHEDULERS, STEPS
+from musicldm.generate.metre import (
+    METER,
+    TEMPO_CANDIDATES,
+    Take,
+    beats_of,
+    check_bars,
+    check_bpm,
+    check_fits_bars,
+    check_tempos,
+)
+from musicldm.generate.settings import ContextSettings, Settings, check_above
 
 GENERATED_BY = "AI (musicldm)"
-MOST_CANDIDATES = 1000
 HIGHEST_SEED = 2**63 - 1
 RANDOM_SEEDS = 1_000_000  # few digits, as they become part of the file's name
 EVERYWHERE = (0.0, 1.0)  # where recipes are guided that name no interval
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How music is made, whatever its prompt and seed.
-
-    Raises:
-        ValueError: naming the first value that cannot be used, and what can.
-    """
-
-    seconds: float | None = None  # None: the length that the model was trained on
-    steps: int = STEPS  # of the sampler
-    guidance: float = GUIDANCE  # how strongly to follow the prompt; up to 1 not at all
-    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL  # the least and the most noise at which it is guided
-    negative: str = ""  # what the music should not be like
-    candidates: int | None = (
-        None  # for each prompt, of which the one that fits it best is kept; None: 1, or 16 for a tempo
-    )
-    scheduler: str = SAMPLER  # a name in `musicldm.sampling.schedulers.SCHEDULERS`
-    lora: tuple[str, ...] | None = None  # folders of adapters, each ``FOLDER`` or ``FOLDER:WEIGHT``
-    concept: tuple[str, ...] | None = None  # folders of concepts, likewise
-    novelty: str | None = None  # report, avoid or least_similar: how music is compared with the training set
-    index: str | None = None  # folder of the index to compare with; None: the one that the model carries
-    max_similarity: float | None = None  # cosine that is too near; None: what 1 % of other music exceeds
-
-    def __post_init__(self):
-        for name in ("guidance_interval", "lora", "concept"):  # recipes have lists
-            if isinstance(value := getattr(self, name), list | tuple):
-                object.__setattr__(self, name, tuple(str(one) if isinstance(one, Path) else one for one in value))
-        if isinstance(self.index, Path):
-            object.__setattr__(self, "index", str(self.index))
-        if self.seconds is not None:
-            _check_above("seconds", self.seconds)
-        check_whole("steps", self.steps)
-        check_number("guidance", self.guidance)
-        shares = self.guidance_interval
-        pair = isinstance(shares, tuple) and len(shares) == 2 and all(_is_number(share) for share in shares)
-        if not pair or not 0 <= shares[0] <= shares[1] <= 1:
-            raise ValueError(f"guidance_interval must be two shares of the noise from 0 to 1, got {shown(shares)}")
-        check_text("negative", self.negative)
-        if self.candidates is None:
-            object.__setattr__(self, "candidates", 1)
-        check_whole("candidates", self.candidates, 1, MOST_CANDIDATES)
-        if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
-            raise ValueError(f"unknown scheduler {shown(self.scheduler)}; choose one of {', '.join(SCHEDULERS)}")
-        for name in ("lora", "concept"):
-            folders = getattr(self, name)
-            if not isinstance(folders, tuple | None) or not all(isinstance(one, str) for one in folders or ()):
-                raise ValueError(f"{name} must be a list of folders, got {shown(folders)}")
-        self._check_novelty()
-
-    def _check_novelty(self) -> None:
-        if self.novelty is None:
-            for name, what in (("index", "what it finds"), ("max_similarity", "what is nearer")):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is for novelty (--novelty), which says what to do with {what}")
-            return
-        from musicldm.novelty.guard import MODES
-
-        if self.novelty not in MODES:
-            raise ValueError(f"novelty must be one of {', '.join(MODES)}, got {shown(self.novelty)}")
-        check_kind("index", self.index, (str, type(None)), "the folder of an index, or None")
-        if self.max_similarity is not None:
-            check_number("max_similarity", self.max_similarity)
-            if not -1 <= self.max_similarity <= 1:
-                raise ValueError(f"max_similarity is a cosine from -1 to 1, got {self.max_similarity}")
-
-    @property
-    def settings(self) -> Settings:
-        """These alone, of a `Request` too."""
-        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
-
-
 @dataclass(frozen=True)
-class Request(Settings):
+class Request(ContextSettings):
     """One piece of music that is wanted: ``Request("calm piano", seconds=5, seed=1)``.
 
     Without a seed a random one is drawn when the piece is made. Music of ``sections`` is as long as they are together;
     its ``prompt`` names it. Music with ``bpm`` is brought to that tempo: of the candidates, which are measured, the
-    nearest is taken and stretched by at most 8 %. A loop of ``bars`` begins on a downbeat.
+    nearest is taken and stretched by at most 8 %; a model that takes clicks as a context is given them, too. A loop of
+    ``bars`` begins on a downbeat. Music with a ``context`` follows the notes of that sketch and is as long as it is
+    unless ``seconds`` says otherwise; its time is the sketch's, so that it is measured, but not stretched to a tempo.
+    Music ``along`` a recording goes with it, likewise.
     """
 
     prompt: str
@@ -117,6 +55,8 @@ class Request(Settings):
     meter: str | None = field(default=None, kw_only=True)  # of the bars, by default 4/4; the beats are its notes
     force: bool = field(default=False, kw_only=True)  # take the nearest tempo, however far it is
     take: Take | None = field(default=None, kw_only=True)  # the candidate to make again, instead of choosing one
+    along: str | None = field(default=None, kw_only=True)  # the file of a recording that the music goes with
+    along_sha256: str | None = field(default=None, kw_only=True)  # of that file; None: whichever it is
 
     def __post_init__(self):
         check_prompt(self.prompt)
@@ -125,6 +65,7 @@ class Request(Settings):
         check_kind("loop", self.loop, bool, "True or False")
         self._check_tempo()
         super().__post_init__()
+        self._check_context()
         object.__setattr__(self, "sections", check_sections(self.sections))
         if self.sections and self.seconds is not None:
             raise ValueError(f"the sections say how long the music is; leave seconds={self.seconds:g} out")
@@ -141,19 +82,48 @@ class Request(Settings):
                     raise ValueError(f"there is no tempo for {name}={shown(getattr(self, name))}; give bpm (--bpm) too")
             return
         check_bpm(self.bpm)
-        if self.candidates is None:
+        if self.candidates is None and not self.keeps_time:
             object.__setattr__(self, "candidates", TEMPO_CANDIDATES)
         if self.loop != (self.bars is not None):
             raise ValueError("a loop at a tempo is counted in bars, and only loops are; give loop and bars, or neither")
         if self.bars is None:
-            if self.meter is not None:
-                raise ValueError(f"meter is that of a loop's bars; give bars, or leave meter={shown(self.meter)} out")
+            beats_of(self.meter)
             return
         object.__setattr__(self, "meter", METER if self.meter is None else self.meter)
         seconds = check_bars(self.bpm, self.bars, self.meter)
         if self.seconds not in (None, seconds):
             raise ValueError(f"the bars last {seconds:g} s; leave seconds={shown(self.seconds)} out")
         object.__setattr__(self, "seconds", seconds)
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether the music's time is given, by notes or a recording, and not to be changed."""
+        return self.context is not None or self.along is not None
+
+    def _check_context(self) -> None:
+        """The sketch and the recording go with everything else; a sketch says how long the music is."""
+        check_kind("along", self.along, (str, Path, type(None)), "the path of a recording, or None")
+        if self.along is not None:
+            object.__setattr__(self, "along", str(self.along))
+            if self.loop or self.sections:
+                what = "a loop" if self.loop else "music in sections"
+                raise ValueError(f"{what} cannot be made along with a recording; leave along={shown(self.along)} out")
+        check_kind("along_sha256", self.along_sha256, (str, type(None)), "64 hexadecimal digits, or None")
+        if self.along is None and self.along_sha256 is not None:
+            raise ValueError("along_sha256 is for along, which is not given; give the recording, or leave it out")
+        if self.context_guidance != 1 and not self.keeps_time and self.bpm is None:
+            raise ValueError(
+                "context_guidance is for music that follows something, and there is nothing to follow; give context "
+                "(--chords, --midi or --melody), along or bpm, or leave it out"
+            )
+        if self.sketch is None:
+            return
+        if self.bpm is not None:
+            check_tempos(self.sketch, self.bpm, self.meter)
+        if self.bars is not None:
+            check_fits_bars(self.sketch, self.bpm, self.bars, self.meter)
+        elif self.seconds is None and not self.sections:
+            object.__setattr__(self, "seconds", float(self.sketch.seconds))
 
     @classmethod
     def of_sections(cls, sections: Iterable[tuple[str, float]], seed: int | None = None, **settings) -> Request:
@@ -190,7 +160,9 @@ DEFAULTS = {name: DEFAULTS[name] for name in FIELDS}
 # Without which a file was not made by `musicldm generate`.
 NEEDED = ("prompt", "seed", "model", "seconds", "steps", "guidance", "negative", "candidates", "scheduler", "dtype")
 SOME = ("loop", "sections")  # fields of loops, and of music in sections
+CONTEXT = ("context", "context_guidance", "along", "along_sha256")  # of music that follows a sketch or a recording
 TEMPO = ("bpm", "bars", "meter", "force", "take")  # fields of music at a tempo that was asked for
+# Music that follows something also has context_kinds, and midi: the name of the score beside the file.
 # Edits have more: kind, source, source_sha256, regions_s, seams_s, and what `musicldm.generate.edit.OWN` names.
 
 
@@ -266,7 +238,7 @@ def check_sections(sections: Iterable[tuple[str, float]]) -> tuple[tuple[str, fl
         if len(one) != 2:
             raise ValueError(f"a section must be a pair of a prompt and its seconds, got {shown(one)}")
         check_prompt(one[0])
-        _check_above(f"the seconds of {shown(one[0])}", one[1])
+        check_above(f"the seconds of {shown(one[0])}", one[1])
     return tuple((str(prompt), float(seconds)) for prompt, seconds in sections)
 
 
@@ -304,12 +276,14 @@ def compose(request: Settings, opened: dict, found: dict) -> dict:
     """The recipe of a piece: a `Request` or an edit, the model as it was ``opened`` (`Session.about`), and ``found``.
 
     What was found replaces what was asked for. Fields that belong to some pieces only are those of ``found``, and
-    `SOME` and `TEMPO` where they are not as they are without them.
+    `SOME`, `TEMPO` and `CONTEXT` where they are not as they are without them.
     """
     wanted = {name: as_lists(value) for name, value in asdict(request).items()}
     first = {name: (wanted | opened)[name] for name in FIELDS}
     text = {name: wanted[name] for name in ("prompt", "seed")}
     some = {name: wanted[name] for name in (*SOME, *TEMPO) if wanted.get(name)}
+    if found.get("context_kinds"):
+        some |= {name: wanted[name] for name in CONTEXT if wanted.get(name) is not None}
     return {"generated_by": GENERATED_BY} | first | opened | text | some | found
 
 
@@ -328,12 +302,3 @@ def warn_of_changes(recipe: dict, made: dict) -> None:
                 f"the recipe was made with revision {before} of {what}, {now} is {revision}: the music will differ",
                 stacklevel=2,
             )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check_above(name: str, value: float) -> None:
-    if not _is_number(value) or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"{name} must be a finite number above 0, got {shown(value)}")

@@ -22,12 +22,13 @@ from musicldm.editing import Source
 from musicldm.generate import editor
 from musicldm.generate.adapters import load_adapters
 from musicldm.generate.calls import Cancel, Progress, batches, options, seeded, watch_steps
+from musicldm.generate.contexts import ALONG, Wanted, check_followed, fitted, followed, known_kinds, with_recording
 from musicldm.generate.edit import Edit, request_of
 from musicldm.generate.environment import choose_device, choose_dtype, model_revision, package_versions
 from musicldm.generate.pieces import Piece
 from musicldm.generate.preparing import made_anew, prepare
 from musicldm.generate.recipe import Request, Settings, check_opening, compose, random_seed
-from musicldm.generate.tempo import AT_ONCE, Noise, Output, TempoError, in_tempo, seam_of
+from musicldm.generate.tempo import AT_ONCE, Noise, Output, TempoError, in_tempo, seam_of, sketch_for
 from musicldm.models.loading import find_folder
 from musicldm.novelty import CopyError
 from musicldm.novelty.guard import CopyGuard
@@ -38,6 +39,7 @@ from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling import prepare_later_timesteps
 from musicldm.sampling.schedulers import make_scheduler
+from musicldm.scores.sketches import Sketch
 
 WAVEFORMS_AT_ONCE = {"cpu": 4}  # prompts times candidates in one batch; more gains nothing on a CPU
 WAVEFORMS_AT_ONCE_ELSEWHERE = 16
@@ -112,13 +114,30 @@ class Session:
             ValueError: if that, or denoising, needs more than the device has.
         """
         most = 0
-        for batch in batches(requests, self.waveforms_at_once):
+        for batch in batches(self.checked(requests), self.waveforms_at_once):
             wanted, in_sections = batch[0], sum(seconds for _, seconds in batch[0].sections)
             at_a_time = wanted.candidates if wanted.bpm is None else min(wanted.candidates, AT_ONCE)
             seconds = in_sections or wanted.seconds
-            shape = self._checked_shape(len(batch) * at_a_time, seconds, bool(in_sections))
+            shape = self._checked_shape(len(batch) * at_a_time, seconds, bool(in_sections) or _in_windows(wanted))
             most = max(most, decoding_memory(self._plain.vae, self._plain.vocoder, shape, self.device))
         return most
+
+    def checked(self, requests: Iterable[Wanted]) -> list[Wanted]:
+        """``requests``, those along with a recording with its hash and length.
+
+        Raises:
+            ValueError: if the model does not take, or cannot hear, what one of them follows.
+            OSError: if a recording cannot be read.
+        """
+        requests = list(requests)
+        for one in requests:
+            check_followed(one, self._plain, self.model)
+        return [with_recording(one) for one in requests]
+
+    @property
+    def context_kinds(self) -> tuple[str, ...]:
+        """Kinds of context that the model takes; empty if it takes none."""
+        return known_kinds(self._plain)
 
     def _checked_shape(self, n_items: int, seconds: float | None, in_windows: bool) -> tuple[int, ...]:
         """The shape of latents for that; ValueError if it needs more memory than there is."""
@@ -171,6 +190,7 @@ class Session:
         for name, function in (("progress", progress), ("cancel", cancel)):
             if function is not None and not (callable(function) or isinstance(function, threading.Event)):
                 raise ValueError(f"{name} must be a function, or None, got {function!r}")
+        requests = self.checked(requests)
         refusals: list[str] = []
         refused: list[int] = []
         out_of_tempo: list[str] = []
@@ -201,7 +221,7 @@ class Session:
     def _edited(self, edit: Edit, watch: Callable) -> list[Piece]:
         edit, source = prepare(edit)
         if edit.kind == "retake":
-            (music,) = self._made([request_of(edit)], watch, editor.turned(edit))
+            (music,) = self._made(self.checked([request_of(edit)]), watch, editor.turned(edit))
             return [editor.retaken(edit, source, music)]
         longest = max(1.0, *(stop - start for start, stop in made_anew(edit, source)))
         self._checked_shape(edit.candidates, longest, in_windows=True)
@@ -223,7 +243,8 @@ class Session:
         wanted = batch[0]
         if wanted.sections:
             return self._call_sections(wanted, watch, noise)
-        make: Callable = self.pipeline(wanted)
+        pipeline = self.pipeline(wanted)
+        make: Callable = pipeline
         if wanted.novelty is not None:
             make = partial(self._guard(wanted), mode=wanted.novelty, max_similarity=wanted.max_similarity)
         seeds = [one.seed + k for one in batch if one.seed is not None for k in range(one.candidates)]
@@ -232,7 +253,8 @@ class Session:
             audio_length_in_s=wanted.seconds,
             return_best=1,
             loop=wanted.loop,
-            windows=wanted.seconds is not None and wanted.seconds > WINDOWS_FROM_S,
+            windows=_in_windows(wanted),
+            **followed(wanted, pipeline).arguments(pipeline),
             **options(wanted, [noise(seed) for seed in seeds], watch),
         )
 
@@ -242,7 +264,8 @@ class Session:
 
         def draw(wanted: Request, **others):
             generators = [noise(wanted.seed + k) for k in range(wanted.candidates)]
-            return editor.sections(pipeline, wanted, options(wanted, generators, watch) | others)
+            given = options(wanted, generators, watch) | followed(wanted, pipeline).arguments(pipeline)
+            return editor.sections(pipeline, wanted, given | others)
 
         if request.novelty is None:
             return draw(request, return_best=1)
@@ -257,9 +280,11 @@ class Session:
         """The piece of a request with a tempo, chosen among candidates."""
         pipeline = self.pipeline(request)
         made = in_tempo(request, pipeline, partial(self._waveforms, watch), noise)
+        sketch = sketch_for(request, pipeline)
         found = {"sampling_rate": pipeline.sampling_rate, "nearest_training_clips": made.novelty} | made.found
+        found |= _kinds(sketch, request)
         recipe = compose(replace(request, take=made.take), self.about(request), found)
-        return Piece(made.waveform, pipeline.sampling_rate, recipe, found["score"], made.novelty)
+        return Piece(made.waveform, pipeline.sampling_rate, recipe, found["score"], made.novelty, sketch)
 
     def _waveforms(self, watch: Callable, batch: list[Request], noise: Noise) -> list[Output | None]:
         """What is made for requests that are alike, and what was found when it was compared; None if it was refused."""
@@ -300,7 +325,9 @@ class Session:
             }
             if request.loop:
                 found["seam_quantile"] = seam_of(waveform, rate)
-            yield Piece(waveform, rate, compose(request, self.about(request), found), score, novelty)
+            sketch = None if request.sketch is None else fitted(request.sketch, found["seconds"])
+            found |= _kinds(sketch, request)
+            yield Piece(waveform, rate, compose(request, self.about(request), found), score, novelty, sketch)
 
     def _variant(self, wanted: Settings) -> tuple[MusicLDMPipeline, dict[str, str]]:
         """The pipeline with the wanted adapters, and the revision of each; the parts that they change are copies."""
@@ -330,3 +357,14 @@ class Session:
             while len(kept) > most:
                 del kept[next(iter(kept))]
             return kept[key]
+
+
+def _in_windows(wanted: Request) -> bool:
+    """Whether its music is denoised in windows: if it is long, or follows something, which says what comes where."""
+    return wanted.keeps_time or (wanted.seconds is not None and wanted.seconds > WINDOWS_FROM_S)
+
+
+def _kinds(sketch: Sketch | None, request: Request) -> dict:
+    """What a recipe says of the kinds of context that were followed, if any."""
+    kinds = (*(() if sketch is None else sketch.kinds), *(() if request.along is None else (ALONG,)))
+    return {"context_kinds": list(kinds)} if kinds else {}

@@ -7,7 +7,8 @@ The prompt is given with the tempo in words. Where that does not bring any candi
 their first noise (`musicldm.editing.pulse`), stronger from round to round.
 
 A piece is made a little longer than it will be, so that its length is exact after the stretch; a loop is made on a
-circle of whole latent frames.
+circle of whole latent frames. A model that takes clicks as a context is given one on each beat of all candidates. Music
+that follows notes or a recording has their time: it is measured, but neither stretched, nor turned, nor refused.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from musicldm.editing.tempo import (
     measure_tempo,
     speed_to,
 )
+from musicldm.generate.contexts import fitted, with_click
 from musicldm.generate.metre import Take, beats_of, is_compound
 from musicldm.generate.recipe import Request
 from musicldm.novelty import CopyError
 from musicldm.pipelines.base import MusicLDMBase
 from musicldm.pipelines.checks import plan_lengths
 from musicldm.sampling import LeaningGenerator
+from musicldm.scores.sketches import Sketch
 
 AT_ONCE = 4  # candidates that are made and measured before the next are
 PULSES = (0.0, 0.07, 0.1, 0.14)  # of the rounds; at 0.3 of the first noise nothing but beats was left
@@ -129,7 +132,7 @@ def in_tempo(request: Request, pipeline: MusicLDMBase, make: Make, noise: Noise)
     if not tried:
         raise CopyError(f"all candidates of {shown(request.prompt)} came too near to the training set", refused=(0,))
     nearest = min(tried, key=lambda one: one.off)
-    if not request.force:
+    if not request.force and not request.keeps_time:
         raise TempoError(_too_far(request, nearest))
     return _finished(request, studio, nearest, replace(nearest.take, tried=request.candidates))
 
@@ -183,6 +186,8 @@ def _made_samples(request: Request, pipeline: MusicLDMBase) -> int:
     n, quantum = _samples(request, pipeline), _quantum(pipeline)
     if request.loop:
         return max(1, round(n / quantum)) * quantum
+    if request.keeps_time:
+        return n
     return math.ceil(n * (1 + LIMIT) + SPARE_S * pipeline.sampling_rate)
 
 
@@ -193,8 +198,15 @@ def _round(request: Request, studio: Studio, take: Take) -> Iterator[Candidate |
     """
     pipeline, rate = studio.pipeline, studio.pipeline.sampling_rate
     none: dict[str, Any] = {"bpm": None, "bars": None, "meter": None, "force": False, "take": None}
+    context = sketch_for(request, pipeline, take.made_samples)
     plain = replace(
-        request, prompt=stated(request.prompt, request.bpm), seconds=take.made_samples / rate, candidates=1, **none
+        request,
+        prompt=stated(request.prompt, request.bpm),
+        seconds=take.made_samples / rate,
+        candidates=1,
+        context=context,
+        context_guidance=request.context_guidance if context is not None or request.along else 1.0,
+        **none,
     )
     noise = studio.noise
     if take.pulse:
@@ -213,7 +225,8 @@ def _round(request: Request, studio: Studio, take: Take) -> Iterator[Candidate |
             off, speed = abs(_speed(request, tempo.bpm * circle) - 1), circle
         else:
             off = abs(speed - 1)
-            speed = 1.0 if off < LEAST_STRETCH or math.isinf(off) else min(max(speed, 1 - LIMIT), 1 + LIMIT)
+            is_left = off < LEAST_STRETCH or math.isinf(off) or request.keeps_time
+            speed = 1.0 if is_left else min(max(speed, 1 - LIMIT), 1 + LIMIT)
         score = _score(request, pipeline, waveform)
         yield Candidate(waveform, replace(take, place=place, speed=speed), tempo, off, score, novelty)
 
@@ -242,6 +255,20 @@ def _pulse(request: Request, pipeline: MusicLDMBase, made_samples: int) -> Tenso
     return lean / lean.std().clamp(min=1e-12)
 
 
+def sketch_for(request: Request, pipeline: MusicLDMBase, made_samples: int | None = None) -> Sketch | None:
+    """What music at a tempo follows: the request's own sketch, and a click where the model takes one.
+
+    In the time of the piece, or of candidates of ``made_samples``, whose circle is a little longer or shorter in loops.
+    """
+    rate, n = pipeline.sampling_rate, _samples(request, pipeline)
+    seconds = (n if made_samples is None or request.loop else made_samples) / rate
+    sketch = with_click(request.sketch, request, pipeline, seconds)
+    if sketch is None:
+        return None
+    sketch = fitted(sketch, seconds)
+    return sketch if made_samples is None or not request.loop else sketch.stretched(made_samples / n)
+
+
 def _speed(request: Request, bpm: float) -> float:
     return speed_to(request.bpm, bpm, is_compound(request.meter))
 
@@ -256,7 +283,7 @@ def _finished(request: Request, studio: Studio, candidate: Candidate, take: Take
     else:
         waveform = stretch_loop(candidate.waveform, rate, n)
         after = measure_tempo(waveform, rate, True, studio.tracker)
-        start = take.start
+        start = 0 if request.keeps_time else take.start
         if start is None:
             start = attack_sample(waveform, rate, bar_start_s(after, n / rate, request.bars))
         waveform, take = np.roll(waveform, -start, axis=-1), replace(take, start=start)

@@ -18,7 +18,7 @@ from musicldm.audio.output import write_whole
 from musicldm.config.values import check_kind, check_number, check_whole, shown
 from musicldm.scores.chords import parse_chords, voiced
 from musicldm.scores.general_midi import DRUM_CHANNEL
-from musicldm.scores.reading import NOTE, Score, midi_file, read_score
+from musicldm.scores.reading import NOTE, Change, Score, change_score, midi_file, read_score
 from musicldm.scores.sketch_sound import PLAIN, Timbre, render_sketch
 
 # What may be said of a sketch: a whole score, or parts of one; models tell contexts apart by these.
@@ -26,7 +26,7 @@ SKETCH_KINDS = ("notes", "melody", "chords", "bass", "drums", "click")
 RHYTHMS = ("block", "arpeggio", "comp")
 VELOCITY = 90
 SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
-MOST_BEATS = 32  # of a bar
+MOST_BEATS = 64  # of a bar
 LONGEST_S = 3600.0
 WOODBLOCK, WOODBLOCK_LOW = 76, 77  # General MIDI drums that stand for clicks in MIDI files
 
@@ -57,7 +57,7 @@ class Sketch:
             raise ValueError(f"the kinds of a sketch must be some of {', '.join(SKETCH_KINDS)}, got {got}")
         object.__setattr__(self, "kinds", tuple(kind for kind in SKETCH_KINDS if kind in self.kinds))
         if not 0 < self.seconds <= LONGEST_S:
-            raise ValueError(f"a sketch must last from 0 to {LONGEST_S:g} s, got {self.seconds:g}")
+            raise ValueError(f"a sketch must last from 0 to {LONGEST_S:g} s, got {self.seconds:g}; take a part of it")
 
     @property
     def notes(self) -> np.ndarray:
@@ -183,6 +183,18 @@ class Sketch:
         notes["end_s"] += seconds
         moved = _moved(self.score._replace(notes=notes), seconds)
         return Sketch(moved, self.clicks + np.array([seconds, 0]), self.seconds + seconds, self.kinds)
+
+    def stretched(self, factor: float) -> Sketch:
+        """The same, ``factor`` times as long: slower above 1, its tempos accordingly.
+
+        Raises:
+            ValueError: unless ``factor`` is a number above 0.
+        """
+        check_number("factor", factor)
+        if not factor > 0:
+            raise ValueError(f"a sketch can be stretched by a factor above 0, got {factor:g}")
+        score = change_score(self.score, Change(tempo_factor=1 / factor))
+        return replace(self, score=score, clicks=self.clicks * np.array([factor, 1]), seconds=self.seconds * factor)
 
     def transposed(self, semitones: int) -> Sketch:
         """All notes but drums higher by so many ``semitones``.

@@ -277,7 +277,6 @@ def test_bars_are_as_long_as_their_beats(meter, seconds):
         ({"force": 1}, "force must be"),
         ({"bpm": 120, "loop": True}, "counted in bars"),
         ({"bpm": 120, "bars": 4}, "counted in bars"),
-        ({"bpm": 120, "meter": "3/4"}, "loop's bars"),
         ({"bpm": 120, "bars": 0, "loop": True}, "bars must be a whole number"),
         ({"bpm": 120, "bars": 1.5, "loop": True}, "bars must be a whole number"),
         ({"bpm": 300, "bars": 1, "loop": True}, "last 0.80 s; a loop lasts 1 s"),
