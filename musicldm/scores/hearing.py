@@ -75,7 +75,7 @@ def _most_at_once(notes: np.ndarray) -> tuple[int, float]:
     """How many different pitches sound at once at most, and when."""
     events = [(note["start_s"], 1, int(note["pitch"])) for note in notes]
     events += [(note["end_s"], -1, int(note["pitch"])) for note in notes]
-    sounding = np.zeros(128, int)
+    sounding = [0] * 128
     at_once, most, at_s = 0, 0, 0.0
     for time_s, change, pitch in sorted(events):  # ends come before beginnings of the same moment
         sounding[pitch] += change
