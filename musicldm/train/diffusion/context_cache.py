@@ -6,27 +6,28 @@ MIDI file of a clip -> draw_context -> audio, spans in seconds, perhaps a target
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL
 
 from musicldm.config import DiffusionConfig
-from musicldm.data.clips import Clip, fitted
+from musicldm.data.clips import Clip, fitted, read_clip
 from musicldm.data.collection import Collection
 from musicldm.data.items import Item, item_rng
 from musicldm.models.clap import embed_text
 from musicldm.models.context import KINDS, ContextLayout
 from musicldm.models.latents import encode_image, latent_factor, latent_shape
+from musicldm.scores.contexts import ClipSource, ContextPlan, DrawnContext, draw_context, plan_context
 from musicldm.train.diffusion.cache import KeptArrays, Parts, clip_images, fingerprint
 from musicldm.train.diffusion.contexts import OF_CLIP, OF_ITS_OWN, Contexts, Tables, span_frames
 from vocoder import MelConfig
-
-if TYPE_CHECKING:
-    from musicldm.scores.contexts import ClipSource, ContextPlan, DrawnContext
 
 MIDI_SUFFIXES = (".mid", ".midi")
 
@@ -49,7 +50,7 @@ def build_contexts(
         FileNotFoundError: the metadata names a MIDI file that is not there.
         ValueError: no clip has notes, and holes are not asked for either; or some cannot be read.
     """
-    sources = clip_sources(clips, collection)
+    sources = clip_sources(clips, collection, config.mel)
     if not sources:
         _say_that_there_are_no_notes(collection, config)
     first = np.full(len(clips), -1)
@@ -58,16 +59,24 @@ def build_contexts(
     return Contexts(config, ContextLayout(parts.vae.config.latent_channels), first, tables)
 
 
-def clip_sources(clips: list[Clip], collection: Collection) -> dict[int, ClipSource]:
+def clip_sources(clips: list[Clip], collection: Collection, mel: MelConfig) -> dict[int, ClipSource]:
     """What contexts of clips are made from, by the clips' numbers, of those that have notes.
 
     The MIDI file is the one that the metadata names (``midi``), else one beside the recording that is called alike.
     """
-    from musicldm.scores.contexts import ClipSource
-
     rows = {row["path"]: row for row in collection.rows}
-    files: dict[Path, Path | None] = {path: midi_of(row, collection) for path, row in rows.items()}
-    return {i: ClipSource(clip, midi, rows[clip.path]) for i, clip in enumerate(clips) if (midi := files[clip.path])}
+    files = {path: midi_of(row, collection) for path, row in rows.items()}
+    return {
+        i: ClipSource(
+            midi,
+            min(clip.duration_s, mel.clip_s),
+            partial(read_clip, clip, mel.sample_rate, mel.clip_samples, channels=mel.audio_channels),
+            clip.start_s,
+            rows[clip.path].get("render"),
+        )
+        for i, clip in enumerate(clips)
+        if (midi := files[clip.path])
+    }
 
 
 def midi_of(row: dict, collection: Collection) -> Path | None:
@@ -82,8 +91,6 @@ def midi_of(row: dict, collection: Collection) -> Path | None:
 
 def planned(sources: dict[int, ClipSource], config: DiffusionConfig) -> list[Draw]:
     """All contexts that are to be made, ``config.context_draws`` of each clip in turn."""
-    from musicldm.scores.contexts import plan_context
-
     draws, n_targets = [], 0
     for clip, source in sources.items():
         for k in range(config.context_draws):
@@ -101,7 +108,8 @@ def _say_that_there_are_no_notes(collection: Collection, config: DiffusionConfig
     )
     if not config.hole_share:
         raise ValueError(f"{said}, or set hole_share above 0 to train with holes alone")
-    warnings.warn(f"{said}; this run trains with holes alone", stacklevel=3)
+    if PartialState().is_main_process:
+        warnings.warn(f"{said}; this run trains with holes alone", stacklevel=3)
 
 
 @torch.no_grad()
@@ -128,26 +136,25 @@ def _filled(
     conditioner.clap.to(device).eval()
     for begin, end in kept.batches("contexts", "context"):
         drawn = {row: made for row in range(begin, end) if (made := made_of(draws[row], config))}
-        own = {int(target[row]): made for row, made in drawn.items() if target[row] >= 0}
         if drawn:
-            arrays["latents"][list(drawn)] = _moments([made.audio for made in drawn.values()], vae, mel)[:, :channels]
-            arrays["frames"][list(drawn)] = [
-                frames_of(made, size[0], latent_factor(vae), mel) for made in drawn.values()
-            ]
-            arrays["made"][list(drawn)] = [OF_ITS_OWN if target[row] >= 0 else OF_CLIP for row in drawn]
-        if own:
-            arrays["moments"][list(own)] = _moments([made.target for made in own.values()], vae, mel)
-            read = embed_text(conditioner.clap, conditioner.tokenizer, [made.text for made in own.values()])
-            arrays["embedding"][list(own)] = read.cpu().numpy()
+            rows = list(drawn)
+            frames = [frames_of(made, size[0], latent_factor(vae), mel) for made in drawn.values()]
+            arrays["latents"][rows] = _moments([made.audio for made in drawn.values()], vae, mel)[:, :channels]
+            arrays["frames"][rows] = frames
+            arrays["made"][rows] = [OF_CLIP if made.target is None else OF_ITS_OWN for made in drawn.values()]
+        if own := {int(target[row]): made for row, made in drawn.items() if made.target is not None}:
+            rows = list(own)
+            texts = embed_text(conditioner.clap, conditioner.tokenizer, [made.text for made in own.values()])
+            arrays["moments"][rows] = _moments([made.target for made in own.values()], vae, mel)
+            arrays["embedding"][rows] = texts.cpu().numpy()
     return Tables(target=target, **arrays)
 
 
 def made_of(draw: Draw, config: DiffusionConfig) -> DrawnContext | None:
-    """The context of ``draw``; None if the clip has nothing of what was planned."""
-    from musicldm.scores.contexts import draw_context
-
+    """The context of ``draw``; None if the clip has nothing to give."""
     rng = item_rng(config.seed, draw.item, "context made")
-    return draw_context(draw.plan, draw.source, rng, config.mel.sample_rate, config.mel.audio_channels)
+    made = draw_context(draw.plan, draw.source, rng, config.mel.sample_rate, config.mel.audio_channels)
+    return made if made.spans else None
 
 
 def frames_of(drawn: DrawnContext, n_frames: int, factor: int, mel: MelConfig) -> np.ndarray:
@@ -167,8 +174,12 @@ def _moments(waveforms: list[np.ndarray], vae: AutoencoderKL, mel: MelConfig) ->
 def _key(draws: list[Draw], clips: list[Clip], parts: Parts, config: DiffusionConfig) -> str:
     """A digest of what the contexts depend on: clips, notes, plans, seed, front end and networks."""
     digest = hashlib.sha256(repr((config.seed, config.context_draws, KINDS)).encode())
-    for source in {draw.item.index: draw.source for draw in draws}.values():
-        digest.update(repr(source).encode(errors="surrogatepass"))
-        digest.update(source.midi.read_bytes())
+    notes = {}
+    for draw in draws:
+        source = draw.source
+        if source.midi not in notes:
+            notes[source.midi] = hashlib.sha256(source.midi.read_bytes()).hexdigest()
+        about = [*draw.item, draw.plan, notes[source.midi], source.offset_s, source.seconds, source.render]
+        digest.update(json.dumps(about, sort_keys=True).encode())
     used = [clips[index]._replace(texts=()) for index in dict.fromkeys(draw.item.index for draw in draws)]
     return digest.hexdigest() + fingerprint(used, config.mel, parts.vae, parts.conditioner.clap)
