@@ -6,7 +6,7 @@
 Meng et al. (2022), SDEdit. https://arxiv.org/abs/2108.01073
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Generator, Tensor
 
 from musicldm import sampling
 from musicldm.pipelines.calls import Callbacks, independent
-from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents, plan_lengths
+from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents
+from musicldm.pipelines.contexts import ContextOptions
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.recordings import as_recordings, common_length, fitted, model_waveforms
 from musicldm.pipelines.stages import MusicLDMStages
@@ -58,6 +59,10 @@ class MusicLDMAudioToAudioPipeline(MusicLDMStages):
         correct: Correct | None = None,
         loop: bool = False,
         windows: bool = False,
+        context: Any = None,
+        context_kind: str | Sequence[str] | None = None,
+        context_guidance_scale: float = 1.0,
+        context_sampling_rate: int | None = None,
     ) -> MusicLDMPipelineOutput | tuple:
         """Variations of ``audio`` in the direction of each prompt.
 
@@ -72,7 +77,7 @@ class MusicLDMAudioToAudioPipeline(MusicLDMStages):
             audio_length_in_s: seconds to return, the recording being cut or followed by silence; by default its own.
             latents: noise (P * n, C, T/f, F/f) that is added to the recording's latents.
 
-        The other arguments are as of `MusicLDMPipeline.__call__`.
+        The other arguments are as of `MusicLDMPipeline.__call__`; a ``context`` is followed beside the recording.
 
         Raises:
             OSError: for a file that cannot be read.
@@ -81,30 +86,41 @@ class MusicLDMAudioToAudioPipeline(MusicLDMStages):
         """
         # 1. Check inputs
         prompts = Prompts.of(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        given = ContextOptions(context, context_kind, context_guidance_scale, context_sampling_rate)
+        given.check()
         options = SamplingOptions(
-            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop, windows
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            eta,
+            cross_attention_kwargs,
+            correct,
+            loop,
+            windows,
+            context_guidance_scale,
         )
         output = OutputOptions(num_waveforms_per_prompt, return_best, output_type, return_dict)
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
         n_items = self.check_call(prompts, options, output, callbacks)  # B
         check_latents(latents)
         recordings = as_recordings(audio, n_items // num_waveforms_per_prompt)  # P
+        heard = self.read_contexts(given, n_items // num_waveforms_per_prompt)  # P
         mel = mel_config(self.vocoder)
         waveforms = [model_waveforms(each, audio_sampling_rate, mel) for each in recordings]  # (1, L) or (1, A, L)
 
         # 2. Plan sizes, randomness and time steps
         if audio_length_in_s is None:
             audio_length_in_s = common_length(waveforms) / mel.sample_rate
-        n_samples, shape = plan_lengths(
-            self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents, loop
-        )  # samples, and (B, C, T/f, F/f)
-        in_windows = self.plan_evaluation(shape, options)
+        lengths = self.plan_lengths(n_items, audio_length_in_s, latents, loop)
+        n_samples, shape = lengths  # samples, and (B, C, T/f, F/f)
+        in_windows = self.plan_evaluation(shape, options, heard is not None)
         generator = sampling.make_generators(seed, generator, n_items)
         _, n_steps = sampling.prepare_later_timesteps(self.scheduler, num_inference_steps, init_noise_level)
 
-        # 3. Encode the prompts, and the recordings unless they are forgotten
+        # 3. Encode the prompts, the context, and the recordings unless they are forgotten
         encoded = self.encode_for_call(prompts, options, num_waveforms_per_prompt)
-        condition = encoded.condition(options, shape[2:])
+        channels = self.encode_contexts(heard, lengths, loop, num_waveforms_per_prompt)
+        condition = encoded.condition(options, shape[2:], context=channels)
         source = None
         if init_noise_level < 1:
             clips = [self.encode_audio(fitted(each, n_samples), mel.sample_rate) for each in waveforms]

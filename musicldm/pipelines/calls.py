@@ -133,5 +133,6 @@ def _guided(condition: Condition, n_items: int, guidance: Guidance, scale: float
             raise ValueError(
                 f"guidance_scale cannot become {scale} in a run without guidance; begin it with more than 1"
             )
-        guidance.scale = scale
-    return condition if scale > 1 else condition.rows(n_items)
+        guidance.scale = max(scale, 1.0)
+    guided = scale > 1 or (condition.context is not None and guidance.context_scale != 1)
+    return condition if guided else condition.rows(n_items)

@@ -124,10 +124,17 @@ class SamplingOptions:
     correct: Callable | None
     loop: bool
     windows: bool = False
+    context_guidance_scale: float = 1.0  # 1 where there is no context
 
     @property
     def is_guided(self) -> bool:
-        return self.guidance_scale > 1.0
+        """Whether anything is evaluated without the text."""
+        return self.guidance_scale > 1.0 or self.context_guidance_scale != 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network for each item and step, two at least as guidance may change."""
+        return 2 if self.context_guidance_scale == 1 else 3
 
     def check(self) -> None:
         """ValueError unless each is of its kind and in its range."""

@@ -21,7 +21,8 @@ from torch import Generator, Tensor
 from musicldm import sampling
 from musicldm.config.values import check_kind, check_number, check_text
 from musicldm.pipelines.calls import Callbacks, independent
-from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, as_embeds, check_latents, plan_lengths
+from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, as_embeds, check_latents
+from musicldm.pipelines.contexts import ContextOptions
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.stages import MusicLDMStages
 from musicldm.sampling.denoising import ALL_NOISE, Correct
@@ -82,6 +83,10 @@ class MusicLDMLongFormPipeline(MusicLDMStages):
         guidance_interval: tuple[float, float] = ALL_NOISE,
         correct: Correct | None = None,
         loop: bool = False,
+        context: Any = None,
+        context_kind: str | Sequence[str] | None = None,
+        context_guidance_scale: float = 1.0,
+        context_sampling_rate: int | None = None,
     ) -> MusicLDMPipelineOutput | tuple:
         """One piece, or several candidates n of it.
 
@@ -94,26 +99,36 @@ class MusicLDMLongFormPipeline(MusicLDMStages):
             latents: first noise (n, C, T/f, F/f) of the whole piece, before the scheduler scales it.
             callback_on_step_end: as of `MusicLDMPipeline`; the only tensor that it can name is latents.
             loop: the end leads into the start, also from the last section into the first.
+            context: what the whole piece follows, one, as of `MusicLDMPipeline`, as are the arguments after it.
 
         The other arguments and errors are those of `MusicLDMPipeline`.
         """
         # 1. Check inputs
         texts, embeds = _prompts_of(sections)
         prompts = Prompts.of(texts, negative_prompt, embeds, negative_prompt_embeds)
+        given = ContextOptions(context, context_kind, context_guidance_scale, context_sampling_rate)
+        given.check()
         options = SamplingOptions(
-            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            eta,
+            cross_attention_kwargs,
+            correct,
+            loop,
+            context_guidance_scale=context_guidance_scale,
         )
         output = OutputOptions(num_waveforms_per_prompt, return_best, output_type, return_dict)
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
         self.check_call(prompts, options, output, callbacks)
         check_latents(latents)
+        heard = self.read_contexts(given, 1)
 
         # 2. Plan sizes, windows, randomness and time steps
         ends = list(itertools.accumulate(section.seconds for section in sections))  # in seconds
-        n_samples, shape = plan_lengths(
-            self.unet, self.vae, self.vocoder, num_waveforms_per_prompt, ends[-1], latents, loop
-        )
-        layout = self.plan_windows(shape, loop)
+        lengths = self.plan_lengths(num_waveforms_per_prompt, ends[-1], latents, loop)
+        n_samples, shape = lengths
+        layout = self.plan_windows(shape, loop, options.evaluations)
         generator = sampling.make_generators(seed, generator, num_waveforms_per_prompt)
         sampling.prepare_timesteps(self.scheduler, num_inference_steps)
 
@@ -122,8 +137,9 @@ class MusicLDMLongFormPipeline(MusicLDMStages):
         shares = layout.shares([0.0, *(min(end / ends[-1], 1.0) * shape[2] for end in ends)])  # (N, S)
         of_windows = [blend(rows, shares) for rows in encoded.embedding.split(len(sections))]  # (N, D) each
         windows = self.windows(layout, loop, of_windows[-1], of_windows[0])
+        channels = self.encode_contexts(heard, lengths, loop, num_waveforms_per_prompt)
         # of as many rows as there are candidates, in whose place windows have their own
-        condition = encoded.condition(options, shape[2:], [0] * num_waveforms_per_prompt)
+        condition = encoded.condition(options, shape[2:], [0] * num_waveforms_per_prompt, channels)
 
         # 4. Draw the first noise
         latents = self.first_latents(shape, generator, latents)

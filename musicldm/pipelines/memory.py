@@ -60,10 +60,11 @@ def check_memory(
     latent_shape: tuple[int, ...],
     device: torch.device,
     frames_at_once: int | None = None,
+    evaluations: int = 2,
 ) -> None:
     """ValueError if music from latents of that shape needs more memory than ``device`` has, as by absurd lengths.
 
-    The UNet sees all items at once, or of windows ``frames_at_once``, twice for guidance; the decoders
+    The UNet sees all items at once, or of windows ``frames_at_once``, so many times for guidance; the decoders
     `decoding_memory`, beside spectrograms and waveforms, which are there singly and joined.
     """
     n_items, _, latent_frames, latent_bands = latent_shape
@@ -71,7 +72,7 @@ def check_memory(
     values = mel.planes * mel.n_mels + mel.audio_channels * mel.hop_length  # of spectrograms and samples, for a frame
     results = 2 * n_items * latent_frames * factor * values * torch.float32.itemsize
     seen = n_items * latent_frames
-    positions = 2 * (seen if frames_at_once is None else min(seen, frames_at_once)) * latent_bands
+    positions = evaluations * (seen if frames_at_once is None else min(seen, frames_at_once)) * latent_bands
     denoising = UNET_TENSORS * positions * unet.config.block_out_channels[0] * unet.dtype.itemsize
     needed = max(denoising, decoding_memory(vae, vocoder, latent_shape, device) + results)
     if device.type == "cuda":

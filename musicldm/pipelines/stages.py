@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 
 from musicldm.editing.stretching import stretch_loop
+from musicldm.models.context import context_layout
 from musicldm.pipelines.base import MusicLDMBase
 from musicldm.pipelines.calls import Callbacks
-from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, plan_lengths
+from musicldm.pipelines.checks import Lengths, OutputOptions, Prompts, SamplingOptions, plan_lengths
+from musicldm.pipelines.contexts import (
+    ContextOptions,
+    Heard,
+    Place,
+    common_seconds,
+    encode_contexts,
+    read_contexts,
+)
 from musicldm.pipelines.memory import check_memory
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.sampling.condition import Condition
@@ -35,15 +44,19 @@ class Encoded(NamedTuple):
     n_items: int  # B
 
     def condition(
-        self, options: SamplingOptions, grid: tuple[int, ...], items: Sequence[int] | None = None
+        self,
+        options: SamplingOptions,
+        grid: tuple[int, ...],
+        items: Sequence[int] | None = None,
+        context: Tensor | None = None,
     ) -> Condition:
-        """What latents of ``grid`` (T/f, F/f) are conditioned on: all items, or some."""
+        """What latents of ``grid`` (T/f, F/f) are conditioned on: all items, or some; and their ``context``, if any."""
         embedding, attention = self.embedding, options.cross_attention_kwargs
         if items is not None:
             embedding = torch.cat([part[list(items)] for part in embedding.split(self.n_items)])
         if attention and "window" in attention:
             attention = {"grid": grid, **attention}
-        return Condition(embedding, attention)
+        return Condition(embedding, attention, context)
 
 
 class MusicLDMStages(MusicLDMBase):
@@ -81,27 +94,66 @@ class MusicLDMStages(MusicLDMBase):
         level = noise_level(self.scheduler, self.scheduler.timesteps[0], 0)
         return source._replace(x0=add_noise(source.x0.to(noise), noise, level)).keep(state)
 
-    def plan_windows(self, shape: tuple[int, ...], loop: bool) -> Layout:
+    @property
+    def trained_frames(self) -> int:
+        """Latent frames of what the UNet was trained on; ValueError if it does not say."""
+        return plan_lengths(self.unet, self.vae, self.vocoder, 1).latent_shape[2]
+
+    def read_contexts(self, given: ContextOptions, n_prompts: int) -> list[Heard | None] | None:
+        """What is heard beside each of P prompts, None if nothing is ``given``; errors as of `read_contexts`."""
+        if given.context is None:
+            return None
+        return read_contexts(given, self.unet, mel_config(self.vocoder), n_prompts)
+
+    def plan_lengths(
+        self,
+        n_items: int,
+        audio_length_in_s: float | None,
+        latents: Tensor | None,
+        loop: bool,
+        heard: list[Heard | None] | None = None,
+    ) -> Lengths:
+        """`musicldm.pipelines.checks.plan_lengths`; without a length or ``latents`` as long as what is ``heard``."""
+        if heard is not None and audio_length_in_s is None and latents is None:
+            audio_length_in_s = common_seconds(heard, mel_config(self.vocoder), self.vae_scale_factor)
+        return plan_lengths(self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents, loop)
+
+    def encode_contexts(
+        self, heard: list[Heard | None] | None, lengths: Lengths, loop: bool, n: int = 1
+    ) -> Tensor | None:
+        """Channels (P * n, C + 1 + K, T/f, F/f) of what is heard beside P prompts of n candidates; None for nothing."""
+        layout, mel = context_layout(self.unet), mel_config(self.vocoder)
+        if heard is None or layout is None:
+            return None
+        size = self.vae_scale_factor * mel.hop_length
+        place = Place(lengths.latent_shape, lengths.n_samples, loop, self.trained_frames, size, mel.sample_rate)
+        like = torch.empty(0, dtype=self.unet.dtype, device=self._execution_device)
+        return encode_contexts(heard, layout, place, self.encode_audio, like).repeat_interleave(n, dim=0)
+
+    def plan_windows(self, shape: tuple[int, ...], loop: bool, evaluations: int = 2) -> Layout:
         """Windows as long as what the UNet was trained on, for latents of ``shape (B, C, T/f, F/f)``.
 
         Raises:
             ValueError: if the device has not enough memory for the music, or the UNet does not say its length.
         """
-        parts, device = (self.unet, self.vae, self.vocoder), self._execution_device
-        _, trained = plan_lengths(*parts, 1)
-        length = trained[2]
-        check_memory(*parts, shape, device, max(windows_at_once(device.type), shape[0]) * length)
+        parts, device, length = (self.unet, self.vae, self.vocoder), self._execution_device, self.trained_frames
+        check_memory(*parts, shape, device, max(windows_at_once(device.type), shape[0]) * length, evaluations)
         return lay_out(shape[2], length, loop)
 
-    def plan_evaluation(self, shape: tuple[int, ...], options: SamplingOptions) -> Windows | None:
+    def plan_evaluation(
+        self, shape: tuple[int, ...], options: SamplingOptions, has_context: bool = False
+    ) -> Windows | None:
         """The windows that latents of ``shape (B, C, T/f, F/f)`` are denoised in, if the call asks for them.
+
+        With a context also if they are longer than what the UNet was trained on.
 
         Raises:
             ValueError: if the device has not enough memory for the music.
         """
-        if options.windows:
-            return self.windows(self.plan_windows(shape, options.loop), options.loop)
-        check_memory(self.unet, self.vae, self.vocoder, shape, self._execution_device)
+        if options.windows or (has_context and shape[2] > self.trained_frames):
+            return self.windows(self.plan_windows(shape, options.loop, options.evaluations), options.loop)
+        parts = self.unet, self.vae, self.vocoder
+        check_memory(*parts, shape, self._execution_device, evaluations=options.evaluations)
         return None
 
     def windows(
@@ -127,7 +179,8 @@ class MusicLDMStages(MusicLDMBase):
         At once, or in ``windows``. Callbacks and a progress bar are told.
         """
         self._guidance_scale = sampling.guidance_scale
-        guidance = Guidance(sampling.guidance_scale, sampling.guidance_interval)
+        scales = max(sampling.guidance_scale, 1.0), sampling.context_guidance_scale
+        guidance = Guidance(scales[0], sampling.guidance_interval, scales[1])
         timesteps = self.scheduler.timesteps
         n_warm_up = len(timesteps) - n_steps * self.scheduler.order
         with self.progress_bar(total=n_steps) as progress_bar:

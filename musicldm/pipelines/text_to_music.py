@@ -9,7 +9,7 @@ parts' configurations. Takes the place of ``diffusers.MusicLDMPipeline``, with t
 Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Generator, Tensor
 
 from musicldm import sampling
 from musicldm.pipelines.calls import Callbacks, independent
-from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents, plan_lengths
+from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents
+from musicldm.pipelines.contexts import ContextOptions
 from musicldm.pipelines.outputs import MusicLDMPipelineOutput
 from musicldm.pipelines.stages import MusicLDMStages
 from musicldm.sampling.denoising import ALL_NOISE, Correct
@@ -59,13 +60,17 @@ class MusicLDMPipeline(MusicLDMStages):
         correct: Correct | None = None,
         loop: bool = False,
         windows: bool = False,
+        context: Any = None,
+        context_kind: str | Sequence[str] | None = None,
+        context_guidance_scale: float = 1.0,
+        context_sampling_rate: int | None = None,
     ) -> MusicLDMPipelineOutput | tuple:
         """Music for each prompt.
 
         Args:
             prompt: one or several texts; or give ``prompt_embeds`` (P, D), or what CLAP's get_text_features returns.
-            audio_length_in_s: seconds, from one mel frame upwards, exact to the sample; by default what the UNet was
-                trained on, or as much as ``latents`` give.
+            audio_length_in_s: seconds, from one mel frame upwards, exact to the sample; by default as much as
+                ``latents`` give, else as long as ``context`` is, else what the UNet was trained on.
             num_inference_steps: of the scheduler.
             guidance_scale: how strongly the prompt is followed; up to 1 means no guidance, at half the work.
             negative_prompt: what to steer away from, one text for all prompts or one for each; by default the empty
@@ -97,32 +102,55 @@ class MusicLDMPipeline(MusicLDMStages):
             windows: denoise what is longer than the UNet was trained on in overlapping windows of that length, whose
                 predictions are blended: each is as the UNet knows music, memory is bounded and the cost linear. Twice
                 the work at lengths where attention to everything is cheap.
+            context: what the music follows beside the text, of a model that was trained with contexts: a
+                `musicldm.scores.Sketch` (or a MIDI file), or audio: an array or tensor (L,) or (A, L), a file, or
+                latents (1, C, T/f, F/f) as `encode_audio` makes them. One for all prompts, or a list of one for each
+                (None for nothing). What sounds together is a dictionary by kind, ``{"along": audio, "click": sketch}``.
+                It is given from the first sample on: of a longer one the beginning counts, after the end of a shorter
+                one nothing is given. Music longer than what the UNet was trained on is then made in windows.
+            context_kind: what the context is, one or several of the model's kinds: notes, melody, chords, bass, drums,
+                click (sketches say it themselves), along.
+            context_guidance_scale: how strongly the context is followed, from 0; 1 as the network predicts, at no
+                further cost; as much as ``guidance_scale`` costs none either, other values half as much again.
+            context_sampling_rate: of arrays, in Hz; files know theirs.
 
         Raises:
+            OSError: for a file that cannot be read.
             ValueError: naming the argument that cannot be used, and what can; the part that is missing; or the part
                 that made NaN or infinity.
         """
         # 1. Check inputs
         prompts = Prompts.of(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        given = ContextOptions(context, context_kind, context_guidance_scale, context_sampling_rate)
+        given.check()
         options = SamplingOptions(
-            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, loop, windows
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            eta,
+            cross_attention_kwargs,
+            correct,
+            loop,
+            windows,
+            context_guidance_scale,
         )
         output = OutputOptions(num_waveforms_per_prompt, return_best, output_type, return_dict)
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
         n_items = self.check_call(prompts, options, output, callbacks)  # B
         check_latents(latents)
+        heard = self.read_contexts(given, n_items // num_waveforms_per_prompt)  # P
 
         # 2. Plan sizes, randomness and time steps
-        n_samples, shape = plan_lengths(
-            self.unet, self.vae, self.vocoder, n_items, audio_length_in_s, latents, loop
-        )  # samples, and (B, C, T/f, F/f)
-        in_windows = self.plan_evaluation(shape, options)
+        lengths = self.plan_lengths(n_items, audio_length_in_s, latents, loop, heard)
+        n_samples, shape = lengths  # samples, and (B, C, T/f, F/f)
+        in_windows = self.plan_evaluation(shape, options, heard is not None)
         generator = sampling.make_generators(seed, generator, n_items)
         sampling.prepare_timesteps(self.scheduler, num_inference_steps)
 
-        # 3. Encode the prompts
+        # 3. Encode the prompts, and the context
         encoded = self.encode_for_call(prompts, options, num_waveforms_per_prompt)
-        condition = encoded.condition(options, shape[2:])
+        channels = self.encode_contexts(heard, lengths, loop, num_waveforms_per_prompt)
+        condition = encoded.condition(options, shape[2:], context=channels)
 
         # 4. Draw the first noise
         latents = self.first_latents(shape, generator, latents)
