@@ -1,6 +1,6 @@
 """Beats of a score, and a stretch of a score in the time of a clip that was cut out of it.
 
-    Score -> beat_grid -> (M, 2) seconds and downbeats
+    Score -> beat_grid -> beats in seconds, and their places in bars
     Score, stretches (start_s, end_s) of it -> clip_score -> Score in the clip's seconds, with its beats
 
 A metre begins with a bar. One that holds for less than its bar before another follows is a pick-up: its beats count
@@ -55,19 +55,33 @@ def on_grid(score: Score, tempos: TempoMap) -> bool:
     return bool(np.mean(off < OFF_GRID) >= ON_GRID_SHARE)
 
 
-def beat_grid(score: Score, seconds: float) -> np.ndarray:
-    """Beats before ``seconds``: (M, 2) of their times and 1 for downbeats. Without a tempo there are none.
+class Grid(NamedTuple):
+    """Beats, (M,) each. A beat is the note that the lower number of the metre names."""
 
-    A beat is the note that the lower number of the metre names. Metres are 4/4 until one is stated, as in MIDI.
+    times_s: np.ndarray
+    place: np.ndarray  # in the bar, 0 for downbeats
+    of: np.ndarray  # beats of the bar
+    quarters: np.ndarray  # length of a beat in quarter notes
+
+    @property
+    def clicks(self) -> np.ndarray:
+        """(M, 2): times, and 1 for downbeats."""
+        return np.stack([self.times_s, self.place == 0], axis=1).astype(float)
+
+
+def beat_grid(score: Score, start_s: float, end_s: float) -> Grid:
+    """Beats from ``start_s`` and before ``end_s``. Without a tempo at its beginning ``score`` has none.
+
+    Metres are 4/4 until one is stated, as in MIDI.
     """
     if not len(score.tempos) or score.tempos[0, 0] > 0:
-        return np.empty((0, 2))
+        return Grid(*np.empty((4, 0)))
     tempos = tempo_map(score)
     stated = {float(tempos.quarters(t)): (n, d) for t, n, d in score.metres if is_metre(n, d)}
     if not stated or min(stated) > NEAR:
         stated[0.0] = DEFAULT_METRE
     begins = sorted(stated)
-    last = float(tempos.quarters(seconds))
+    last = float(tempos.quarters(end_s))
     beats = []
     for begin, end in zip(begins, [*begins[1:], np.inf], strict=True):
         numerator, denominator = stated[begin]
@@ -78,10 +92,11 @@ def beat_grid(score: Score, seconds: float) -> np.ndarray:
         else:
             count = np.arange(max(int(np.ceil((min(end, last) - begin - NEAR) / unit)), 0))
             places = begin + count * unit
-        beats.append(np.stack([places, count % numerator == 0], axis=1))
-    grid = np.concatenate(beats)
-    grid[:, 0] = np.maximum(tempos.seconds(grid[:, 0]), 0.0)
-    return grid[grid[:, 0] < seconds - 1e-4]
+        beats.append(np.stack([places, count % numerator, 0 * count + numerator, 0 * count + unit]))
+    grid = np.concatenate(beats, axis=1)
+    grid[0] = np.maximum(tempos.seconds(grid[0]), 0.0)
+    grid = grid[:, (grid[0] > start_s - 1e-4) & (grid[0] < end_s - 1e-4)]
+    return Grid(np.maximum(grid[0], start_s), *grid[1:].astype(float))
 
 
 class Beats(NamedTuple):

@@ -80,7 +80,7 @@ def write_captions(attributes: Mapping, rng: np.random.Generator, n: int = 1) ->
     texts: dict[str, None] = {}
     for _ in range(10 * n):
         words = _draw_words(attributes, rng)
-        style = _STYLES[_pick(rng, range(len(_STYLES)))]
+        style = _STYLES[pick(rng, range(len(_STYLES)))]
         text = style(words, rng)
         if rng.random() < OCCASIONS and ". " not in text:
             text = _add_occasion(text, rng)
@@ -90,7 +90,7 @@ def write_captions(attributes: Mapping, rng: np.random.Generator, n: int = 1) ->
     return list(texts)
 
 
-def _pick(rng: np.random.Generator, options: Sequence):
+def pick(rng: np.random.Generator, options: Sequence):
     return options[int(rng.integers(len(options)))]
 
 
@@ -98,7 +98,7 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
     def perhaps(share: float, value: str | None) -> str | None:
         return value if rng.random() < share else None
 
-    instruments, solo = _instruments(attributes, rng)
+    instruments, solo = instrument_words(attributes, rng)
     bpm, key, genres = attributes["tempo_bpm"], attributes["key"], attributes["genres"]
     onsets, pitch = attributes["onsets_per_s"], attributes["mean_pitch_midi"]
     metre = attributes["time_signature"]
@@ -112,20 +112,20 @@ def _draw_words(attributes: Mapping, rng: np.random.Generator) -> Words:
         solo=solo,
         alone=not melodic or not {"drums", "percussion"} & {*attributes["instruments"]},
         player=_player(attributes["instruments"]) if solo or not melodic else None,
-        mood=perhaps(0.3, _pick(rng, mood_words(key, bpm))),
-        speed=perhaps(0.65, _pick(rng, tempo_words(bpm))) if bpm else None,
+        mood=perhaps(0.3, pick(rng, mood_words(key, bpm))),
+        speed=perhaps(0.65, pick(rng, tempo_words(bpm))) if bpm else None,
         number=perhaps(0.4, f"{round(bpm)} BPM") if bpm else None,
         key=perhaps(0.4, key) if key else None,
         mode=perhaps(0.15, key.split()[1]) if key else None,
-        metre=perhaps(0.25, _pick(rng, METRE_WORDS.get(metre, (metre, f"{metre} time")))) if metre else None,
-        genre=perhaps(0.75, _pick(rng, genres)) if genres else None,
-        texture=perhaps(0.3, _pick(rng, texture)),
+        metre=perhaps(0.25, pick(rng, METRE_WORDS.get(metre, (metre, f"{metre} time")))) if metre else None,
+        genre=perhaps(0.75, pick(rng, genres)) if genres else None,
+        texture=perhaps(0.3, pick(rng, texture)),
         register=perhaps(0.4, register),
         line=attributes["one_line"] and rng.random() < 0.35,
         no_drums=melodic and not attributes["percussion"] and rng.random() < absence,
         drums_only=not melodic,
     )
-    return words._replace(genre=_pick(rng, electronic)) if electronic and rng.random() < 0.3 else words
+    return words._replace(genre=pick(rng, electronic)) if electronic and rng.random() < 0.3 else words
 
 
 def _electronic(names: Sequence[str]) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ def _player(names: Sequence[str]) -> str | None:
     return next((PLAYERS.get(p.word) for p in PROGRAMS if p.name in names), "drummer" if "drums" in names else None)
 
 
-def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[str, ...], bool]:
+def instrument_words(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[str, ...], bool]:
     """Words for the instruments, all or the most prominent ones, and whether there is one player only."""
     names, chords = attributes["instruments"], attributes["chords"]
     by_name = {p.name: p for p in PROGRAMS}
@@ -152,7 +152,7 @@ def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[s
     if len({p.word for p in melodic}) > 1 and len(families) == 1 and rng.random() < 0.3:
         general = FAMILY_WORDS.get(families.pop())
         if general:
-            return (_pick(rng, general), *drums), False
+            return (pick(rng, general), *drums), False
     words: dict[str, str] = {}  # by plain noun: programs that share one are named once
     for p in melodic:
         if p.word in words:
@@ -174,18 +174,18 @@ def _instruments(attributes: Mapping, rng: np.random.Generator) -> tuple[tuple[s
 def _name(program: Program, rng: np.random.Generator) -> str:
     """What ``program`` is called this time: by its own name, or by its plain noun or a synonym."""
     if program.name in IMITATIONS:
-        return _pick(rng, IMITATIONS[program.name])
+        return pick(rng, IMITATIONS[program.name])
     if program.name in OWN_WORDS and rng.random() < 0.5:
-        return _pick(rng, OWN_WORDS[program.name])
+        return pick(rng, OWN_WORDS[program.name])
     return _common(program.word, rng)
 
 
 def _common(word: str, rng: np.random.Generator) -> str:
     """A plain noun, or as often one of its synonyms."""
-    return _pick(rng, SYNONYMS[word]) if word in SYNONYMS and rng.random() < 0.5 else word
+    return pick(rng, SYNONYMS[word]) if word in SYNONYMS and rng.random() < 0.5 else word
 
 
-def _a(text: str) -> str:
+def with_article(text: str) -> str:
     """``text`` after its indefinite article."""
     return f"{'an' if text[0].lower() in 'aeiou8' else 'a'} {text}"
 
@@ -194,11 +194,11 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _list(words: Sequence[str], rng: np.random.Generator | None = None) -> str:
+def listed(words: Sequence[str], rng: np.random.Generator | None = None) -> str:
     """ "piano, bass and drums"; sometimes, with ``rng``, with articles."""
     articles = rng is not None and rng.random() < 0.3
     words = [
-        _a(word) if word in ("drum kit", "drum set") or (articles and not MANY.fullmatch(word)) else word
+        with_article(word) if word in ("drum kit", "drum set") or (articles and not MANY.fullmatch(word)) else word
         for word in words
     ]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
@@ -206,15 +206,15 @@ def _list(words: Sequence[str], rng: np.random.Generator | None = None) -> str:
 
 def _players(words: Words, rng: np.random.Generator) -> str:
     if words.drums_only and rng.random() < 0.5:
-        return _pick(rng, DRUMS_ALONE) if "drum" in words.instruments[0] else "percussion only"
+        return pick(rng, DRUMS_ALONE) if "drum" in words.instruments[0] else "percussion only"
     if words.solo and rng.random() < 0.7:
-        return f"{_pick(rng, ('solo', 'solo', 'unaccompanied'))} {words.instruments[0]}"
-    return _list(words.instruments, rng)
+        return f"{pick(rng, ('solo', 'solo', 'unaccompanied'))} {words.instruments[0]}"
+    return listed(words.instruments, rng)
 
 
 def _noun_phrase(words: Words, rng: np.random.Generator) -> str:
     """ "slow folk piece", "busy jig": adjectives and a noun, without an article."""
-    noun = words.genre if words.genre and GENRE_NOUNS.fullmatch(words.genre) else _pick(rng, PIECE)
+    noun = words.genre if words.genre and GENRE_NOUNS.fullmatch(words.genre) else pick(rng, PIECE)
     feel = ", ".join(word for word in (words.mood, words.texture, words.speed) if word)
     return " ".join(word for word in (feel, words.genre if words.genre != noun else None, noun) if word)
 
@@ -223,23 +223,23 @@ def _details(words: Words, rng: np.random.Generator) -> list[str]:
     """What can follow a noun, each with its preposition, in any order."""
     details = []
     if words.key:
-        details.append(_pick(rng, (f"in {words.key}", f"in the key of {words.key}")))
+        details.append(pick(rng, (f"in {words.key}", f"in the key of {words.key}")))
     elif words.mode:
         details.append(f"in a {words.mode} key")
     if words.number:
-        number = _pick(rng, (words.number, words.number, words.number.replace("BPM", "beats per minute")))
+        number = pick(rng, (words.number, words.number, words.number.replace("BPM", "beats per minute")))
         details.append(f"at {number}")
     if words.metre:
         details.append(f"in {words.metre}")
     if words.register:
-        details.append(_pick(rng, (f"in a {words.register} register", f"in the {words.register} range")))
+        details.append(pick(rng, (f"in a {words.register} register", f"in the {words.register} range")))
     if words.no_drums:
-        details.append(_pick(rng, ("without drums", "with no drums")))
+        details.append(pick(rng, ("without drums", "with no drums")))
     return [details[i] for i in rng.permutation(len(details))]
 
 
 def _finish(text: str, rng: np.random.Generator) -> str:
-    return _sentence(text) + _pick(rng, (".", ".", ""))
+    return _sentence(text) + pick(rng, (".", ".", ""))
 
 
 def _keywords(words: Words, rng: np.random.Generator) -> str:
@@ -260,30 +260,30 @@ def _piece_with(words: Words, rng: np.random.Generator) -> str:
     """ "A slow folk piece for piano and cello in A minor, at 70 BPM." """
     players = _players(words, rng)
     sung = re.search("voice|choir", players)
-    link = _pick(rng, ("for", "with", "featuring", "for" if sung else "played on"))
+    link = pick(rng, ("for", "with", "featuring", "for" if sung else "played on"))
     details = _details(words, rng)
-    text = f"{_a(_noun_phrase(words, rng))} {link} {players}"
+    text = f"{with_article(_noun_phrase(words, rng))} {link} {players}"
     if details:
         text += " " + ", ".join(details)
     if words.line:
-        text += _pick(rng, (", one note at a time", ", a single melodic line"))
+        text += pick(rng, (", one note at a time", ", a single melodic line"))
     return _finish(text, rng)
 
 
 def _details_first(words: Words, rng: np.random.Generator) -> str:
     """ "In A minor, at 70 BPM: a slow piece for piano." """
     details = _details(words, rng)
-    text = f"{_a(_noun_phrase(words, rng))} for {_players(words, rng)}"
+    text = f"{with_article(_noun_phrase(words, rng))} for {_players(words, rng)}"
     return _finish(f"{', '.join(details)}: {text}" if details else text, rng)
 
 
 def _they_play(words: Words, rng: np.random.Generator) -> str:
     """ "Piano and cello play a slow waltz in 3/4." """
     many = len(words.instruments) > 1 or bool(MANY.fullmatch(words.instruments[0]) and words.instruments[0][-1] == "s")
-    players = f"solo {words.instruments[0]}" if words.solo and rng.random() < 0.5 else _list(words.instruments, rng)
+    players = f"solo {words.instruments[0]}" if words.solo and rng.random() < 0.5 else listed(words.instruments, rng)
     if words.player and rng.random() < 0.3:
-        players, many = _a(words.player), False
-    what = "a single melodic line" if words.line and not words.speed else _a(_noun_phrase(words, rng))
+        players, many = with_article(words.player), False
+    what = "a single melodic line" if words.line and not words.speed else with_article(_noun_phrase(words, rng))
     details = _details(words, rng)
     return _finish(f"{players} {'play' if many else 'plays'} {' '.join([what, ', '.join(details)]).strip()}", rng)
 
@@ -291,7 +291,7 @@ def _they_play(words: Words, rng: np.random.Generator) -> str:
 def _terse(words: Words, rng: np.random.Generator) -> str:
     """ "slow folk piano in A minor" """
     players = (
-        _list(words.instruments) if len(words.instruments) > 1 or not words.solo else f"solo {words.instruments[0]}"
+        listed(words.instruments) if len(words.instruments) > 1 or not words.solo else f"solo {words.instruments[0]}"
     )
     parts = [
         words.mood,
@@ -307,13 +307,15 @@ def _music(words: Words, rng: np.random.Generator) -> str:
     genre = words.genre if words.genre and not GENRE_NOUNS.fullmatch(words.genre) else None
     music = " ".join([", ".join(adjectives), genre or "", "music"]).strip()
     music = re.sub(" +", " ", music)
-    text = f"{music} {_pick(rng, ('for', 'with', 'featuring'))} {_players(words, rng)}"
+    text = f"{music} {pick(rng, ('for', 'with', 'featuring'))} {_players(words, rng)}"
     return _finish(", ".join([text, *_details(words, rng)]), rng)
 
 
 def _two_sentences(words: Words, rng: np.random.Generator) -> str:
     """ "A slow piece for piano. It is in A minor, at 70 BPM." """
-    first = f"{_a(_noun_phrase(words, rng))} {_pick(rng, ('for', 'with', 'featuring'))} {_players(words, rng)}."
+    first = (
+        f"{with_article(_noun_phrase(words, rng))} {pick(rng, ('for', 'with', 'featuring'))} {_players(words, rng)}."
+    )
     texts = [_sentence(first)]
     details = _details(words._replace(no_drums=False), rng)
     if details:
@@ -331,7 +333,7 @@ def _players_first(words: Words, rng: np.random.Generator) -> str:
     if adjectives:
         parts.append(" and ".join(adjectives))
     if words.genre:
-        parts.append(_a(words.genre) if GENRE_NOUNS.fullmatch(words.genre) else f"{words.genre} style")
+        parts.append(with_article(words.genre) if GENRE_NOUNS.fullmatch(words.genre) else f"{words.genre} style")
     return _finish(", ".join([*parts, *_details(words, rng)]), rng)
 
 
@@ -341,30 +343,30 @@ def _bare(words: Words, rng: np.random.Generator) -> str:
     if words.genre and rng.random() < 0.6:
         return f"{words.genre} {'for' if GENRE_NOUNS.fullmatch(words.genre) else 'music with'} {players}"
     feel = words.mood or words.speed
-    return f"{feel} {_list(words.instruments)}" if feel and rng.random() < 0.5 else players
+    return f"{feel} {listed(words.instruments)}" if feel and rng.random() < 0.5 else players
 
 
 def _add_occasion(text: str, rng: np.random.Generator) -> str:
     """ "A slow piece for piano, in a dusty attic." """
-    where = f"{_pick(rng, ('in', 'in', 'from', 'near'))} {_a(f'{_pick(rng, KINDS)} {_pick(rng, PLACES)}')}"
-    said = _pick(rng, (where, where, _pick(rng, TIMES), f"for {_pick(rng, LISTENERS)}"))
+    where = f"{pick(rng, ('in', 'in', 'from', 'near'))} {with_article(f'{pick(rng, KINDS)} {pick(rng, PLACES)}')}"
+    said = pick(rng, (where, where, pick(rng, TIMES), f"for {pick(rng, LISTENERS)}"))
     stop = "." if text.endswith(".") else ""
-    return f"{text.removesuffix('.')}{_pick(rng, (' ', ', '))}{said}{stop}"
+    return f"{text.removesuffix('.')}{pick(rng, (' ', ', '))}{said}{stop}"
 
 
 def _everyday(words: Words, rng: np.random.Generator) -> str:
     """ "just a piano", "the sound of a flute", "accordion tune": as people ask for it."""
     if len(words.instruments) > 1 or words.drums_only:
-        return f"{_pick(rng, ('the sound of', 'music with', 'something with'))} {_list(words.instruments, rng)}"
+        return f"{pick(rng, ('the sound of', 'music with', 'something with'))} {listed(words.instruments, rng)}"
     name, feel = words.instruments[0], words.mood or words.speed
     if feel and rng.random() < 0.5:
-        return _pick(rng, (f"{feel} {name} music", f"{feel} {name}", f"something {feel} with {name}"))
-    one = name if MANY.fullmatch(name) else _a(name)
+        return pick(rng, (f"{feel} {name} music", f"{feel} {name}", f"something {feel} with {name}"))
+    one = name if MANY.fullmatch(name) else with_article(name)
     options = [f"the sound of {one}", f"{name} music"]
     options += [f"{one} melody", f"{name} tune"] if words.line else []
     options += [f"{name} only", f"{name} and nothing else"] if words.alone else []
     options += [f"just {one}", f"{one} alone", f"someone playing the {name}"] if words.solo else []
-    return _pick(rng, options)
+    return pick(rng, options)
 
 
 def _genre_alone(words: Words, rng: np.random.Generator) -> str:
@@ -372,7 +374,7 @@ def _genre_alone(words: Words, rng: np.random.Generator) -> str:
     if not words.genre:
         return _everyday(words, rng)
     what = " ".join(word for word in (words.mood or words.speed, words.genre) if word)
-    return _pick(rng, (what, _a(what) if GENRE_NOUNS.fullmatch(words.genre) else f"{what} music"))
+    return pick(rng, (what, with_article(what) if GENRE_NOUNS.fullmatch(words.genre) else f"{what} music"))
 
 
 _STYLES: tuple[Callable[[Words, np.random.Generator], str], ...] = (

@@ -7,6 +7,7 @@ Nothing of it is random: the noise of a drum is always the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +20,7 @@ HIGHEST = 0.45  # of the rate: partials above are left out
 KICKS, TOMS = (35, 36), (41, 43, 45, 47, 48, 50)
 CYMBALS = (42, 44, 46, 49, 51, 52, 53, 54, 55, 57, 59, 69, 70, 82)  # and all other metal that is struck or shaken
 CLICK_HZ, DOWNBEAT_HZ = 1200.0, 1800.0
+BLOCK = 1024  # samples
 DRUM_LEVEL, TONE_LEVEL, CLICK_LEVEL = 0.3, 0.1, 0.3
 
 
@@ -44,13 +46,17 @@ def render_sketch(
     """
     length = round(seconds * rate)
     waveform = np.zeros(length, np.float64)
-    for note in notes:
-        level = note["velocity"] / 127 * max(note["level"], 0.1)
-        if note["channel"] == DRUM_CHANNEL:
-            sound = DRUM_LEVEL * level * drum(int(note["pitch"]), rate)
-        else:
-            sound = TONE_LEVEL * level * tone(note["end_s"] - note["start_s"], int(note["pitch"]), rate, timbre)
-        _add(waveform, sound, round(note["start_s"] * rate))
+    drums = notes["channel"] == DRUM_CHANNEL
+    gains = notes["velocity"] / 127 * np.maximum(notes["level"], 0.1)
+    for note, gain in zip(notes[drums], gains[drums], strict=True):
+        _add(waveform, DRUM_LEVEL * gain * drum(int(note["pitch"]), rate), round(note["start_s"] * rate))
+    for pitch in np.unique(notes["pitch"][~drums]).tolist():
+        chosen = ~drums & (notes["pitch"] == pitch)
+        starts, ends = notes["start_s"][chosen], notes["end_s"][chosen]
+        lengths = [_length(seconds, rate, timbre) for seconds in (ends - starts).tolist()]
+        waves = _waves(pitch, max(lengths), rate, timbre)
+        for start_s, n, gain in zip(starts.tolist(), lengths, gains[chosen].tolist(), strict=True):
+            _add(waveform, _edged(TONE_LEVEL * gain * waves[:n], rate, timbre), round(start_s * rate))
     for time_s, is_downbeat in clicks:
         _add(waveform, CLICK_LEVEL * click(bool(is_downbeat), rate), round(time_s * rate))
     peak = np.abs(waveform).max(initial=0.0)
@@ -67,14 +73,37 @@ def _add(waveform: np.ndarray, sound: np.ndarray, at: int) -> None:
 
 def tone(seconds: float, pitch: int, rate: int, timbre: Timbre = PLAIN) -> np.ndarray:
     """A note of MIDI ``pitch``: harmonic partials below `HIGHEST` of the rate, fading; (L,)."""
-    length = max(round(seconds * rate), round((timbre.attack_s + timbre.release_s) * rate))
-    time_s = np.arange(length) / rate
+    return _edged(_waves(pitch, _length(seconds, rate, timbre), rate, timbre), rate, timbre)
+
+
+def _length(seconds: float, rate: int, timbre: Timbre) -> int:
+    return max(round(seconds * rate), round((timbre.attack_s + timbre.release_s) * rate))
+
+
+def _waves(pitch: int, length: int, rate: int, timbre: Timbre) -> np.ndarray:
+    """The fading partials of a note (L,) without its beginning and end: sin(a + b), a in steps of a block."""
+    blocks = -(-length // BLOCK)
+    waves = np.zeros((blocks, BLOCK))
     frequency = 440.0 * 2 ** ((pitch - 69) / 12)
-    partials = [weight for k, weight in enumerate(timbre.partials, 1) if frequency * k < HIGHEST * rate]
-    phases = 2 * np.pi * frequency * time_s
-    waves = sum((weight * np.sin(k * phases) for k, weight in enumerate(partials, 1)), start=np.zeros(length))
-    edges = np.minimum(time_s / timbre.attack_s, (length / rate - time_s) / timbre.release_s).clip(0, 1)
-    return waves * edges * np.exp(-timbre.decay_per_s * time_s)
+    for k, weight in enumerate(timbre.partials, 1):
+        if weight and frequency * k < HIGHEST * rate:
+            step = 2 * np.pi * frequency * k / rate
+            a, b = step * BLOCK * np.arange(blocks)[:, None], step * np.arange(BLOCK)
+            waves += (weight * np.sin(a)) * np.cos(b)
+            waves += (weight * np.cos(a)) * np.sin(b)
+    fading = timbre.decay_per_s / rate
+    waves *= np.exp(-fading * BLOCK * np.arange(blocks))[:, None]
+    waves *= np.exp(-fading * np.arange(BLOCK))
+    return waves.ravel()[:length]
+
+
+def _edged(waves: np.ndarray, rate: int, timbre: Timbre) -> np.ndarray:
+    """``waves`` (L,) that rise and fall linearly at their ends; a new array."""
+    waves = waves.copy()
+    rising, falling = (min(math.ceil(s * rate), len(waves)) for s in (timbre.attack_s, timbre.release_s))
+    waves[:rising] *= np.arange(rising) / rate / timbre.attack_s
+    waves[len(waves) - falling :] *= np.arange(falling, 0, -1) / rate / timbre.release_s
+    return waves
 
 
 @lru_cache(maxsize=256)

@@ -100,7 +100,7 @@ class Sketch:
             if not chord.tones:
                 continue
             pitches = voiced(chord, pitches)
-            notes += _played(pitches, float(start) * beats, float(end) * beats, beat_s, rhythm)
+            notes += played(pitches, float(start) * beats, float(end) * beats, beat_s, rhythm)
         return cls(_score(notes, bpm, meter), np.empty((0, 2)), bars * beats * beat_s, ("chords",))
 
     @classmethod
@@ -274,7 +274,7 @@ def _moved(score: Score, seconds: float) -> Score:
     return score._replace(tempos=tempos, metres=later(score.metres), keys=later(score.keys))
 
 
-def _played(pitches: tuple[int, ...], first: float, end: float, beat_s: float, rhythm: Rhythm) -> list[tuple]:
+def played(pitches: tuple[int, ...], first: float, end: float, beat_s: float, rhythm: Rhythm) -> list[tuple]:
     """Notes of a chord from beat ``first`` to beat ``end``; the bass is held throughout."""
 
     def note(pitch: int, start: float, stop: float) -> tuple:

@@ -56,6 +56,17 @@ def find_soundfont(folders: tuple[str, ...] = FOLDERS) -> Path:
     )
 
 
+def named_soundfont(name: str, given: Sequence[Path] = (), folders: tuple[str, ...] = FOLDERS) -> Path:
+    """The SoundFont file called ``name``: one that is ``given``, or the system's. Raises FileNotFoundError."""
+    for path in [*given, *(Path(folder) / name for folder in folders)]:
+        if path.name == name and path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"there is no SoundFont {name}, with which these clips were rendered, among those given or in "
+        f"{', '.join(folders)}; put it there, or name it"
+    )
+
+
 def check_soundfont(path: Path) -> None:
     """Raise FileNotFoundError or ValueError when there is no SoundFont 2 file at ``path``."""
     if not path.is_file():
