@@ -20,9 +20,12 @@ from musicldm.editing.joining import New, join
 from musicldm.editing.patches import Patch, apply, seams
 from musicldm.editing.source import Source
 from musicldm.editing.windows import Window, plan_windows, read_window
+from musicldm.models.context import HOLE, context_layout
 from musicldm.models.latents import latent_shape
 from musicldm.pipelines.calls import Callbacks, independent
 from musicldm.pipelines.checks import OutputOptions, Prompts, SamplingOptions, check_latents
+from musicldm.pipelines.contexts import ContextOptions, Heard
+from musicldm.pipelines.holes import Surroundings, window_context
 from musicldm.pipelines.outputs import MusicLDMInpaintPipelineOutput
 from musicldm.pipelines.recordings import as_recordings, masked_regions, open_source
 from musicldm.pipelines.stages import MusicLDMStages
@@ -76,6 +79,10 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         guidance_interval: tuple[float, float] = ALL_NOISE,
         correct: Correct | None = None,
         windows: bool = False,
+        context: Any = None,
+        context_kind: str | Sequence[str] | None = None,
+        context_guidance_scale: float = 1.0,
+        context_sampling_rate: int | None = None,
     ) -> MusicLDMInpaintPipelineOutput | tuple:
         """``audio`` with new parts, for each prompt.
 
@@ -98,6 +105,10 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
             output_type: "np" or "pt" for samples of the source's kind, "latent" for the latents of the windows,
                 "patches" for the new samples alone, whatever the length of the recording.
             callback: told of each step of each window, as are the others.
+            context: what is to be played in the new parts, such as a `musicldm.scores.Sketch`. It begins with the first
+                new part and goes on in the recording's time: what of it lies beside new parts is not heard.
+            context_guidance_scale: how strongly that is followed, and, by a model that knows contexts of kind hole, the
+                kept part around it: such a model is given that by itself.
 
         The other arguments are as of `MusicLDMPipeline.__call__`; its ``windows`` bound the memory of long regions.
 
@@ -108,13 +119,24 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         """
         # 1. Check inputs
         prompts = Prompts.of(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        given = ContextOptions(context, context_kind, context_guidance_scale, context_sampling_rate)
+        given.check(by_itself=self.knows_holes)
         options = SamplingOptions(
-            num_inference_steps, guidance_scale, guidance_interval, eta, cross_attention_kwargs, correct, False, windows
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            eta,
+            cross_attention_kwargs,
+            correct,
+            False,
+            windows,
+            context_guidance_scale,
         )
         output = OutputOptions(num_waveforms_per_prompt, None, output_type, return_dict, OUTPUT_TYPES)
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
         n_items = self.check_call(prompts, options, output, callbacks)  # B
         check_latents(latents)
+        heard = self.read_contexts(given, n_items // num_waveforms_per_prompt)  # P
         recordings = as_recordings(audio, n_items // num_waveforms_per_prompt)
         opened = {id(each): open_source(each, audio_sampling_rate) for each in recordings}
         sources = [opened[id(each)] for each in recordings for _ in range(num_waveforms_per_prompt)]  # B
@@ -124,7 +146,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         # 2. Plan windows, randomness and time steps
         planned = [self.plan(source, regions[source]) for source in sources]
         work = list(batches(planned))
-        evaluations = [self.plan_evaluation(self.shape(each), options) for each in work]
+        evaluations = [self.plan_evaluation(self.shape(each), options, heard is not None) for each in work]
         if latents is not None:
             self.check_noise(work, latents)
         generator = sampling.make_generators(seed, generator, n_items)
@@ -137,9 +159,12 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
         made: list[list[Tensor]] = [[] for _ in sources]  # of each item those of its windows, in order
         for each, in_windows in zip(work, evaluations, strict=True):
             sampling.prepare_timesteps(self.scheduler, num_inference_steps)
-            condition = encoded.condition(options, self.shape(each)[2:], each.items)
             own = [generator[item] for item in each.items] if isinstance(generator, list) else generator
-            known = self.encode_windows(each, sources)
+            surroundings = self.encode_windows(each, sources, regions)
+            known = kept(surroundings)
+            beside = None if heard is None else [heard[item // num_waveforms_per_prompt] for item in each.items]
+            channels = self.context_of_windows(surroundings, beside)
+            condition = encoded.condition(options, self.shape(each)[2:], each.items, channels)
             found = self.first_latents(known.x0.shape, own, latents, known)
             found = self.run_steps(
                 found,
@@ -185,17 +210,38 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
             shapes = " and ".join(str(self.shape(each)) for each in work)
             raise ValueError(f"the windows have latents of shape {shapes}, got {tuple(latents.shape)}; give a seed")
 
-    def encode_windows(self, work: Work, sources: list[Source]) -> Known:
-        """The latents of what the model hears of each window, and which of their frames are kept."""
+    @property
+    def knows_holes(self) -> bool:
+        """Whether the model is given what stays as a context of its own."""
+        layout = None if self.unet is None else context_layout(self.unet)
+        return layout is not None and HOLE in layout.kinds
+
+    def encode_windows(
+        self, work: Work, sources: list[Source], regions: dict[Source, list[tuple[int, int]]]
+    ) -> list[Surroundings]:
+        """What the model hears of each window; the same object for items of one recording."""
         mel, heard = mel_config(self.vocoder), {}
         for item, window in zip(work.items, work.windows, strict=True):
-            if (key := (sources[item], window.start)) not in heard:  # several items may be of one recording
-                waveform = torch.from_numpy(read_window(sources[item], window, mel))
-                heard[key] = self.encode_audio(waveform[None], mel.sample_rate)
-        pairs = [(sources[item], window.start) for item, window in zip(work.items, work.windows, strict=True)]
-        x0 = torch.cat([heard[pair] for pair in pairs])  # (b, C, T/f, F/f)
-        new = torch.from_numpy(np.stack([window.mask for window in work.windows]))  # (b, T/f)
-        return Known(x0, (1 - new)[:, None, :, None].to(x0.device))
+            source = sources[item]
+            if (key := (source, window.start)) not in heard:
+                waveform = torch.from_numpy(read_window(source, window, mel))
+                latents = self.encode_audio(waveform[None], mel.sample_rate)
+                heard[key] = Surroundings(window, waveform, latents, source.rate, regions[source][0][0])
+        return [heard[sources[item], window.start] for item, window in zip(work.items, work.windows, strict=True)]
+
+    def context_of_windows(self, surroundings: list[Surroundings], heard: list[Heard | None] | None) -> Tensor | None:
+        """Channels (b, C + 1 + K, T/f, F/f) for each of b windows, of what stays and what is ``heard`` in its holes.
+
+        None if the model is given neither.
+        """
+        layout, mel = context_layout(self.unet), mel_config(self.vocoder)
+        if layout is None or (heard is None and not self.knows_holes):
+            return None
+        beside, made = [None] * len(surroundings) if heard is None else heard, {}
+        for around, one in zip(surroundings, beside, strict=True):
+            if (key := (id(around), id(one))) not in made:
+                made[key] = window_context(around, one, layout, mel, self.encode_audio)
+        return torch.cat([made[id(around), id(one)] for around, one in zip(surroundings, beside, strict=True)])
 
     def join(self, source: Source, windows: list[Window], made: list[Tensor]) -> list[Patch]:
         """The new parts of ``source``, of what was ``made`` in its ``windows``."""
@@ -204,6 +250,13 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
             for window, waveform in zip(windows, made, strict=True)
             for region in window.regions
         ]
+
+
+def kept(surroundings: list[Surroundings]) -> Known:
+    """The latents of b windows, and which of their frames stay."""
+    x0 = torch.cat([around.latents for around in surroundings])  # (b, C, T/f, F/f)
+    new = torch.from_numpy(np.stack([around.window.mask for around in surroundings]))  # (b, T/f)
+    return Known(x0, (1 - new)[:, None, :, None].to(x0.device))
 
 
 def batches(windows: list[list[Window]]) -> Iterator[Work]:
