@@ -14,6 +14,7 @@ from musicldm.audio.output import free_name, output_folder
 from musicldm.audio.reading import open_audio
 from musicldm.cli.common import each, load_quietly, no_garbage_collection, positive, refuse, report, share
 from musicldm.cli.music import add_comparison, add_output, add_settings, given, progress_bars
+from musicldm.cli.sketch import add_meter, add_sketch, read_sketch
 from musicldm.config.values import shown
 from musicldm.editing.regions import Region, parse_region
 from musicldm.editing.writing import SUFFIXES
@@ -26,9 +27,11 @@ from musicldm.generate.edit import (
     load_music_recipe,
     retake_of,
 )
+from musicldm.generate.metre import METER, check_bpm
 from musicldm.generate.preparing import prepare
 from musicldm.generate.recipe import OPENING, warn_of_changes
 from musicldm.novelty import CopyError
+from musicldm.scores.sketches import Sketch
 
 if TYPE_CHECKING:
     from musicldm.generate.pieces import EditedPiece
@@ -45,7 +48,9 @@ vary makes all of a recording anew, near what it was (--amount). inpaint makes r
 time before and after it (--before, --after). retake makes the music of a file of `musicldm generate` again, with its
 noise turned towards that of another seed (--amount). What inpaint and extend keep comes back bit for bit, in the
 recording's own rate, channels and sample format. The recording itself is never written to. Without a prompt that of
-the recording's own recipe is taken. Words behind the first AUDIO that are no files are the prompt.
+the recording's own recipe is taken. With a model that takes them, all but retake follow chords, notes or a melody
+(--chords, --midi, --melody), whose time begins at the first new sample and goes on in that of the recording. Words
+behind the first AUDIO that are no files are the prompt.
 """
 
 
@@ -83,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{AMOUNTS['vary']}); of retake how far the noise is turned, 0 giving the same music and 1 that of the other "
         f"seed (default: {AMOUNTS['retake']})",
     )
+    add_sketch(parser)
+    parser.add_argument(
+        "--bpm", type=float, metavar="BPM", help="of --chords; without other notes a click on each beat is followed"
+    )
+    add_meter(parser, "of --bpm and --chords")
     add_settings(parser)
     add_comparison(parser)
     add_output(parser)
@@ -158,11 +168,30 @@ def read_source(words: list[str]) -> list[Path]:
     return [Path(words[0])]
 
 
-def asked(args: argparse.Namespace) -> dict:
-    """What an edit is asked for on the command line, as far as it was given."""
+def asked(args: argparse.Namespace, source: Path) -> dict:
+    """What an edit of ``source`` is asked for on the command line, as far as it was given."""
     values = {"regions_s": args.region, "before_s": args.before, "after_s": args.after, "amount": args.amount}
-    values |= {"snap": args.snap}
+    values |= {"snap": args.snap, "context": sketch_of(args, source)}
+    values |= {"context_guidance": getattr(args, "context_guidance", None)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def sketch_of(args: argparse.Namespace, source: Path) -> Sketch | None:
+    """What is followed in ``source``: the sketch of the options, or the click of a tempo; None without any.
+
+    Raises:
+        OSError, ValueError: those of `read_sketch`, and for a metre without a tempo or chords.
+    """
+    meter = getattr(args, "meter", None)
+    if meter is not None and args.bpm is None and args.chords is None:
+        raise ValueError("--meter is for --bpm and --chords; give one of them, or leave --meter out")
+    sketch = read_sketch(args, args.bpm, meter)
+    if sketch is not None or args.bpm is None:
+        return sketch
+    check_bpm(args.bpm)
+    with open_audio(source) as audio:
+        seconds = audio.duration_s + (args.before or 0) + (args.after or 0)
+    return Sketch.click(args.bpm, METER if meter is None else meter, seconds=seconds)
 
 
 def new_edit(args: argparse.Namespace, kind: str, prompt: str | None, source: Path) -> tuple[Edit, dict, dict]:
@@ -170,7 +199,7 @@ def new_edit(args: argparse.Namespace, kind: str, prompt: str | None, source: Pa
     chosen = given(args)
     recipe = load_music_recipe(source, chosen) if kind == "retake" else {}
     opening = opened(chosen, recipe)
-    chosen |= asked(args) | ({} if prompt is None else {"prompt": prompt})
+    chosen |= asked(args, source) | ({} if prompt is None else {"prompt": prompt})
     return (retake_of(recipe, source, chosen) if recipe else Edit(kind, str(source), **chosen)), opening, recipe
 
 
@@ -179,7 +208,7 @@ def same_edit(args: argparse.Namespace, source: Path) -> tuple[Edit, dict, dict]
     chosen = given(args)
     recipe = load_edit_recipe(args.recipe, chosen)
     opening = opened(chosen, recipe)
-    return Edit.from_recipe(recipe, source, **chosen, **asked(args)), opening, recipe
+    return Edit.from_recipe(recipe, source, **chosen, **asked(args, source)), opening, recipe
 
 
 def opened(chosen: dict, recipe: dict) -> dict:
@@ -231,7 +260,7 @@ def write(args: argparse.Namespace, source: Path, piece: EditedPiece) -> None:
     """One result: audio, picture, and a line on stdout."""
     container = args.format or (args.recipe and container_of(args.recipe))
     form = piece.form(container)
-    stem = free_name(args.out, source.stem, (form.suffix, source.suffix, *AUDIO, ".png"))
+    stem = free_name(args.out, source.stem, (form.suffix, source.suffix, *AUDIO, ".png", ".mid"))
     audio, figure = stem.with_name(f"{stem.name}{form.suffix}"), stem.with_name(f"{stem.name}.png")
     for remark in (*piece.remarks, *form.remarks):
         print(f"musicldm: {remark}", file=sys.stderr)
@@ -239,7 +268,7 @@ def write(args: argparse.Namespace, source: Path, piece: EditedPiece) -> None:
     if not args.no_figure:
         piece.figure(figure)
     files = {"file": str(audio), "figure": None if args.no_figure else str(figure)}
-    report(args.json, files | piece.recipe, str(audio))
+    report(args.json, files | piece.recipe_at(audio), str(audio))
 
 
 def container_of(path: Path) -> str:

@@ -19,6 +19,7 @@ from musicldm.cli.music import (
     given,
     progress_bars,
 )
+from musicldm.cli.sketch import add_along, add_meter, add_sketch, context_settings
 from musicldm.cli.tempo import add_bpm, tempo_settings
 from musicldm.generate.recipe import DEFAULTS, OPENING, Request, load_recipe, random_seed, warn_of_changes
 from musicldm.generate.sections import read_sections
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         **SETTING,
     )
     add_bpm(parser)
+    add_meter(parser, "of --bpm and --chords")
+    add_sketch(parser)
+    add_along(parser)
     add_settings(parser)
     add_comparison(parser)
     add_output(parser)
@@ -57,13 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write ``NAME.wav`` and ``NAME.png`` for each prompt."""
+    """Write ``NAME.wav`` and ``NAME.png`` for each prompt, and ``NAME.mid`` where it follows a score."""
     chosen = given(args)
     recipe = load_recipe(args.recipe, chosen) if args.recipe else {}
     settings = {name: chosen.get(name, recipe.get(name, default)) for name, default in DEFAULTS.items()}
     opening = {name: settings.pop(name) for name in OPENING}
     if args.sections is None:
         settings |= tempo_settings(args, chosen, recipe)
+    settings = context_settings(args, chosen, recipe, settings)
     requests = collect_requests(args, chosen.get("seed", recipe.get("seed")), settings, recipe)
     with output_folder(args.out):
         generate(args, opening, requests, recipe)
@@ -81,7 +86,7 @@ def collect_requests(args: argparse.Namespace, seed: int | None, settings: dict,
             raise ValueError("--sections has the prompts in its file; leave the others out")
         if hasattr(args, "seconds"):
             raise ValueError("--sections has the lengths in its file; leave --seconds out")
-        sections = read_sections(args.sections, getattr(args, "bpm", None))
+        sections = read_sections(args.sections, getattr(args, "bpm", None), getattr(args, "meter", None))
     else:
         sections = () if args.prompts or args.file or hasattr(args, "seconds") else recipe.get("sections", ())
     if sections:
@@ -131,10 +136,11 @@ def write(args: argparse.Namespace, piece) -> None:
     """One result: audio, picture, and a line on stdout."""
     recipe = piece.recipe
     stem = free_name(
-        args.out, f"{slug(recipe['prompt'])}_seed{recipe['seed']}", (*(f".{kind}" for kind in FORMATS), ".png")
+        args.out, f"{slug(recipe['prompt'])}_seed{recipe['seed']}", (*(f".{kind}" for kind in FORMATS), ".png", ".mid")
     )
     audio, figure = (stem.with_name(f"{stem.name}.{suffix}") for suffix in (args.format, "png"))
     piece.save(audio)
     if not args.no_figure:
         piece.figure(figure)
-    report(args.json, {"file": str(audio), "figure": None if args.no_figure else str(figure), **recipe}, str(audio))
+    files = {"file": str(audio), "figure": None if args.no_figure else str(figure)}
+    report(args.json, files | piece.recipe_at(audio), str(audio))

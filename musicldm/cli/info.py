@@ -1,4 +1,4 @@
-"""``musicldm info``: the recipe of a file, or what is installed."""
+"""``musicldm info``: the recipe of a file, what a model can, or what is installed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from musicldm.cli.common import each, refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", type=Path, metavar="AUDIO", help="files that musicldm wrote")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="AUDIO_OR_MODEL",
+        help="files that musicldm wrote, bundled models (such as mini) or folders of models",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object for each file, or one, on stdout")
     parser.set_defaults(several="files")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print recipes, or the environment."""
+    """Print recipes, what models can, or the environment."""
     if args.files:
-        _, bad = each(args.files, lambda path: show(described(path), args.json))
+        _, bad = each(args.files, lambda name: show(described(name), args.json))
         refuse(bad, len(args.files))
     else:
         from musicldm.generate.environment import environment
@@ -28,13 +33,23 @@ def run(args: argparse.Namespace) -> None:
         show(environment(), args.json)
 
 
-def described(path: Path) -> dict:
-    """The mark of AI and the recipe in an audio file; other people's files may have the mark alone.
+def described(name: str) -> dict:
+    """What is known of the audio file or the model ``name``; a file wins over a bundled model of that name.
+
+    The mark of AI and the recipe of a file; other people's files may have the mark alone.
 
     Raises:
         OSError: if it cannot be read.
         ValueError: if it is no audio, or has neither.
     """
+    path = Path(name)
+    if path.is_dir() or not path.exists():
+        from musicldm.generate.environment import describe_model
+        from musicldm.models.loading import bundled_models
+
+        bundled = bundled_models()
+        if path.is_dir() or name in bundled:
+            return describe_model(name, bundled.get(name, path))
     mark = read_mark(path)
     try:
         recipe = read_recipe(path)

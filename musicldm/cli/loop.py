@@ -11,6 +11,7 @@ from musicldm.audio.output import output_folder
 from musicldm.cli.common import positive
 from musicldm.cli.generate import collect_prompts, generate
 from musicldm.cli.music import SETTING, add_comparison, add_output, add_settings, given
+from musicldm.cli.sketch import add_meter, add_sketch, context_settings, whole_bars
 from musicldm.cli.tempo import add_bpm, tempo_settings
 from musicldm.generate.recipe import DEFAULTS, OPENING, Request, load_recipe
 
@@ -30,20 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bars",
         type=positive(int),
-        help=f"length of a loop with --bpm, from a downbeat on: bars x beats x 60 / bpm seconds (default: {BARS})",
+        help="length of a loop with --bpm, from a downbeat on: bars x beats x 60 / bpm seconds (default: those of the "
+        f"score, or {BARS})",
         **SETTING,
     )
-    parser.add_argument(
-        "--meter",
-        metavar="N/D",
-        help="beats in a bar, and the note that is a beat, which --bpm counts: in 6/8 at 120 BPM an eighth lasts half "
-        "a second and a bar three (default: 4/4)",
-        **SETTING,
-    )
+    add_meter(parser, "of --bars and --chords")
+    add_sketch(parser)
     parser.add_argument(
         "--seconds",
         type=positive(float),
-        help="length of a loop without --bpm (default: what the model was trained on, about 10)",
+        help="length of a loop without --bpm (default: that of the score, or what the model was trained on, about 10)",
         **SETTING,
     )
     add_settings(parser)
@@ -65,10 +62,11 @@ def run(args: argparse.Namespace) -> None:
     settings = {name: chosen.get(name, recipe.get(name, default)) for name, default in DEFAULTS.items()}
     opening = {name: settings.pop(name) for name in OPENING}
     settings |= tempo_settings(args, chosen, recipe) | {"loop": True}
+    settings = context_settings(args, chosen, recipe, settings)
     if settings.get("bpm") is not None and settings.get("bars") is None:
         if "seconds" in chosen:
             raise ValueError("a loop with --bpm is counted in bars; give --bars instead of --seconds")
-        settings |= {"bars": BARS, "seconds": None}
+        settings |= {"bars": whole_bars(settings, BARS), "seconds": None}
     prompts = collect_prompts(args.prompts, None, recipe)
     requests = Request.for_prompts(prompts, chosen.get("seed", recipe.get("seed")), **settings)
     if args.format != "wav":

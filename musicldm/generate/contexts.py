@@ -5,15 +5,11 @@ Request or Edit with a context, model  ->  checked  ->  arguments of a pipeline'
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
-
-from musicldm.audio import read_audio
 from musicldm.audio.reading import open_audio
 from musicldm.config.values import shown
-from musicldm.editing.source import SILENT
 from musicldm.generate.edit import Edit, file_sha256
 from musicldm.generate.environment import context_kinds
 from musicldm.generate.recipe import Request
@@ -24,36 +20,8 @@ from musicldm.scores.hearing import check_audible
 from musicldm.scores.sketches import Sketch
 from vocoder import mel_config
 
-CLICK, ALONG = "click", "along"
+NOTES, CLICK, ALONG = "notes", "click", "along"
 Wanted = TypeVar("Wanted", Request, Edit, Request | Edit)
-
-
-@dataclass(frozen=True)
-class Followed:
-    """What one piece follows, of its exact length."""
-
-    sketch: Sketch | None
-    along: np.ndarray | None  # (L,) or (2, L) at the model's rate
-    guidance: float
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Of context; empty if it follows nothing."""
-        sketched = () if self.sketch is None else self.sketch.kinds
-        return sketched if self.along is None else (*sketched, ALONG)
-
-    def arguments(self, pipeline: MusicLDMBase) -> dict:
-        """Of the call of ``pipeline``; none if nothing is followed."""
-        if not self.kinds:
-            return {}
-        guidance = {"context_guidance_scale": self.guidance}
-        if self.along is None:
-            return {"context": self.sketch} | guidance
-        mel, audio = mel_config(pipeline.vocoder), self.along
-        if self.sketch is not None:
-            audio = audio + self.sketch.render(mel.sample_rate, mel.audio_channels)[..., : audio.shape[-1]]
-        given = {"context": audio, "context_sampling_rate": mel.sample_rate, "context_kind": list(self.kinds)}
-        return given | guidance
 
 
 def known_kinds(pipeline: MusicLDMBase) -> tuple[str, ...]:
@@ -103,34 +71,34 @@ def check_followed(wanted: Request | Edit, pipeline: MusicLDMBase, model: str) -
         check_audible(sketch, mel_config(pipeline.vocoder))
 
 
-def followed(request: Request, pipeline: MusicLDMBase) -> Followed:
-    """What ``request``, of some length, follows on the model of ``pipeline``.
+def arguments(wanted: Request | Edit, sketch: Sketch | None = None) -> dict:
+    """What the call of a pipeline is given of what ``wanted`` follows: ``sketch``, and its recording if it has one.
 
-    Raises:
-        OSError, ValueError: if the recording cannot be read, or is silent.
+    Sounds of both are mixed by the pipeline, which hears each as its own kinds.
     """
-    sketch, along = request.sketch, None
-    mel, seconds = mel_config(pipeline.vocoder), request.seconds
-    if sketch is not None and seconds is not None:
-        sketch = fitted(sketch, seconds)
-    if request.along is not None:
-        audio, _ = read_audio(request.along, mel.sample_rate, mel.audio_channels)
-        if np.abs(audio).max() < SILENT:
-            raise ValueError(f"{request.along} is silent, so there is nothing to go along with; give another recording")
-        length = audio.shape[-1] if seconds is None else round(seconds * mel.sample_rate)
-        along = np.zeros((*audio.shape[:-1], length), np.float32)
-        along[..., : audio.shape[-1]] = audio[..., :length]
-    return Followed(sketch, along, request.context_guidance)
+    along = wanted.along if isinstance(wanted, Request) else None
+    if sketch is None and along is None:
+        return {}
+    context: Sketch | dict = sketch
+    if along is not None:
+        context = {ALONG: along} | ({} if sketch is None else {sketch.kinds: sketch})
+    return {"context": context, "context_guidance_scale": wanted.context_guidance}
 
 
 def with_click(sketch: Sketch | None, request: Request, pipeline: MusicLDMBase, seconds: float) -> Sketch | None:
-    """``sketch`` and, if the model takes clicks, one on each beat of the tempo of ``request``, for ``seconds``."""
-    if CLICK not in known_kinds(pipeline) or (sketch is not None and CLICK in sketch.kinds):
+    """``sketch`` and, if the model takes clicks, one on each beat of the tempo of ``request``, for ``seconds``.
+
+    A whole score and a recording have beats of their own: they are left alone.
+    """
+    has_beats = request.along is not None or (sketch is not None and not {CLICK, NOTES}.isdisjoint(sketch.kinds))
+    if has_beats or CLICK not in known_kinds(pipeline):
         return sketch
     click = Sketch.click(request.bpm, request.meter or "4/4", seconds=seconds)
     return click if sketch is None else sketch + click
 
 
-def fitted(sketch: Sketch, seconds: float) -> Sketch:
-    """``sketch`` of exactly ``seconds``: its beginning, or all of it and silence."""
-    return sketch.cut(0, seconds) if seconds < sketch.seconds else replace(sketch, seconds=float(seconds))
+def fitted(sketch: Sketch | None, seconds: float | None) -> Sketch | None:
+    """``sketch``, or its beginning if it lasts more than ``seconds``."""
+    if sketch is None or seconds is None or sketch.seconds <= seconds:
+        return sketch
+    return sketch.cut(0, seconds)

@@ -41,7 +41,7 @@ PLACES = {
     "before_s": ("extend",),
     "after_s": ("extend",),
     "amount": ("vary", "retake"),
-    "context": ("inpaint", "extend"),
+    "context": ("vary", "inpaint", "extend"),
 }
 OWN = {
     "amount": ("vary", "retake"),

@@ -19,6 +19,7 @@ from musicldm.config.values import shown
 from musicldm.editing import Patch, Region, Source, to_samples
 from musicldm.editing.levels import limits
 from musicldm.editing.whole import fit_whole
+from musicldm.generate.contexts import arguments, fitted
 from musicldm.generate.edit import OWN, Edit
 from musicldm.generate.pieces import EditedPiece, Piece
 from musicldm.generate.preparing import made_anew
@@ -74,7 +75,9 @@ def placed(edit: Edit, source: Source, start_s: float = 0.0) -> Sketch | None:
     """What a prepared ``edit`` follows, from its first new sample on, in time from ``start_s`` of ``source`` on."""
     if edit.sketch is None:
         return None
-    return edit.sketch.shifted(max(0.0, made_anew(edit, source)[0][0] - start_s))
+    regions = made_anew(edit, source)
+    first_s, last_s = regions[0][0], regions[-1][1]
+    return fitted(edit.sketch, last_s - first_s).shifted(max(0.0, first_s - start_s))
 
 
 def recipe(edit: Edit, source: Source, about: dict, chosen: Candidate, novelty: dict | None) -> dict:
@@ -142,7 +145,7 @@ def _found(candidate: Candidate, rate: int, judge: Judge) -> dict:
 def vary(pipeline: MusicLDMPipeline, edit: Edit, source: Source, options: dict) -> list[Candidate]:
     """Variations of the whole of ``source``, best first; ``options`` are the pipeline's."""
     made = MusicLDMAudioToAudioPipeline.from_pipe(pipeline)(
-        edit.prompt, edit.source, init_noise_level=edit.amount, windows=True, **options
+        edit.prompt, edit.source, init_noise_level=edit.amount, windows=True, **arguments(edit, edit.sketch), **options
     )
     scores = [None] * len(made.audios) if made.scores is None else made.scores.ravel().tolist()
     patches = [fit_whole(source, waveform, made.sampling_rate) for waveform in made.audios]
@@ -160,6 +163,7 @@ def replace_parts(pipeline: MusicLDMPipeline, edit: Edit, source: Source, option
         mask_end_seconds=[stop for _, stop in regions],
         output_type="patches",
         windows=True,
+        **arguments(edit, placed(edit, source)),
         **options,
     )
     lacks = _remarks(pipeline, source, [to_samples(Region(*region), source.rate) for region in regions])

@@ -47,6 +47,29 @@ def context_kinds(folder: str | Path) -> tuple[str, ...]:
     return tuple(entry["kinds"]) if isinstance(entry, dict) and isinstance(entry.get("kinds"), list) else ()
 
 
+def describe_model(name: str, folder: str | Path) -> dict:
+    """What `musicldm info` says of the model in ``folder``: its revision, sound, and the contexts that it takes.
+
+    Raises:
+        OSError: if it is no model folder.
+        ValueError: if a part of it is damaged.
+    """
+    from musicldm.models.loading import read_index, read_json
+
+    folder = Path(folder)
+    read_index(folder)
+    vocoder = read_json(folder / "vocoder" / "config.json")
+    mel = vocoder.get("mel") or {}
+    return {
+        "model": name,
+        "folder": str(folder),
+        "revision": model_revision(folder),
+        "sampling_rate": vocoder.get("sampling_rate"),
+        "channels": mel.get("audio_channels", 1),
+        "context_kinds": list(context_kinds(folder)),
+    }
+
+
 def choose_device(name: str):
     """The torch device called ``name``; "auto" is the fastest there is.
 

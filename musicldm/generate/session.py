@@ -22,7 +22,7 @@ from musicldm.editing import Source
 from musicldm.generate import editor
 from musicldm.generate.adapters import load_adapters
 from musicldm.generate.calls import Cancel, Progress, batches, options, seeded, watch_steps
-from musicldm.generate.contexts import ALONG, Wanted, check_followed, fitted, followed, known_kinds, with_recording
+from musicldm.generate.contexts import ALONG, Wanted, arguments, check_followed, fitted, known_kinds, with_recording
 from musicldm.generate.edit import Edit, request_of
 from musicldm.generate.environment import choose_device, choose_dtype, model_revision, package_versions
 from musicldm.generate.pieces import Piece
@@ -243,8 +243,7 @@ class Session:
         wanted = batch[0]
         if wanted.sections:
             return self._call_sections(wanted, watch, noise)
-        pipeline = self.pipeline(wanted)
-        make: Callable = pipeline
+        make: Callable = self.pipeline(wanted)
         if wanted.novelty is not None:
             make = partial(self._guard(wanted), mode=wanted.novelty, max_similarity=wanted.max_similarity)
         seeds = [one.seed + k for one in batch if one.seed is not None for k in range(one.candidates)]
@@ -254,7 +253,7 @@ class Session:
             return_best=1,
             loop=wanted.loop,
             windows=_in_windows(wanted),
-            **followed(wanted, pipeline).arguments(pipeline),
+            **arguments(wanted, fitted(wanted.sketch, wanted.seconds)),
             **options(wanted, [noise(seed) for seed in seeds], watch),
         )
 
@@ -264,7 +263,7 @@ class Session:
 
         def draw(wanted: Request, **others):
             generators = [noise(wanted.seed + k) for k in range(wanted.candidates)]
-            given = options(wanted, generators, watch) | followed(wanted, pipeline).arguments(pipeline)
+            given = options(wanted, generators, watch) | arguments(wanted, wanted.sketch)
             return editor.sections(pipeline, wanted, given | others)
 
         if request.novelty is None:
@@ -325,7 +324,7 @@ class Session:
             }
             if request.loop:
                 found["seam_quantile"] = seam_of(waveform, rate)
-            sketch = None if request.sketch is None else fitted(request.sketch, found["seconds"])
+            sketch = fitted(request.sketch, found["seconds"])
             found |= _kinds(sketch, request)
             yield Piece(waveform, rate, compose(request, self.about(request), found), score, novelty, sketch)
 

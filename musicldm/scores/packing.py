@@ -73,6 +73,6 @@ def _sketch(content: dict) -> Sketch:
         raise ValueError("a tempo must be above 0")
     metres = [(float(time), int(beats), int(unit)) for time, beats, unit in content["metres"]]
     keys = [(float(time), str(key)) for time, key in content["keys"]]
-    if any(not math.isfinite(time) for time, *_ in (*metres, *keys)):
+    if not all(math.isfinite(entry[0]) for entry in metres) or not all(math.isfinite(entry[0]) for entry in keys):
         raise ValueError("it holds NaN or infinity")
     return Sketch(Score(notes, [], tempos, metres, keys), clicks, content["seconds"], tuple(content["kinds"]))

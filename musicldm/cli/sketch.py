@@ -1,0 +1,152 @@
+"""Options for what music follows (chords, a MIDI file, a melody, a recording), and what they and a recipe ask for."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from musicldm.audio import read_audio
+from musicldm.audio.reading import open_audio
+from musicldm.cli.music import SETTING
+from musicldm.generate.metre import METER, RELEASE_S, bars_s, check_bpm
+from musicldm.generate.recipe import CONTEXT
+from musicldm.scores.sketches import RHYTHMS, Sketch
+
+CHORDS_BPM = 120.0  # where none is given
+
+
+def add_sketch(parser: argparse.ArgumentParser) -> None:
+    """``--midi``, ``--chords``, ``--melody`` and what belongs to them."""
+    parser.add_argument(
+        "--midi",
+        type=Path,
+        metavar="FILE",
+        help="follow the notes of this MIDI file, to its end; this and the options up to --context-guidance need a "
+        "model that takes them (see `musicldm info MODEL`), and those that are given together sound together",
+    )
+    parser.add_argument(
+        "--tracks",
+        type=numbers,
+        metavar="N,N",
+        help="of --midi: only these, counted from 1 among the tracks that have notes (of a file of one track: its "
+        "channels)",
+    )
+    parser.add_argument(
+        "--chords",
+        metavar="CHORDS",
+        help="follow these chords, a bar each, as in 'Am F C G'; with bar lines those of a bar share it, as in "
+        "'| Am F | C/E | F#m7b5 | N.C. |'",
+    )
+    parser.add_argument("--rhythm", choices=RHYTHMS, help="of --chords: held, one note at a time, or struck (block)")
+    parser.add_argument("--melody", type=Path, metavar="AUDIO", help="follow the notes hummed or whistled in this file")
+    parser.add_argument(
+        "--context-guidance",
+        type=weight,
+        metavar="SCALE",
+        help="how strongly to follow all this; 0 is not at all, above 1 takes half as long again (default: 1)",
+        **SETTING,
+    )
+
+
+def add_along(parser: argparse.ArgumentParser) -> None:
+    """``--along``."""
+    parser.add_argument(
+        "--along",
+        metavar="AUDIO",
+        help="make music that goes with this recording, and is as long as it is; the prompt says what is added",
+        **SETTING,
+    )
+
+
+def add_meter(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--meter``, of ``what``."""
+    parser.add_argument(
+        "--meter",
+        metavar="N/D",
+        help=f"{what}: beats in a bar, and the note that is a beat, which --bpm counts: in 6/8 at 120 BPM an eighth "
+        "lasts half a second and a bar three (default: 4/4)",
+        **SETTING,
+    )
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """An argparse type: ``1,3`` as numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"whole numbers with commas are needed, such as 1,3, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def weight(text: str) -> float:
+    """An argparse type: a finite number from 0 up."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"a number of at least 0 is needed, got {text!r}")
+    return value
+
+
+def read_sketch(args: argparse.Namespace, bpm: float | None, meter: str | None) -> Sketch | None:
+    """The sketch of the options, its parts together; ``bpm`` and ``meter`` are those of chords. None without any.
+
+    Raises:
+        OSError: if a file cannot be read.
+        ValueError: if it holds no notes or no pitch, or something is no chord, tempo or metre.
+    """
+    for name, option in (("tracks", "midi"), ("rhythm", "chords")):
+        if getattr(args, name) is not None and getattr(args, option) is None:
+            raise ValueError(f"--{name} is for --{option}, which is not given; give it, or leave --{name} out")
+    parts = []
+    if args.midi is not None:
+        parts.append(Sketch.from_midi(args.midi, args.tracks))
+    if args.chords is not None:
+        if bpm is not None:
+            check_bpm(bpm)
+        tempo = CHORDS_BPM if bpm is None else bpm
+        parts.append(Sketch.from_chords(args.chords, tempo, METER if meter is None else meter, args.rhythm or "block"))
+    if args.melody is not None:
+        try:
+            parts.append(Sketch.from_melody(*read_audio(args.melody)))
+        except ValueError as error:
+            raise ValueError(f"{args.melody}: {error}") from error
+    return reduce(add, parts) if parts else None
+
+
+def context_settings(args: argparse.Namespace, chosen: Iterable[str], recipe: dict, settings: dict) -> dict:
+    """``settings`` for `Request` with what music follows: what is given, else what ``recipe`` says.
+
+    ``settings`` have the tempo; ``chosen`` are the names of those that were given. What is new says how long the music
+    is, and that a candidate is chosen anew.
+    """
+    own: dict[str, Any] = {name: recipe[name] for name in CONTEXT if recipe.get(name) is not None}
+    sketch = read_sketch(args, settings.get("bpm", getattr(args, "bpm", None)), getattr(args, "meter", None))
+    new: dict[str, Any] = {} if sketch is None else {"context": sketch}
+    if hasattr(args, "along"):
+        with open_audio(args.along):  # what is wrong with it is said before a model is opened
+            pass
+        new |= {"along": args.along, "along_sha256": None}
+    lengths = {"seconds": None} if new and "seconds" not in chosen else {}
+    if hasattr(args, "context_guidance"):
+        new["context_guidance"] = args.context_guidance
+    settings = settings | own | new | lengths
+    if new:
+        settings.pop("take", None)
+    if args.chords is not None and settings.get("bpm") is None:
+        settings.pop("meter", None)  # it is that of the chords
+    return settings
+
+
+def whole_bars(settings: dict, usual: int) -> int:
+    """Bars that hold the sketch of ``settings``, which have a tempo; ``usual`` without one."""
+    sketch, bpm = settings.get("context"), settings["bpm"]
+    if not isinstance(sketch, Sketch):
+        return usual
+    check_bpm(bpm)
+    return max(1, math.ceil((sketch.seconds - RELEASE_S) / bars_s(bpm, 1, settings.get("meter"))))
