@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo app check test lint types format beats clean
+.PHONY: help demo app docs check test lint types format beats clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed ## three prompts to three WAV files with pictures, in d
 
 app: $(VENV)/.installed-app ## a page to make music in, in the browser
 	$(BIN)/musicldm app
+
+docs: $(VENV)/.installed-docs ## the documentation as web pages, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 check: $(VENV)/.installed-all lint types ## style, types and the quick tests, in under 3 minutes
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -54,6 +57,11 @@ $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
 $(VENV)/.installed-app: $(VENV)/.installed
 	@echo "Installing the app"
 	$(BIN)/pip install --quiet --editable ".[app]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing what builds the documentation"
+	$(BIN)/pip install --quiet --editable ".[docs]"
 	@touch $@
 
 # madmom 0.16.1 imports Cython and numpy in its setup.py, so they must be there first and its build not be isolated;

@@ -1,8 +1,14 @@
 """What the documents tell a reader to type is what the program takes."""
 
 import importlib.util
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +21,25 @@ from musicldm.config import STAGES, find_config, load_config
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "recipes/*/*.md", "musicldm/pretrained/*/README.md")
+    for pattern in (
+        *("*.md", "docs/*.md", "docs/reference/*.md", "recipes/*/*.md", "benchmarks/*.md"),
+        "musicldm/pretrained/*/README.md",
+    )
     for path in ROOT.glob(pattern)
-    if "```" in path.read_text(encoding="utf-8")
 )
-PROGRAMS = ("pip", "apt", "apt-get", "git", "export", "accelerate", "ray")  # of others
+PROGRAMS = ("pip", "apt", "apt-get", "git", "export", "accelerate", "ray", "source", "curl")  # of others
+SERVER = "http://127.0.0.1:7860"  # of the examples: `server` runs one for them
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MADE = re.compile(r'"(RUN/final|CONCEPT/final|INDEX)"')  # what a reader has made before: `made` makes it here
 
 
 def blocks(language: str) -> list:
     return [
-        pytest.param(text, id=f"{path.relative_to(ROOT)}-{i}", marks=[pytest.mark.slow] if MADE.search(text) else [])
+        pytest.param(
+            text,
+            id=f"{path.relative_to(ROOT)}-{i}",
+            marks=[pytest.mark.slow] if MADE.search(text) or SERVER in text else [],
+        )
         for path in DOCUMENTS
         for i, (kind, text) in enumerate(FENCE.findall(path.read_text(encoding="utf-8")))
         if kind == language
@@ -63,6 +76,25 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> str:
+    """The address of a server with the bundled model."""
+    folder = tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-m", "musicldm", "app", "--port", "0", "--no-browser", "--out", folder / "music"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([*map(str, command)], stderr=log, cwd=folder)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"http://[\d.:]+", (folder / "log").read_text())):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, "the server does not say its address"
+            time.sleep(0.2)
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def commands(block: str) -> list[list[str]]:
     lines = block.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
@@ -96,18 +128,85 @@ def test_shell_commands_exist(block, monkeypatch):
 def test_python_examples_run(block, tmp_path, monkeypatch, request):
     """Shorter and coarser than they stand there, on the bundled model; whatever they leave open is a recording."""
     monkeypatch.chdir(request.getfixturevalue("made") if MADE.search(block) else tmp_path)
-    block = re.sub(r"audio_length_in_s=[\d.]+", "audio_length_in_s=2.56", block)
+    block = re.sub(r"(audio_length_in_s|seconds)=[\d.]+", r"\1=2.56", block)
     block = re.sub(r"num_inference_steps=\d+", "num_inference_steps=1", block)
+    if SERVER in block:
+        block = block.replace(SERVER, request.getfixturevalue("server"))
     names = {"waveform": np.sin(np.arange(40_000) / 5).astype(np.float32), "sample_rate": 8_000}
     exec(compile(block, "example", "exec"), names)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("block", [block for block in blocks("sh") if SERVER in block.values[0]])
+def test_requests_with_curl_are_answered(block, server, tmp_path):
+    from musicldm.app import Client
+
+    write_audio(tmp_path / "take.wav", 0.3 * np.sin(np.arange(8 * 16_000) / 9), 16_000)
+    with Client(server) as client:
+        job = client.wait(client.generate("calm piano", audio_length_in_s=2.56)["id"])
+    script = re.sub(r"\bID\b", job["id"], block.replace(SERVER, server)).replace(
+        "curl -s", "curl -s --fail-with-body -w '\n'"
+    )
+    done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line]
+    assert [answer["status"] for answer in answers][1] == "done"
+    assert all(answer["id"] for answer in answers)
+    assert (tmp_path / "piano.flac").read_bytes()[:4] == b"fLaC"
+
+
+def targets(path: Path) -> list[str]:
+    """What a document links to or shows, of its own folder's kin: addresses elsewhere are left out."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'\bsrc="([^"]+)"', text)
+    return [target for target in found if not target.startswith(("http://", "https://"))]
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as mkdocs and GitHub name them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    for target in targets(path):
+        name, _, anchor = target.partition("#")
+        place = path.parent / name if name else path
+        assert place.exists(), f"{path.relative_to(ROOT)} links to {target}"
+        assert not anchor or anchor in anchors(place), f"{path.relative_to(ROOT)} links to {target}"
+
+
+def test_guides_name_files_that_exist():
+    """Paths in code such as `recipes/mini/NOTES.md`."""
+    named = re.compile(r"`((?:docs|recipes|benchmarks|configs|notebooks|musicldm|vocoder|augment)/[\w./-]*)`")
+    found = [(path, name) for path in DOCUMENTS for name in named.findall(path.read_text(encoding="utf-8"))]
+    assert len(found) > 20
+    assert not [(str(path.relative_to(ROOT)), name) for path, name in found if not (ROOT / name).exists()]
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reference = (tmp_path / "reference" / "evaluate.html").read_text(encoding="utf-8")
+    assert 'id="musicldm.evaluate.distances.frechet_distance"' in reference
+    assert "public names" not in reference
+
+
 def test_every_document_was_found():
-    assert {"README.md", "mini.md"} <= {path.name for path in DOCUMENTS}
+    assert {"README.md", "quickstart.md", "mini.md", "NOTES.md"} <= {path.name for path in DOCUMENTS}
     texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
-    assert {kind for text in texts for kind, _ in FENCE.findall(text)} == {"sh", "python", "text"}
+    assert {kind for text in texts for kind, _ in FENCE.findall(text)} == {"sh", "python", "text", "bibtex"}
     assert not [
         text for text in texts if re.search(r"\n\n    \S", FENCE.sub("", text))
     ]  # nor is indented in place of a fence
+    assert not [
+        block.id for block in blocks("text") if re.search(r"^(\S*import|curl|musicldm) ", block.values[0], re.M)
+    ]
     assert len(blocks("sh")) >= 4
     assert sum(bool(MADE.search(block.values[0])) for block in blocks("python")) == 3

@@ -33,7 +33,7 @@ from vocoder import mel_config
 
 MODES = ("report", "avoid", "least_similar")
 ROUNDS = 4  # draws before a prompt is given up
-STRENGTH = 0.5  # of steering, at first: what a model that knows clips by heart makes most music with (docs/novelty.md)
+STRENGTH = 0.5  # of steering in the second draw; measured in benchmarks/NOTES_novelty.md
 PER_PROMPT = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
 
 
@@ -162,15 +162,18 @@ class CopyGuard:
         waiting = list(range(n_prompts))
         rejected: list[list[torch.Tensor]] = [[] for _ in range(n_prompts)]  # latents (C, T, F)
         strengths = [self.strength] * n_prompts
+        contexts = None if arguments["context"] is None else one_each(arguments["context"], n_prompts)
         settled = {"seed": None, "return_best": None, "return_dict": True, "output_type": "np"}
         for _ in range(1 if mode == "report" else ROUNDS):
             changed = {name: _rows(arguments[name], waiting) for name in PER_PROMPT}
             items = [i * n + k for i in waiting for k in range(n)]
+            changed["context"] = contexts if contexts is None else _rows(contexts, waiting)
             changed["generator"] = [noise[item] for item in items] if isinstance(noise, list) else noise
             away = [rejected[item // n] for item in items]
             strong = [strengths[item // n] if patterns else 0.0 for item, patterns in zip(items, away, strict=True)]
             changed["correct"] = self._steering(away, strong, arguments["correct"])
             output = self.pipeline(**arguments | changed | settled)
+            settled["audio_length_in_s"] = output.audios.shape[-1] / output.sampling_rate  # also of fewer contexts
             for row, item in enumerate(items):
                 waveform, prompt = output.audios[row], item // n
                 found = self.judge(waveform, output.sampling_rate, max_similarity)

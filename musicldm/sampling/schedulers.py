@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-# How the commands sample unless told otherwise; docs/speed.md and docs/mini.md have what else was measured.
+# Defaults of the commands; docs/speed.md and recipes/mini/NOTES.md compare them with other settings.
 SAMPLER, STEPS = "dpm++", 25
 GUIDANCE, GUIDANCE_INTERVAL = 4.0, (0.2, 0.7)  # the latter as shares of the noise
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from musicldm.scores.rendering import RenderConfig, render_scores
 
-FOLDER = Path("/usr/share/sounds/sf2")  # of Debian's packages, which docs/mini.md names
+FOLDER = Path("/usr/share/sounds/sf2")  # of Debian's packages, which README.md names
 SOUNDFONTS = (f"{FOLDER}/FluidR3_GM.sf2", f"{FOLDER}/TimGM6mb.sf2")
 TO_LEARN = (*SOUNDFONTS, f"{FOLDER}/MuseScore_General_Full.sf2")
 FAMILIES = ("piano", "guitar", "strings", "brass", "winds", "organ", "synth", "drums")

@@ -1,6 +1,6 @@
 """The results of `recipes.mixup_experiment.run` as a Markdown table and a picture.
 
-python -m recipes.mixup_experiment.table --picture docs/mixup_experiment.png
+python -m recipes.mixup_experiment.table --picture recipes/mixup_experiment/mixup_experiment.png
 """
 
 from __future__ import annotations
