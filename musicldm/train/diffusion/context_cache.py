@@ -27,6 +27,7 @@ from musicldm.models.latents import encode_image, latent_factor, latent_shape
 from musicldm.scores.contexts import ClipSource, ContextPlan, DrawnContext, draw_context, plan_context
 from musicldm.train.diffusion.cache import KeptArrays, Parts, clip_images, fingerprint
 from musicldm.train.diffusion.contexts import OF_CLIP, OF_ITS_OWN, Contexts, Tables, span_frames
+from musicldm.train.diffusion.mixtures import sixteen_bits
 from vocoder import MelConfig
 
 MIDI_SUFFIXES = (".mid", ".midi")
@@ -130,7 +131,9 @@ def _filled(
     }
     if not n:
         return Tables(target=target, **{name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()})
-    kept = KeptArrays(folder, _key(draws, clips, parts, config), n, shapes)
+    # On a CPU most of the time goes into encoding; bfloat16 errs by a twentieth of what the VAE itself leaves open.
+    low = sixteen_bits(config.mixed_precision, device) if device.type == "cpu" else None
+    kept = KeptArrays(folder, _key(draws, clips, parts, config, low), n, shapes)
     arrays = kept.arrays
     vae.to(device, memory_format=torch.channels_last).eval()
     conditioner.clap.to(device).eval()
@@ -139,13 +142,13 @@ def _filled(
         if drawn:
             rows = list(drawn)
             frames = [frames_of(made, size[0], latent_factor(vae), mel) for made in drawn.values()]
-            arrays["latents"][rows] = _moments([made.audio for made in drawn.values()], vae, mel)[:, :channels]
+            arrays["latents"][rows] = _moments([made.audio for made in drawn.values()], vae, mel, low)[:, :channels]
             arrays["frames"][rows] = frames
             arrays["made"][rows] = [OF_CLIP if made.target is None else OF_ITS_OWN for made in drawn.values()]
         if own := {int(target[row]): made for row, made in drawn.items() if made.target is not None}:
             rows = list(own)
             texts = embed_text(conditioner.clap, conditioner.tokenizer, [made.text for made in own.values()])
-            arrays["moments"][rows] = _moments([made.target for made in own.values()], vae, mel)
+            arrays["moments"][rows] = _moments([made.target for made in own.values()], vae, mel, low)
             arrays["embedding"][rows] = texts.cpu().numpy()
     return Tables(target=target, **arrays)
 
@@ -164,16 +167,17 @@ def frames_of(drawn: DrawnContext, n_frames: int, factor: int, mel: MelConfig) -
     return np.stack([span_frames(drawn.kept, n_frames, frame_s, whole=True), *kinds])
 
 
-def _moments(waveforms: list[np.ndarray], vae: AutoencoderKL, mel: MelConfig) -> np.ndarray:
-    """Moments (B, 2C, T/f, F/f) of ``waveforms`` (L,) or (A, L)."""
+def _moments(waveforms: list[np.ndarray], vae: AutoencoderKL, mel: MelConfig, low: torch.dtype | None) -> np.ndarray:
+    """Moments (B, 2C, T/f, F/f) of ``waveforms`` (L,) or (A, L), computed in ``low`` precision or in float32."""
     stacked = np.stack([fitted(waveform, mel.clip_samples) for waveform in waveforms])
     images = clip_images(torch.from_numpy(stacked).float().to(vae.device), vae, mel)
-    return encode_image(vae, images).parameters.cpu().numpy()
+    with torch.autocast(vae.device.type, low, enabled=low is not None):
+        return encode_image(vae, images).parameters.float().cpu().numpy()
 
 
-def _key(draws: list[Draw], clips: list[Clip], parts: Parts, config: DiffusionConfig) -> str:
-    """A digest of what the contexts depend on: clips, notes, plans, seed, front end and networks."""
-    digest = hashlib.sha256(repr((config.seed, config.context_draws, KINDS)).encode())
+def _key(draws: list[Draw], clips: list[Clip], parts: Parts, config: DiffusionConfig, low: torch.dtype | None) -> str:
+    """A digest of what the contexts depend on: clips, notes, plans, seed, precision, front end and networks."""
+    digest = hashlib.sha256(repr((config.seed, config.context_draws, KINDS, str(low))).encode())
     notes = {}
     for draw in draws:
         source = draw.source

@@ -50,7 +50,7 @@ from musicldm.train.diffusion.mixtures import make_rounds
 from musicldm.train.diffusion.objectives import Objective, Question, make_scheduler
 from musicldm.train.diffusion.on_device import Gradient, Recorded, check_device
 from musicldm.train.diffusion.parts import initial_scale, initial_settings, load_parts, of_initial
-from musicldm.train.diffusion.validation import context_losses, plain_losses
+from musicldm.train.diffusion.validation import context_losses, context_to_show, plain_losses
 from musicldm.train.diffusion.whitening import empty_embedding, prepare_condition
 from musicldm.train.log import EXAMPLES, Examples
 from musicldm.train.loop import Stage, fit
@@ -184,7 +184,10 @@ class DiffusionStage(Stage):
 
     @torch.no_grad()
     def examples(self) -> Examples:
-        """Music for fixed prompts and seeds: those of the configuration, else the conditions of held-out clips."""
+        """Music for fixed prompts and seeds: those of the configuration, else the conditions of held-out clips.
+
+        With contexts also a held-out clip's, and what is played to it.
+        """
         dataset = self.validation
         if self.prompts:
             names, wanted = [slug(prompt) for prompt in self.prompts], {"prompt": self.prompts}
@@ -192,9 +195,17 @@ class DiffusionStage(Stage):
             rows = [dataset[Item(0, index)].embedding for index in range(min(EXAMPLES, len(dataset)))]
             names, wanted = [f"clip-{index}" for index in range(len(rows))], {"prompt_embeds": torch.stack(rows)}
         self.pipeline.set_progress_bar_config(disable=True)
+        fixed = {"num_inference_steps": VALIDATION_STEPS, "seed": self.run.config.seed}
         with self.averaged():
-            made = self.pipeline(**wanted, num_inference_steps=VALIDATION_STEPS, seed=self.run.config.seed)
-        return Examples(dict(zip(names, made.audios, strict=True)), made.sampling_rate)
+            made = self.pipeline(**wanted, **fixed)
+            sounds = dict(zip(names, made.audios, strict=True))
+            if shown := context_to_show(dataset):
+                latents = self.objective.scaling_factor * shown.latents.to(self.run.accelerator.device)
+                given = {"context": latents, "context_kind": shown.kinds, "prompt_embeds": shown.embedding}
+                name = f"context-{'-'.join(shown.kinds)}"
+                sounds[name] = self.pipeline(**given, **fixed).audios[0]
+                sounds[f"{name}-given"] = self.pipeline.vocode(self.pipeline.decode_latents(latents))[0].cpu().numpy()
+        return Examples(sounds, made.sampling_rate)
 
     def dry_run(self) -> Tensor:
         example = to_device(default_collate([self.training[Item(0, 0)]]), self.run.accelerator.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from musicldm.models.context import HOLE, KINDS
 from musicldm.train.diffusion.contexts import WITH_HOLE, WITH_MADE, WITHOUT
 from musicldm.train.diffusion.latents import CachedLatents, ContextExample, Example, to_device
 from musicldm.train.diffusion.objectives import Objective, Question
+
+MOST_LOOKED_AT = 100  # items, for a context to be heard
 
 Losses = Callable[[Example], dict[str, Tensor]]
 Answer = Callable[[ContextExample], tuple[Tensor, Question]]  # prediction of a batch, and what was asked
@@ -93,3 +96,26 @@ def groups_of(example: ContextExample, how: str) -> dict[str, Tensor]:
         groups |= {kind: flags[:, k] for k, kind in enumerate(KINDS) if kind != HOLE}
     rows = {name: which.nonzero()[:, 0] for name, which in groups.items()}
     return {name: row for name, row in rows.items() if len(row)}
+
+
+class ShownContext(NamedTuple):
+    """A context to be heard, and the condition beside it."""
+
+    kinds: tuple[str, ...]
+    latents: Tensor  # (1, C, T/f, F/f), unscaled
+    embedding: Tensor  # (1, D)
+
+
+def context_to_show(dataset: CachedLatents) -> ShownContext | None:
+    """The first context of ``dataset`` that is given all the time, without a hole; None if there is none nearby."""
+    if not dataset.contexts:
+        return None
+    made = dataset.all_given(WITH_MADE)
+    for index in range(min(MOST_LOOKED_AT, len(dataset))):
+        example = made[Item(0, index)]
+        latents, flags = example.context.split([len(example.latents), 1 + len(KINDS)])
+        always, never = flags.flatten(1).all(dim=1), ~flags.flatten(1).any(dim=1)
+        kinds = tuple(kind for kind, given in zip(KINDS, always[1:], strict=True) if given)
+        if kinds and HOLE not in kinds and (always | never).all():
+            return ShownContext(kinds, latents[None], example.embedding[None])
+    return None
