@@ -68,6 +68,21 @@ def save_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, title:
     save_comparison(path, {"": waveform}, sample_rate, title)
 
 
+def spectrogram_png(waveform: np.ndarray, sample_rate: int) -> bytes:
+    """A PNG, 7 inches wide, of the mel spectrogram alone of ``waveform``, (L,) or the mean of (A, L).
+
+    Raises:
+        ValueError: if the waveform has another shape, or is empty.
+    """
+    waveform = _mono(waveform, "")
+    mel = _mel_db(waveform, sample_rate)
+    figure = new_figure(7, 2.4, dpi=90)
+    axes = figure.subplots()
+    _draw_mel(axes, mel - mel.max(), (0.0, len(waveform) / sample_rate), sample_rate)
+    axes.set_xlabel("time (s)", fontsize=11)
+    return png_bytes(figure)
+
+
 def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_rate: int, title: str = "") -> None:
     """The same for several waveforms, one above the other under their labels; all spectrograms share one scale."""
     shown = [Shown(label, waveform) for label, waveform in waveforms.items()]

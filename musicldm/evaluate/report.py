@@ -1,4 +1,4 @@
-"""An evaluation for people: one HTML file with tables, plots and players, and the same in Markdown."""
+"""The report of an evaluation: one HTML file with tables, plots, spectrograms and players, and the same in Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from musicldm.audio import read_audio
-from musicldm.audio.figures import new_figure, png_bytes
+from musicldm.audio.figures import new_figure, png_bytes, spectrogram_png
 
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # which the format knows
 PAGE = """<!doctype html>
@@ -29,7 +29,8 @@ th, td {{ text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px s
 .note {{ background: #fff6e0; padding: .6rem .8rem; border-radius: .3rem; }}
 img {{ max-width: 100%; height: auto; }}
 .clip {{ border-bottom: 1px solid #ddd; padding: .6rem 0; overflow-wrap: anywhere; }}
-audio {{ width: 100%; max-width: 26rem; display: block; }}
+.clip img {{ display: block; max-width: min(100%, 40rem); margin: .3rem 0; }}
+audio {{ width: 100%; max-width: 40rem; display: block; }}
 small {{ color: #666; }}
 @media (max-width: 40rem) {{
   table {{ font-size: .85rem; }} .number {{ white-space: normal; }}
@@ -42,7 +43,7 @@ small {{ color: #666; }}
 
 
 def value_text(metric: dict) -> tuple[str, str]:
-    """A value and its interval, with digits in step with the interval's width."""
+    """A value and its interval, with as many digits as the interval's width justifies."""
     width = metric["high"] - metric["low"]
     digits = 4 if width <= 0 else int(np.clip(1 - np.floor(np.log10(width)), 0, 5))
     return f"{metric['value']:.{digits}f}", f"{metric['low']:.{digits}f} to {metric['high']:.{digits}f}"
@@ -54,14 +55,14 @@ def markdown(report: dict) -> str:
 
 
 def guidance_words(settings: dict) -> str:
-    """ "guidance 4 from 0.2 to 0.7 of the noise"; earlier evaluations name no interval."""
+    """ "guidance 4 from 0.2 to 0.7 of the noise"; settings of earlier versions have no interval."""
     least, most = settings.get("guidance_interval", (0, 1))
     where = "" if (least, most) == (0, 1) else f" from {least:g} to {most:g} of the noise"
     return f"guidance {settings['guidance']:g}{where}"
 
 
 def card_text(report: dict) -> str:
-    """An evaluation as a section of its model's card; names no folder of the machine that it was made on."""
+    """An evaluation as a section of its model's card, without names of local folders."""
     made = report["settings"]
     about = (
         f"{len(report['clips'])} clips of revision {made['revision']}, by `musicldm evaluate`: seed {made['seed']}, "
@@ -71,7 +72,7 @@ def card_text(report: dict) -> str:
 
 
 def _table(report: dict) -> str:
-    """The measures in Markdown, and what to know of them."""
+    """The measures as a Markdown table, and the notes on them."""
     lines = ["| Measure | Value | 95 % interval | Better |", "| --- | ---: | ---: | --- |"]
     for metric in report["metrics"].values():
         value, interval = value_text(metric)
@@ -84,7 +85,7 @@ def _table(report: dict) -> str:
 
 
 def page(report: dict, folder: Path, players: int = 12) -> str:
-    """``report.html``, the first ``players`` clips inside as MP3; ``folder`` is what their paths are relative to."""
+    """``report.html``, with spectrograms and MP3 of the first ``players`` clips (paths relative to ``folder``)."""
     parts = [f"<h1>{html.escape(report['title'])}</h1>", f"<p>{html.escape(report['about'])}</p>"]
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in report["notes"]]
     rows = ["<tr><th>Measure</th><th class=number>Value</th><th class=number>95 % interval</th><th>Better</th></tr>"]
@@ -110,19 +111,20 @@ def page(report: dict, folder: Path, players: int = 12) -> str:
 
 
 def _better(metric: dict) -> str:
-    return "more" if metric["more_is_better"] else "less"
+    return "higher" if metric["more_is_better"] else "lower"
 
 
 def _base_rate_text(base_rate: dict) -> str:
     return (
-        f"Base rate, from {base_rate['clips']} training clips and pieces other than their own: half come nearer than "
-        f"{base_rate['similarity_50']:.3f}, 5 % than {base_rate['similarity_95']:.3f}, 1 % than "
-        f"{base_rate['similarity_99']:.3f}. A similarity above 0.90 means little where the base rate is there too."
+        f"Base rate: similarity of {base_rate['clips']} training clips to the nearest clip of another piece. Half are "
+        f"above {base_rate['similarity_50']:.3f}, 5 % above {base_rate['similarity_95']:.3f}, 1 % above "
+        f"{base_rate['similarity_99']:.3f}. A similarity in this range says nothing about copying."
     )
 
 
 def _player(clip: dict, folder: Path) -> str:
     waveform, rate = read_audio(folder / clip["file"])
+    picture = base64.b64encode(spectrogram_png(waveform, rate)).decode()
     if rate not in MP3_RATES:
         waveform, rate = read_audio(folder / clip["file"], min(MP3_RATES, key=lambda other: abs(other - rate)))
     file = io.BytesIO()
@@ -139,21 +141,22 @@ def _player(clip: dict, folder: Path) -> str:
         )
     return (
         f'<div class="clip">{html.escape(clip["prompt"] or clip["file"])}'
+        f'<img alt="mel spectrogram" src="data:image/png;base64,{picture}">'
         f'<audio controls preload="none" src="data:audio/mpeg;base64,{data}"></audio>'
         f"<small>{html.escape('; '.join(facts))}</small></div>"
     )
 
 
 def plots(report: dict) -> dict[str, bytes]:
-    """Histograms, as PNG, of what there is a value for each clip of."""
+    """Histograms, as PNG, of the measures with a value for each clip."""
     single, base_rate = report["single"], report["base_rate"]
     made = {}
     if "text_audio_similarity" in single:
         drawn = {"clips": single["text_audio_similarity"]}
-        made["Similarity to the prompt"] = _histogram(drawn, "cosine in CLAP's space")
+        made["Similarity to the prompt"] = _histogram(drawn, "cosine of CLAP embeddings")
     if "nearest_training_similarity" in single:
         drawn = {"clips": single["nearest_training_similarity"], "other music (base rate)": base_rate["similarities"]}
-        made["Similarity to the nearest training clip"] = _histogram(drawn, "cosine in CLAP's space")
+        made["Similarity to the nearest training clip"] = _histogram(drawn, "cosine of CLAP embeddings")
     return made
 
 

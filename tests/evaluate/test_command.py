@@ -17,7 +17,7 @@ from musicldm.evaluate.compare import compare, incomparable
 from musicldm.evaluate.intervals import share
 from musicldm.evaluate.report import page
 from musicldm.evaluate.run import EvaluationConfig, Judges
-from musicldm.evaluate.summary import Evidence, summarize
+from musicldm.evaluate.summary import MEANING, Evidence, summarize
 from musicldm.generate import Session, Settings
 
 pytestmark = pytest.mark.slow
@@ -59,8 +59,8 @@ def test_page_holds_everything_itself(evaluated):
     folder, _ = evaluated
     page = (folder / "out" / "report.html").read_text()
     sources = re.findall(r'src="([^"]{0,30})', page)
-    assert len(sources) == 8 + 1  # players and a plot
-    assert all(source.startswith("data:") for source in sources)
+    kinds = [source.removeprefix("data:").partition(";")[0] for source in sources]
+    assert kinds == ["image/png"] + 8 * ["image/png", "audio/mpeg"]  # a plot; a spectrogram above each player
     assert PROMPTS[0] in page
     assert "| Measure |" in (folder / "out" / "report.md").read_text()
 
@@ -240,6 +240,12 @@ def test_recordings_that_change_are_measured_again(tmp_path):
     assert struck["percussive_share"] > steady["percussive_share"]
     write_audio(tmp_path / "b.wav", clicks[:12_000], 16_000)
     assert measure_clips(clips[1:], tmp_path, False)[0] != steady
+
+
+def test_each_row_of_the_report_says_what_it_measures():
+    meanings = [meaning for meaning, _ in MEANING.values()]
+    assert len(set(meanings)) == len(meanings)
+    assert not [meaning for meaning in meanings if re.search(r"\bthe same\b|\bditto\b", meaning)]
 
 
 def test_a_page_plays_recordings_at_any_rate(tmp_path):
