@@ -1,0 +1,1 @@
+"""How well music follows what is asked beside the text, measured; see `benchmarks.control.__main__`."""

@@ -1,0 +1,175 @@
+"""What is heard in music, by other people's software, none of which is part of a model that is judged.
+
+    waveform (L,) at any rate -> beats | chords | notes and strongest pitch | drums, as dictionaries ready for JSON
+
+Beats: madmom's networks (Boeck et al., 2016). Chords: madmom's convolutional network and conditional random field
+(Korzeniowski and Widmer, 2016). Notes: Basic Pitch (Bittner et al., 2022, https://arxiv.org/abs/2203.09893); the
+strongest pitch is that of its network at each moment. Drums: madmom's onset function (SuperFlux, Boeck and Widmer,
+2013) in three bands, since no network for drums can be installed beside the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import soxr
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
+
+from augment import track_beats
+from augment.madmom_compat import madmom_compatibility
+
+NEEDED = {  # package: how it is installed
+    "madmom": "make beats",
+    "mir_eval": "pip install mir_eval",
+    "basic_pitch": "pip install --no-deps basic-pitch",
+    "onnxruntime": "pip install --no-deps onnxruntime",
+    "pretty_midi": "pip install --no-deps pretty_midi six importlib_resources",
+    "resampy": "pip install --no-deps resampy",
+}
+MADMOM_RATE = 44_100
+LOWEST_PITCH = 21  # MIDI, of Basic Pitch's first column
+THRESHOLDS, SHORTEST_S = (0.5, 0.3), 0.1277  # of onsets and notes, and of a note: Basic Pitch's own
+STEP_S = 0.02
+MELODY = (48, 96)  # MIDI pitches among which the strongest is looked for
+DRUM_RATE, DRUM_FRAME, DRUM_HOP = 16_000, 512, 80
+DRUM_BANDS = {"kick": (40.0, 120.0), "snare": (180.0, 3000.0), "cymbals": (5000.0, 7800.0)}  # Hz
+DRUM_RISE = {"kick": 1.0, "snare": 0.5, "cymbals": 0.5}  # of the natural logarithm of a band's magnitude
+DRUM_GAP_S = 0.05  # between two onsets of one drum
+
+
+def check_installed() -> None:
+    """ImportError with one line that names what the judges lack, and how it is installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        ways = "; ".join(dict.fromkeys(NEEDED[name] for name in missing))
+        raise ImportError(f"the judges of this benchmark need {', '.join(missing)}: run `{ways}`")
+
+
+def beats(waveform: np.ndarray, rate: int) -> dict:
+    """``times_s`` of the beats, ``downbeats_s`` and ``bpm``; 0 where no beat is heard."""
+    found = track_beats(np.asarray(waveform, np.float32), rate)
+    return {
+        "times_s": found.times_s.round(4).tolist(),
+        "downbeats_s": found.downbeats_s.round(4).tolist(),
+        "bpm": found.tempo_bpm,
+    }
+
+
+def chords(waveform: np.ndarray, rate: int) -> dict:
+    """``intervals`` [start_s, end_s] and ``labels`` as mir_eval reads them, major, minor and N."""
+    with madmom_compatibility():
+        from madmom.audio.signal import Signal
+
+        features, decode = _chord_recognizer()
+        heard = decode(features(Signal(_at(waveform, rate, MADMOM_RATE), sample_rate=MADMOM_RATE)))
+    return {
+        "intervals": [[round(float(start), 4), round(float(end), 4)] for start, end, _ in heard],
+        "labels": [str(label) for _, _, label in heard],
+    }
+
+
+@functools.cache
+def _chord_recognizer() -> tuple:
+    from madmom.features.chords import CNNChordFeatureProcessor, CRFChordRecognitionProcessor
+
+    return CNNChordFeatureProcessor(), CRFChordRecognitionProcessor()
+
+
+def notes(waveform: np.ndarray, rate: int) -> dict:
+    """``onsets_s`` and ``pitches`` (MIDI) of the notes, and the ``strongest`` pitch every `STEP_S`."""
+    with quiet_imports():
+        from basic_pitch.constants import AUDIO_SAMPLE_RATE, FFT_HOP
+        from basic_pitch.note_creation import model_frames_to_time, output_to_notes_polyphonic
+
+    heard = _basic_pitch(waveform, rate)
+    shortest = round(SHORTEST_S * AUDIO_SAMPLE_RATE / FFT_HOP)  # frames
+    found = output_to_notes_polyphonic(
+        heard["note"].copy(), heard["onset"].copy(), *THRESHOLDS, shortest, True, None, None
+    )
+    times_s = model_frames_to_time(len(heard["note"]))
+    low, high = (pitch - LOWEST_PITCH for pitch in MELODY)
+    strongest = heard["note"][:, low : high + 1].argmax(axis=1) + MELODY[0]
+    steps = np.arange(0, len(waveform) / rate, STEP_S)
+    nearest = np.clip(np.searchsorted(times_s, steps), 0, len(times_s) - 1)
+    return {
+        "onsets_s": [round(float(times_s[first]), 4) for first, *_ in sorted(found)],
+        "pitches": [int(pitch) for _, _, pitch, _ in sorted(found)],
+        "strongest": strongest[nearest].tolist(),
+    }
+
+
+def _basic_pitch(waveform: np.ndarray, rate: int) -> dict[str, np.ndarray]:
+    """Basic Pitch's ``note``, ``onset`` (T, 88) and ``contour`` (T, 264) of a waveform."""
+    with quiet_imports():
+        from basic_pitch.constants import AUDIO_N_SAMPLES, AUDIO_SAMPLE_RATE, FFT_HOP
+        from basic_pitch.inference import unwrap_output, window_audio_file
+
+    overlap = 30  # frames of neighbouring windows, as in its own command
+    samples = _at(waveform, rate, AUDIO_SAMPLE_RATE)
+    padded = np.concatenate([np.zeros(overlap * FFT_HOP // 2, np.float32), samples])
+    windows = [window for window, _ in window_audio_file(padded, AUDIO_N_SAMPLES - overlap * FFT_HOP)]
+    made = _basic_pitch_session().run(
+        [f"StatefulPartitionedCall:{i}" for i in range(3)], {"serving_default_input_2:0": np.stack(windows)}
+    )
+    names = ("contour", "note", "onset")
+    return {name: unwrap_output(part, len(samples), overlap) for name, part in zip(names, made, strict=True)}
+
+
+@functools.cache
+def _basic_pitch_session():
+    import onnxruntime
+
+    with quiet_imports():
+        from basic_pitch import FilenameSuffix, build_icassp_2022_model_path
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    path = build_icassp_2022_model_path(FilenameSuffix.onnx)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def drums(waveform: np.ndarray, rate: int) -> dict:
+    """Onsets in seconds of ``kick``, ``snare`` and ``cymbals``: sudden rises of their bands."""
+    samples = _at(waveform, rate, DRUM_RATE)
+    window = np.hanning(DRUM_FRAME)
+    padded = np.pad(samples, DRUM_FRAME // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, DRUM_FRAME)[::DRUM_HOP]
+    spectrum = np.abs(np.fft.rfft(frames * window)) / window.sum()  # (T, K)
+    frequencies = np.fft.rfftfreq(DRUM_FRAME, 1 / DRUM_RATE)
+    found = {}
+    for name, (low, high) in DRUM_BANDS.items():
+        band = np.log(spectrum[:, (frequencies >= low) & (frequencies <= high)] + 1e-3)
+        flux = np.zeros(len(band))
+        flux[2:] = np.maximum(band[2:] - maximum_filter1d(band, 3, axis=1)[:-2], 0).mean(axis=1)
+        found[name] = _peaks(flux, DRUM_RISE[name])
+    return found
+
+
+def _peaks(flux: np.ndarray, rise: float) -> list[float]:
+    """Times of the peaks of ``flux (T,)`` that stand out by a share of ``rise``."""
+    reach = 2 * round(DRUM_GAP_S * DRUM_RATE / DRUM_HOP / 2) + 1
+    highest = flux == maximum_filter1d(flux, reach)
+    above = flux > uniform_filter1d(flux, 8 * reach + 1) + 0.5 * rise
+    return (np.flatnonzero(highest & above) * DRUM_HOP / DRUM_RATE).round(4).tolist()
+
+
+def _at(waveform: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """``waveform (L,)`` as float32 at another rate."""
+    waveform = np.asarray(waveform, np.float32)
+    return waveform if rate == wanted else soxr.resample(waveform, rate, wanted, quality="HQ")
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Inside, nothing below an error is logged: Basic Pitch warns of each way to run it that is not there."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
