@@ -70,13 +70,11 @@ def area_under_curve(asked: np.ndarray, strength: np.ndarray) -> float:
     Raises:
         ValueError: if all or none were asked.
     """
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
     asked, strength = np.asarray(asked, bool), np.asarray(strength, np.float64)
     if asked.shape != strength.shape or asked.ndim != 1:
         raise ValueError(f"asked and strength must have one length, got {asked.shape} and {strength.shape}")
-    n_asked, n_other = int(asked.sum()), int((~asked).sum())
-    if not n_asked or not n_other:
-        raise ValueError(f"{n_asked} of {len(asked)} clips were asked for it; some must and some must not")
-    ranks = rankdata(strength)
-    return float((ranks[asked].sum() - n_asked * (n_asked + 1) / 2) / (n_asked * n_other))
+    if asked.all() or not asked.any():
+        raise ValueError(f"{asked.sum()} of {len(asked)} clips were asked for it; some must and some must not")
+    return float(roc_auc_score(asked, strength))

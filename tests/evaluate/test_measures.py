@@ -29,7 +29,15 @@ from musicldm.evaluate import (
 )
 from musicldm.evaluate.collect import Clip, embed_clips
 from musicldm.evaluate.families import ZeroShotFamilies, asked_family
-from musicldm.evaluate.intervals import Estimate, bootstrap, half_samples, holm, paired_difference, unpaired_difference
+from musicldm.evaluate.intervals import (
+    Estimate,
+    bootstrap,
+    half_samples,
+    holm,
+    paired_difference,
+    share,
+    unpaired_difference,
+)
 from musicldm.evaluate.probe import FamilyProbe
 from musicldm.evaluate.summary import Evidence, Judged, summarize
 from musicldm.models.clap import embed_text
@@ -150,6 +158,41 @@ def test_bootstrap_covers_a_mean_and_halves_a_distance():
     assert found.error == pytest.approx(np.std(errors), rel=0.6)
     with pytest.raises(ValueError, match="two clips"):
         bootstrap(np.mean, np.ones(1))
+
+
+@pytest.mark.parametrize("n", [2, 5, 33, 100])
+def test_bootstrap_draws_rows_with_replacement(n):
+    a, b = np.random.default_rng(n).normal(size=(2, n))
+
+    def ratio(x, y):
+        return float(x.mean() / (1 + np.square(y).mean()))
+
+    rng, values = np.random.default_rng(3), []
+    for _ in range(300):
+        rows = rng.integers(n, size=n)
+        values.append(ratio(a[rows], b[rows]))
+    low, high = np.quantile(values, [0.05, 0.95])
+    found = bootstrap(ratio, a, b, draws=300, level=0.9, seed=3)
+    assert found == pytest.approx((ratio(a, b), low, high, np.std(values, ddof=1)), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 5, 40, 999])
+def test_shares_have_wilsons_interval(n):
+    for k in {0, 1, n // 3, n}:
+        p, z = k / n, 1.959963984540054
+        middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        assert share(np.arange(n) < k) == pytest.approx((p, middle - half, middle + half, half / z), abs=1e-12)
+    with pytest.raises(ValueError, match="true or false"):
+        share(np.array([0.5, 1.0]))
+
+
+def test_the_area_under_the_curve_counts_pairs():
+    rng = np.random.default_rng(4)
+    for n in (2, 9, 60):
+        asked, strength = np.arange(n) % 3 == 0, rng.integers(5, size=n)  # many ties
+        pairs = strength[asked][:, None] - strength[~asked][None]
+        assert area_under_curve(asked, strength) == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean(), abs=1e-12)
 
 
 def test_differences_larger_than_chance():
