@@ -55,6 +55,7 @@ class DiffusionConfig(TrainConfig):
     context_draws: int = 4  # contexts made ahead of each clip
     drop_context: float = 0.3  # share of items trained without a context, whether or not they have a condition
     hole_share: float = 0.1  # share of items whose context is their own music with a hole
+    soundfonts: tuple[str, ...] = local(())  # files that clips were rendered with and contexts are, beside the system's
     context_learning_rate: float | None = None  # of the UNet's first layer, whose columns for contexts are new
     context_keep: float = 0.0  # how far the answer to items without a context is held to that of init: 1 wholly, 0 not
     # Whether the model carries a novelty index of its training set (musicldm novelty index).

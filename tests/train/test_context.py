@@ -1,23 +1,35 @@
 """Training with contexts: what items are given, what is learned from them, and whole runs."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from musicldm import MusicLDMPipeline
 from musicldm.config import DiffusionConfig, load_config
+from musicldm.data.collection import Collection
 from musicldm.data.items import Item, batch_items
-from musicldm.models.context import KINDS, ContextLayout, add_context
+from musicldm.models.context import KINDS, ContextLayout, add_context, context_layout
 from musicldm.sampling.condition import predict
+from musicldm.scores.rendering import RenderConfig, render_scores
+from musicldm.scores.sketches import Sketch
+from musicldm.train import run
 from musicldm.train.diffusion.cache import Cache
+from musicldm.train.diffusion.context_cache import midi_of
 from musicldm.train.diffusion.contexts import WITH_HOLE, WITH_MADE, WITHOUT, Contexts, Tables, span_frames
 from musicldm.train.diffusion.holes import NUMBERS, kept_frames
 from musicldm.train.diffusion.latents import CachedLatents, ContextExample, Example, LatentsOnDevice
 from musicldm.train.diffusion.mixtures import Mixtures
 from musicldm.train.diffusion.objectives import Objective, make_scheduler
 from musicldm.train.diffusion.stage import asked_of, frozen_copy, losses_of, unet_optimizer
+from musicldm.train.log import Log
+from tests.helpers.scores import band, small_soundfont, synthesizer  # noqa: F401  (fixtures)
 from tests.helpers.tiny import EMBEDDING, make_unet
 
 CPU = torch.device("cpu")
@@ -282,3 +294,148 @@ def test_answers_without_a_context_are_held_to_the_former_ones():
 def test_settings_out_of_range_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         load_config(DiffusionConfig, None, changes)
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+OVERRIDES = [
+    *("context=true", "context_draws=3", "device=cpu", "steps=6", "batch_size=4", "learning_rate=0.003"),
+    *("ema_decay=0.5", "trackers=[]", "mel.sample_rate=8000", "mel.n_fft=256", "mel.hop_length=80", "mel.n_mels=16"),
+    *("mel.f_max=4000", "mel.clip_s=1.28", "save_every=2", "validate_every=6", "validation_batches=2"),
+    *("context_learning_rate=0.01", "text_condition=0.5", "log_every=1"),
+]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory, synthesizer) -> Path:  # noqa: F811
+    """Clips of six renderings, with their notes."""
+    folder = tmp_path_factory.mktemp("music")
+    scores = [band(folder / "scores" / f"{name}.mid", beats) for name, beats in zip("abc", (8, 12, 16), strict=True)]
+    settings = {"clip_s": 1.28, "min_clip_s": 1.0, "sample_rate": 8000, "max_clips": 3, "min_sound": 0.3}
+    backend, soundfont = synthesizer
+    config = RenderConfig(**settings, backend=backend, soundfonts=(soundfont,), contexts=True)
+    render_scores(scores, folder / "data", config, workers=1)
+    return folder / "data"
+
+
+def trained(model: Path, collection: Path, out: Path, *overrides: str, resume: bool = False) -> Path:
+    return run("diffusion", None, collection, out, resume=resume, overrides=[f"init={model}", *OVERRIDES, *overrides])
+
+
+def weights(final: Path) -> dict[str, torch.Tensor]:
+    return load_file(final / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def straight(collection, tiny_folder, tmp_path_factory, synthesizer) -> Path:  # noqa: F811
+    return trained(tiny_folder, collection, tmp_path_factory.mktemp("runs") / "straight", fonts(synthesizer))
+
+
+def fonts(synthesizer) -> str:  # noqa: F811
+    return f"soundfonts=[{synthesizer.soundfont}]"
+
+
+def test_a_run_makes_a_model_that_takes_contexts(straight, tiny_folder):
+    pipeline = MusicLDMPipeline.from_pretrained(straight)
+    layout = context_layout(pipeline.unet)
+    assert layout == ContextLayout(4, KINDS)
+    before, after = weights(tiny_folder)["conv_in.weight"], weights(straight)["conv_in.weight"]
+    assert (after[:, :4] - before).abs().max() < 0.1
+    assert after[:, 4:8].abs().max() > 1e-3
+    rows = [json.loads(line) for line in (straight.parent / "metrics.jsonl").read_text().splitlines()]
+    (metrics,) = [row for row in rows if row["group"] == "validation"]
+    assert {"loss", "constant_loss", "loss_without", "loss_hole", "loss_context"} < metrics.keys()
+    assert any(f"loss_{kind}" in metrics for kind in KINDS[:6])
+    shares = {"without": 0.3, "hole": 0.1, "context": 0.6}
+    assert metrics["loss"] == pytest.approx(sum(share * metrics[f"loss_{how}"] for how, share in shares.items()))
+    heard = [path.stem for path in (straight.parent / "examples" / "step-6").glob("context-*.wav")]
+    assert len(heard) == 2
+    pipeline.set_progress_bar_config(disable=True)
+    sketch = Sketch.from_chords("C F", bpm=400, meter="2/4")
+    calm, given = (
+        pipeline("a", num_inference_steps=2, audio_length_in_s=0.64, seed=0, **options).audios
+        for options in ({}, {"context": sketch})
+    )
+    assert np.abs(calm - given).max() > 1e-6
+
+
+def test_contexts_are_those_of_the_clips_notes(straight):
+    """Of all kinds that there are in these scores, and some with a target of their own."""
+    folder = straight.parent / "cache" / "contexts"
+    frames, made, latents = (np.load(folder / f"{name}.npy") for name in ("frames", "made", "latents"))
+    assert len(made) % 3 == 0
+    assert (made > 0).all()
+    assert frames[:, 1:].any(axis=2).any(axis=0).sum() >= 5
+    assert np.isfinite(latents).all()
+    assert np.load(folder / "moments.npy").any(axis=(1, 2, 3)).sum() == (made == 2).sum()
+
+
+def test_a_run_resumed_equals_a_straight_one(straight, collection, tiny_folder, tmp_path, monkeypatch, synthesizer):  # noqa: F811
+    """Stopped after step 3, one beyond its last checkpoint."""
+
+    def stop_after_3(self, step, original=Log.step):
+        original(self, step)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    options = tiny_folder, collection, tmp_path / "run", fonts(synthesizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "step", stop_after_3)
+        with pytest.raises(KeyboardInterrupt):
+            trained(*options)
+    resumed, expected = weights(trained(*options, resume=True)), weights(straight)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    for name in ("latents", "frames", "made", "moments", "embedding"):
+        one, other = (
+            np.load(out / "cache" / "contexts" / f"{name}.npy") for out in (tmp_path / "run", straight.parent)
+        )
+        assert np.array_equal(one, other)
+
+
+def test_a_model_with_contexts_goes_on(straight, collection, tmp_path, synthesizer):  # noqa: F811
+    """Whole, on the device, or as an adapter; held to what it did without a context."""
+    before, cache = weights(straight)["conv_in.weight"], f"cache={straight.parent / 'cache'}"
+    for name, changes in {"device": ["on_device=true", "context_keep=1"], "whole": ["context_keep=0.5"]}.items():
+        final = trained(straight, collection, tmp_path / name, fonts(synthesizer), cache, "steps=2", *changes)
+        after = weights(final)["conv_in.weight"]
+        assert after.shape == before.shape
+        assert 0 < (after - before).abs().max() < 0.1
+    final = trained(straight, collection, tmp_path / "adapter", fonts(synthesizer), cache, "steps=2", "lora.rank=2")
+    assert (final / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_bad_configurations_write_nothing(collection, tiny_folder, tmp_path, synthesizer):  # noqa: F811
+    with pytest.raises(ValueError, match="no input channels for a context, which an adapter cannot add"):
+        trained(tiny_folder, collection, tmp_path / "run", fonts(synthesizer), "lora.rank=2")
+    assert not (tmp_path / "run").exists()
+
+
+def test_clips_without_notes_have_holes_or_nothing(collection, tiny_folder, tmp_path):
+    """And one is told how to make notes."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in sorted((collection / "audio").glob("*.flac"))[:4]:
+        shutil.copy(path, plain)
+    with pytest.warns(UserWarning, match="render with `musicldm render --contexts`; this run trains with holes alone"):
+        final = trained(tiny_folder, plain, tmp_path / "holes", "steps=2", "hole_share=0.6")
+    assert weights(final)["conv_in.weight"][:, 4:].any()
+    with pytest.raises(ValueError, match="or set hole_share above 0"):
+        trained(tiny_folder, plain, tmp_path / "nothing", "hole_share=0")
+
+
+def test_a_midi_file_that_is_named_must_be_there(collection, tiny_folder, tmp_path):
+    shutil.copytree(collection, tmp_path / "data")
+    missing = sorted((tmp_path / "data" / "audio").glob("*.mid"))[0]
+    missing.unlink()
+    with pytest.raises(FileNotFoundError, match=f"names 'audio/{missing.name}', which is not there"):
+        trained(tiny_folder, tmp_path / "data", tmp_path / "run")
+
+
+def test_notes_may_lie_beside_a_recording(collection):
+    """Under its name, where no metadata names them."""
+    rows = Collection(collection).rows
+    assert len(rows) > 5
+    bare = [{name: row[name] for name in ("file_name", "path")} for row in rows]
+    for row in rows:
+        assert midi_of(row, Collection(collection)) == row["path"].with_suffix(".mid")
+    assert [midi_of(row, Collection(collection)) for row in bare] == [row["path"].with_suffix(".mid") for row in rows]

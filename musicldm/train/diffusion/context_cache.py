@@ -51,7 +51,7 @@ def build_contexts(
         FileNotFoundError: the metadata names a MIDI file that is not there.
         ValueError: no clip has notes, and holes are not asked for either; or some cannot be read.
     """
-    sources = clip_sources(clips, collection, config.mel)
+    sources = clip_sources(clips, collection, config)
     if not sources:
         _say_that_there_are_no_notes(collection, config)
     first = np.full(len(clips), -1)
@@ -60,11 +60,12 @@ def build_contexts(
     return Contexts(config, ContextLayout(parts.vae.config.latent_channels), first, tables)
 
 
-def clip_sources(clips: list[Clip], collection: Collection, mel: MelConfig) -> dict[int, ClipSource]:
+def clip_sources(clips: list[Clip], collection: Collection, config: DiffusionConfig) -> dict[int, ClipSource]:
     """What contexts of clips are made from, by the clips' numbers, of those that have notes.
 
     The MIDI file is the one that the metadata names (``midi``), else one beside the recording that is called alike.
     """
+    mel, fonts = config.mel, tuple(map(Path, config.soundfonts))
     rows = {row["path"]: row for row in collection.rows}
     files = {path: midi_of(row, collection) for path, row in rows.items()}
     return {
@@ -74,6 +75,7 @@ def clip_sources(clips: list[Clip], collection: Collection, mel: MelConfig) -> d
             partial(read_clip, clip, mel.sample_rate, mel.clip_samples, channels=mel.audio_channels),
             clip.start_s,
             rows[clip.path].get("render"),
+            fonts,
         )
         for i, clip in enumerate(clips)
         if (midi := files[clip.path])
