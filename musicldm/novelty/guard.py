@@ -27,6 +27,7 @@ from musicldm.novelty.steering import FLOOR_DB, Steering, is_hum, movement_db
 from musicldm.pipelines.base import MusicLDMPipelineOutput
 from musicldm.pipelines.calls import taking_turns
 from musicldm.pipelines.checks import as_embeds, check_texts
+from musicldm.pipelines.contexts import one_each
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
 from musicldm.sampling.denoising import Correct, make_generators
 from vocoder import mel_config

@@ -102,7 +102,7 @@ def read_contexts(
     layout = context_layout(unet)
     if layout is None:
         raise ValueError(NO_CONTEXT)
-    contexts = _one_each(given.context, n_prompts)
+    contexts = one_each(given.context, n_prompts)
     heard: dict[int, Heard] = {}
     for one in contexts:
         if one is not None and id(one) not in heard:
@@ -110,8 +110,8 @@ def read_contexts(
     return [None if one is None else heard[id(one)] for one in contexts]
 
 
-def _one_each(context: Any, n_prompts: int) -> list:
-    """``context`` as one for each prompt."""
+def one_each(context: Any, n_prompts: int) -> list:
+    """``context`` as one for each of ``n_prompts``; ValueError for another number than 1 or that."""
     if isinstance(context, Tensor) and context.ndim == 4:
         contexts = list(context.split(1))
     elif (isinstance(context, np.ndarray | Tensor) and context.ndim == 3) or isinstance(context, list | tuple):
@@ -125,8 +125,6 @@ def _one_each(context: Any, n_prompts: int) -> list:
             f"there are {len(contexts)} contexts for {n_prompts} prompts; give one for all, or one for each "
             "(what sounds together is a dictionary by kind)"
         )
-    if all(one is None for one in contexts):
-        raise ValueError("all contexts are None; leave context out")
     return contexts
 
 
@@ -202,6 +200,8 @@ def _checked(latents: Tensor, layout: ContextLayout) -> Tensor:
 def common_seconds(heard: Sequence[Heard | None], mel: MelConfig, factor: int) -> float:
     """How long the contexts of a call last; ValueError if they differ, which a batch cannot."""
     lengths = {one.n_samples(factor * mel.hop_length) for one in heard if one is not None}
+    if not lengths:
+        raise ValueError("all contexts are None; leave context out, or give audio_length_in_s")
     if len(lengths) > 1:
         seconds = " and ".join(f"{n / mel.sample_rate:g}" for n in sorted(lengths))
         raise ValueError(f"the contexts of one call last {seconds} s; give audio_length_in_s, or make a call for each")
