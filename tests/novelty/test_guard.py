@@ -13,12 +13,14 @@ from musicldm.audio import read_recipe, write_audio
 from musicldm.cli import main
 from musicldm.models.clap import clap_feature_extractor
 from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.models.context import add_context
 from musicldm.novelty import CopyError
 from musicldm.novelty.build import build_index
 from musicldm.novelty.guard import ROUNDS, CopyGuard
 from musicldm.novelty.index import NoveltyIndex
 from musicldm.novelty.steering import FLOOR_DB
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
+from musicldm.scores.sketches import Sketch
 from tests.helpers.melodies import melody
 from tests.novelty.test_steering import Oracle
 
@@ -81,6 +83,33 @@ def test_avoid_draws_again_only_what_is_too_close(guard, pipeline):
     assert np.allclose(avoided.audios[1], plain.audios[1], atol=1e-4)
     again = guard([PROMPT, PROMPT], seed=COPIED_SEED, mode="avoid", **OPTIONS)
     assert np.array_equal(again.audios, avoided.audios)
+
+
+class RejectsTheFirst(CopyGuard):
+    """Finds the first waveform that it hears too close."""
+
+    heard = 0
+
+    def judge(self, waveform, sample_rate, max_similarity=None):
+        self.heard += 1
+        return super().judge(waveform, sample_rate, max_similarity) | {"too_close": self.heard == 1}
+
+
+def test_a_prompt_that_is_drawn_again_keeps_its_context(tiny_parts, index_folder):
+    parts = tiny_parts | {"unet": copy.deepcopy(tiny_parts["unet"])}
+    add_context(parts["unet"], ("click",))
+    shown = []  # for each call of the UNet, which rows have a context
+    parts["unet"].register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0][:, 9].flatten(1).any(1).tolist()))
+    contexts = [None, Sketch.click(240, seconds=3)]
+    options = {"num_inference_steps": 2, "guidance_scale": 1, "seed": 1}
+    made = RejectsTheFirst(make_pipeline(parts), index_folder)([PROMPT, PROMPT], context=contexts, **options)
+    assert [found["draws"] for found in made.novelty] == [2, 1]
+    assert made.audios.shape == (2, 24000)
+    assert any(any(rows) for rows in shown[: len(shown) // 2])
+    assert not any(any(rows) for rows in shown[-2:])
+    made = RejectsTheFirst(make_pipeline(parts), index_folder)([PROMPT, PROMPT], context=contexts[::-1], **options)
+    assert [found["draws"] for found in made.novelty] == [2, 1]
+    assert all(shown[-1])
 
 
 def test_the_best_of_the_new_candidates_comes_back(guard):
