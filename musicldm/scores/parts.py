@@ -12,7 +12,7 @@ TOGETHER_S = 0.03  # onsets nearer than this are one
 LEGATO_S = 0.05  # by which notes of one line may overlap
 HIGHEST_BASS = 55  # MIDI pitch, the mean of a bass line
 BASSES = (*range(32, 40), 43, 58, 67, 70)  # programs that play basses: also contrabass, tuba, baritone sax, bassoon
-ACCOMPANYING = ("synth pad", "synth effect", "voices", "choir", "string ensemble", "synth strings", "orchestra hit")
+ACCOMPANYING = ("synth pad", "synth effect", "string ensemble", "synth strings", "orchestra hit")
 ONE_LINE = 0.75  # share of its time in which a part plays a single note, to be a line
 LEAST_MELODY = 1.2  # of `_melodic`, for a part that is the melody; below, it is the highest line of all parts
 FAR = 14  # semitones from the middle of a line, where other voices are heard through its rests
@@ -81,10 +81,10 @@ def _melodic(part: np.ndarray, program: int, seconds: float) -> float:
     moving = float(np.clip(rate, 0, 1)) * float(np.clip(12 / max(rate, 1e-6), 0, 1))
     variety = min(len(np.unique(part["pitch"])), 5) / 5
     level = float(np.mean(part["velocity"] / 127 * part["level"]))
-    accompanying = program in BASSES or PROGRAMS[program].word in ACCOMPANYING
+    accompanying = 1.0 if program in BASSES else 0.4 if PROGRAMS[program].word in ACCOMPANYING else 0.0
     # What is one note at a time counts most; the rest tells the melody among several lines.
     alone = 1.0 if single_share(part) > ONE_LINE else single_share(part)
-    return alone + 0.5 * register + 0.4 * sounding_share(part, seconds) * moving * variety + 0.3 * level - accompanying
+    return alone + 0.5 * register + 0.6 * sounding_share(part, seconds) * moving * variety + 0.3 * level - accompanying
 
 
 def bass(notes: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ def _edged(waves: np.ndarray, rate: int, timbre: Timbre) -> np.ndarray:
     waves = waves.copy()
     rising, falling = (min(math.ceil(s * rate), len(waves)) for s in (timbre.attack_s, timbre.release_s))
     waves[:rising] *= np.arange(rising) / rate / timbre.attack_s
-    waves[len(waves) - falling :] *= np.arange(falling, 0, -1) / rate / timbre.release_s
+    waves[len(waves) - falling :] *= np.minimum(np.arange(falling, 0, -1) / rate / timbre.release_s, 1)
     return waves
 
 
