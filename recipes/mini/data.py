@@ -3,12 +3,14 @@
     python -m recipes.mini.data SCORES --index index.csv --out data
 
 makes three audio folders of which no two share a piece: ``train`` (what the model hears), ``probe`` (solo renderings
-that teach an instrument-family probe) and ``held`` (the evaluation set). It continues where it was stopped.
+that teach an instrument-family probe) and ``held`` (the evaluation set). With each clip of the first and the last lie
+its notes, from which contexts are made. It continues where it was stopped; ``--only train`` makes one folder alone.
 """
 
 import argparse
 import csv
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from musicldm.scores.rendering import RenderConfig, render_scores
@@ -23,12 +25,14 @@ COMMON = {"captions": 6, "timeout_s": 60.0}
 ALL = "original,all"  # orchestrations, in turn
 FOLDERS = {
     "train": RenderConfig(
-        **COMMON, soundfonts=TO_LEARN, max_clips=2, variants=10, orchestrate=ALL, drumless_share=0.33
+        **COMMON, soundfonts=TO_LEARN, max_clips=2, variants=10, orchestrate=ALL, drumless_share=0.33, contexts=True
     ),
     "probe": RenderConfig(
         **COMMON, soundfonts=SOUNDFONTS, max_clips=2, variants=5, orchestrate=",".join(FAMILIES), seed=1
     ),
-    "held": RenderConfig(**COMMON, soundfonts=SOUNDFONTS, max_clips=1, variants=3, orchestrate=ALL, seed=2),
+    "held": RenderConfig(
+        **COMMON, soundfonts=SOUNDFONTS, max_clips=1, variants=3, orchestrate=ALL, seed=2, contexts=True
+    ),
 }
 
 
@@ -57,6 +61,8 @@ def render_folders(described: str, folders: dict[str, RenderConfig], out: Path) 
     parser.add_argument(
         "--share", type=float, default=1.0, help="of the pieces, to begin with; a run with more goes on from there"
     )
+    parser.add_argument("--only", choices=sorted(folders), help="the one folder to render")
+    parser.add_argument("--variants", type=int, help="renderings of each score, in place of the usual number")
     options = parser.parse_args()
     scores: dict[str, list[Path]] = {name: [] for name in (*SHARES, "train")}
     with options.index.open(encoding="utf-8", newline="") as file:
@@ -64,6 +70,10 @@ def render_folders(described: str, folders: dict[str, RenderConfig], out: Path) 
             if row["source"] not in LEFT_OUT and place_of(row["piece_id"], "share") <= options.share:
                 scores[folder_of(row["piece_id"])].append(options.scores / row["path"])
     for name, config in folders.items():
+        if options.only not in (None, name):
+            continue
+        if options.variants:
+            config = replace(config, variants=options.variants)
         report = render_scores(scores[name], options.out / name, config, index=options.index, workers=options.workers)
         print(f"{name}: {report.scores} scores, {report.written + report.skipped} clips, {report.failed} failed")
 

@@ -8,7 +8,7 @@ import pytest
 from musicldm.config import STAGES, VAEConfig, differences, find_config, load_config, save_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
-assert len(CONFIGS) == 19
+assert len(CONFIGS) == 21
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from musicldm import MusicLDMPipeline
 from musicldm.config import DiffusionConfig, load_config
@@ -26,11 +27,13 @@ from musicldm.train.diffusion.contexts import WITH_HOLE, WITH_MADE, WITHOUT, Con
 from musicldm.train.diffusion.holes import NUMBERS, kept_frames
 from musicldm.train.diffusion.latents import CachedLatents, ContextExample, Example, LatentsOnDevice
 from musicldm.train.diffusion.mixtures import Mixtures
+from musicldm.train.diffusion.new_columns import frozen_copy, unet_optimizer
 from musicldm.train.diffusion.objectives import Objective, make_scheduler
-from musicldm.train.diffusion.stage import asked_of, frozen_copy, losses_of, unet_optimizer
+from musicldm.train.diffusion.stage import asked_of, losses_of
 from musicldm.train.log import Log
 from tests.helpers.scores import band, small_soundfont, synthesizer  # noqa: F401  (fixtures)
 from tests.helpers.tiny import EMBEDDING, make_unet
+from tests.train.test_on_device import Moves
 
 CPU = torch.device("cpu")
 N, DRAWS, SHAPE = 10, 2, (4, 8, 4)
@@ -130,7 +133,7 @@ def test_spans_are_frames_that_they_reach_the_middle_of_or_wholly_hold():
 def test_contexts_are_given_in_their_shares(draw):
     """Item by item and in whole batches alike."""
     config = config_of(drop_context=0.3, hole_share=0.2, drop_condition=0.25)
-    epochs = 600
+    epochs = 300
     example = draw(dataset_of(config), epochs)
     clip = torch.arange(N).repeat(epochs)
     given, mask, kinds = example.context.split([SHAPE[0], 1, len(KINDS)], dim=1)
@@ -140,11 +143,11 @@ def test_contexts_are_given_in_their_shares(draw):
     assert (sets.sum(dim=1) <= 1).all()
     usual = (clip != WITHOUT_NOTES) & (clip != 0)
     shares = [float(how[usual].float().mean()) for how in (~sets.any(dim=1), hole, chords, along)]
-    assert shares == pytest.approx([0.3, 0.2, 0.25, 0.25], abs=0.025)
-    assert float(hole[clip == WITHOUT_NOTES].float().mean()) == pytest.approx(0.2, abs=0.05)
+    assert shares == pytest.approx([0.3, 0.2, 0.25, 0.25], abs=0.035)
+    assert float(hole[clip == WITHOUT_NOTES].float().mean()) == pytest.approx(0.2, abs=0.07)
     assert not (chords | along)[clip == WITHOUT_NOTES].any()
     assert not along[clip == 0].any()
-    assert float(chords[clip == 0].float().mean()) == pytest.approx(0.25, abs=0.05)
+    assert float(chords[clip == 0].float().mean()) == pytest.approx(0.25, abs=0.07)
     # what is given, and what is wanted
     assert not example.context[~sets.any(dim=1)].any()
     assert torch.equal(given[chords][:, :, :4], (100 + clip[chords].float()).view(-1, 1, 1, 1).expand(-1, 4, 4, 4))
@@ -156,9 +159,9 @@ def test_contexts_are_given_in_their_shares(draw):
     wanted = clip + 300 * along
     torch.testing.assert_close(level, wanted.float(), atol=0.01, rtol=0)
     assert torch.equal(example.embedding[along, 0], -clip[along].float())
-    assert float((example.embedding[~along, 0] > clip[~along]).float().mean()) == pytest.approx(0.5, abs=0.03)
+    assert float((example.embedding[~along, 0] > clip[~along]).float().mean()) == pytest.approx(0.5, abs=0.04)
     for some in (sets.any(dim=1), ~sets.any(dim=1)):  # the text is dropped independently
-        assert float(example.dropped[some].float().mean()) == pytest.approx(0.25, abs=0.03)
+        assert float(example.dropped[some].float().mean()) == pytest.approx(0.25, abs=0.04)
 
 
 @pytest.mark.parametrize("draw", [one_by_one, in_batches], ids=["items", "batches"])
@@ -246,6 +249,27 @@ def test_context_latents_are_scaled_as_the_music_is():
     channels = objective_of(config).context(batch(config).context, SHAPE[0])
     torch.testing.assert_close(channels[:, : SHAPE[0]], 0.01 * batch(config).context[:, : SHAPE[0]])
     assert torch.equal(channels[:, SHAPE[0] :], batch(config).context[:, SHAPE[0] :])
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0])
+def test_losses_keep_to_the_device(keep):
+    """As a recording must, here on an imagined GPU, without numbers."""
+    config = config_of(init="mini", context_keep=keep)
+    with FakeTensorMode(), Moves() as moves:
+        with torch.device("cuda"):
+            unet, former, empty = make_unet(), make_unet(), torch.zeros(EMBEDDING)
+            add_context(unet)
+            add_context(former)
+            sizes = SHAPE, (EMBEDDING,), (), SHAPE, (), (SHAPE[0] + 1 + len(KINDS), *SHAPE[1:])
+            example = ContextExample(*(torch.zeros(4, *size) for size in sizes))
+        example = example._replace(dropped=example.dropped.bool(), timestep=example.timestep.long())
+        scheduler = make_scheduler(config)
+        scheduler.betas, scheduler.alphas_cumprod = (torch.zeros(1000, device="cuda") for _ in range(2))
+        objective = Objective(config, scheduler, 1.3, former if keep else None)
+        moves.found.clear()
+        losses = losses_of(unet, example, empty, objective)
+    assert {value.device.type for value in losses.values()} == {"cuda"}
+    assert not moves.found
 
 
 def test_the_first_layer_has_a_rate_of_its_own():
@@ -370,6 +394,7 @@ def test_contexts_are_those_of_the_clips_notes(straight):
     assert np.load(folder / "moments.npy").any(axis=(1, 2, 3)).sum() == (made == 2).sum()
 
 
+@pytest.mark.slow
 def test_a_run_resumed_equals_a_straight_one(straight, collection, tiny_folder, tmp_path, monkeypatch, synthesizer):  # noqa: F811
     """Stopped after step 3, one beyond its last checkpoint."""
 
@@ -392,6 +417,7 @@ def test_a_run_resumed_equals_a_straight_one(straight, collection, tiny_folder, 
         assert np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_model_with_contexts_goes_on(straight, collection, tmp_path, synthesizer):  # noqa: F811
     """Whole, on the device, or as an adapter; held to what it did without a context."""
     before, cache = weights(straight)["conv_in.weight"], f"cache={straight.parent / 'cache'}"
@@ -421,6 +447,7 @@ def test_clips_without_notes_have_holes_or_nothing(collection, tiny_folder, tmp_
     assert weights(final)["conv_in.weight"][:, 4:].any()
     with pytest.raises(ValueError, match="or set hole_share above 0"):
         trained(tiny_folder, plain, tmp_path / "nothing", "hole_share=0")
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_midi_file_that_is_named_must_be_there(collection, tiny_folder, tmp_path):
@@ -429,6 +456,7 @@ def test_a_midi_file_that_is_named_must_be_there(collection, tiny_folder, tmp_pa
     missing.unlink()
     with pytest.raises(FileNotFoundError, match=f"names 'audio/{missing.name}', which is not there"):
         trained(tiny_folder, tmp_path / "data", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_notes_may_lie_beside_a_recording(collection):

@@ -7,7 +7,6 @@ Chen et al. (2023), MusicLDM. https://arxiv.org/abs/2308.01546; Ho et al. (2020)
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -40,13 +39,13 @@ from musicldm.train.common import (
     fastest_layout,
     initial_folder,
     loaded_batches,
-    make_optimizer,
     update,
 )
 from musicldm.train.diffusion.cache import Conditioner, Parts, build_cache
-from musicldm.train.diffusion.context_cache import build_contexts
+from musicldm.train.diffusion.context_cache import ContextMaker, clip_sources
 from musicldm.train.diffusion.latents import CachedLatents, ContextExample, Example, LatentsOnDevice, to_device
 from musicldm.train.diffusion.mixtures import make_rounds
+from musicldm.train.diffusion.new_columns import frozen_copy, ready_for_contexts, unet_optimizer
 from musicldm.train.diffusion.objectives import Objective, Question, make_scheduler
 from musicldm.train.diffusion.on_device import Gradient, Recorded, check_device
 from musicldm.train.diffusion.parts import initial_scale, initial_settings, load_parts, of_initial
@@ -295,51 +294,25 @@ def unet_for(run: Run, parts: Parts) -> UNet2DConditionModel:
     return unet
 
 
-def ready_for_contexts(unet: UNet2DConditionModel, config: DiffusionConfig) -> None:
-    """Add the input channels for contexts to ``unet``, in place, unless it has them; ValueError as `unet_for`."""
-    if layout := context.context_layout(unet):
-        layout.check(context.KINDS)
-    elif config.lora.rank:
-        raise ValueError(
-            f"{config.init} has no input channels for a context, which an adapter cannot add: train a whole model with "
-            "context=true first, or set context=false"
-        )
-    else:
-        context.add_context(unet)
-
-
-def unet_optimizer(unet: nn.Module, config: DiffusionConfig) -> torch.optim.AdamW:
-    """`make_optimizer`, with a learning rate of its own for the first layer if the configuration has one."""
-    optimizer = make_optimizer(unet, config)
-    if config.context_learning_rate:
-        first = [p for p in unet.conv_in.parameters() if p.requires_grad]
-        rest = {id(p) for p in first}
-        group = optimizer.param_groups[0]
-        group["params"] = [p for p in group["params"] if id(p) not in rest]
-        optimizer.add_param_group({"params": first, "scale": config.context_learning_rate / config.learning_rate})
-    return optimizer
-
-
-def frozen_copy(unet: nn.Module) -> nn.Module:
-    """``unet`` as it is now, which nothing changes later."""
-    install(former := copy.deepcopy(unet).eval().requires_grad_(False))
-    return former
-
-
 def cache_folder(run: Run) -> Path:
     """Where what is computed once of each clip is kept."""
     return Path(run.config.cache) if run.config.cache else run.out / "cache"
 
 
 def cached_sets(
-    run: Run, collection: Collection, parts: Parts, clips: list[Clip], held_out: set[Clip]
+    run: Run,
+    collection: Collection,
+    parts: Parts,
+    clips: list[Clip],
+    held_out: set[Clip],
+    to_give: ContextMaker | None,
 ) -> tuple[CachedLatents, CachedLatents]:
-    """Training and validation on ``clips``, of which ``held_out`` are to validate with."""
+    """Training and validation on ``clips``, of which ``held_out`` are to validate with; ``to_give``: the contexts."""
     config, kept, device = run.config, cache_folder(run), run.accelerator.device
     cache = build_cache(clips, parts, config.mel, kept, device)
     to_mix = [clip for clip in clips if clip not in held_out]
     mixtures = make_rounds(config, to_mix, collection, parts, kept / f"mixup-{config.mixup}", device)
-    contexts = build_contexts(clips, collection, parts, config, kept / "contexts", device) if config.context else None
+    contexts = to_give.fill(kept / "contexts", device) if to_give else None
     indices = [i for i, clip in enumerate(clips) if clip not in held_out]
     n_epochs = math.ceil(config.steps * run.step_size / len(indices))
     training = CachedLatents(cache, indices, config, mixtures, n_epochs, contexts)
@@ -372,8 +345,11 @@ def train(run: Run, collection: Collection) -> Path:
         check_device(accelerator)
     else:
         plain = fastest_layout(plain, accelerator)
+    contexts = None
+    if layout := config.context and context.context_layout(plain):
+        contexts = ContextMaker(clip_sources(clips, collection, config), clips, parts, config, layout)
     start(run)
-    training, validation = cached_sets(run, collection, parts, clips, held_out)
+    training, validation = cached_sets(run, collection, parts, clips, held_out, contexts)
     index = index_beside(run, collection, parts.conditioner) if config.index else None
     empty = empty_embedding(parts.conditioner)
     prepare_condition(plain, parts.conditioner, training.cache, training.indices, config)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from musicldm.data.items import Item
-from musicldm.models.context import HOLE, KINDS
+from musicldm.models.context import HOLE
 from musicldm.train.diffusion.contexts import WITH_HOLE, WITH_MADE, WITHOUT
 from musicldm.train.diffusion.latents import CachedLatents, ContextExample, Example, to_device
 from musicldm.train.diffusion.objectives import Objective, Question
@@ -69,11 +69,11 @@ def context_losses(
     answer: Answer, dataset: CachedLatents, objective: Objective, device: torch.device
 ) -> dict[str, float]:
     """The same of a dataset with contexts: ``loss`` by the shares of the training, and those of each kind."""
-    means = Means()
+    means, kinds = Means(), dataset.contexts.layout.kinds
     for how in (WITHOUT, WITH_HOLE, WITH_MADE):
         for example in fixed_examples(dataset.all_given(how), device):
             predicted, asked = answer(example)
-            rows_of = groups_of(example, how)
+            rows_of = groups_of(example, how, kinds)
             if how == WITHOUT:
                 zero = objective.losses(torch.zeros_like(predicted), asked.target, example.timestep)
                 means.add("constant_loss", zero["loss"], len(predicted))
@@ -87,13 +87,13 @@ def context_losses(
     return {"loss": loss, **found}
 
 
-def groups_of(example: ContextExample, how: str) -> dict[str, Tensor]:
+def groups_of(example: ContextExample, how: str, kinds: tuple[str, ...]) -> dict[str, Tensor]:
     """The rows of a batch in which something is given, or is not for WITHOUT; and those of each kind of context."""
     n_latents = example.latents.shape[1]
     flags = example.context[:, n_latents + 1 :].flatten(2).any(dim=2)  # (B, K)
     groups = {how: flags.any(dim=1) != (how == WITHOUT)}
     if how == WITH_MADE:
-        groups |= {kind: flags[:, k] for k, kind in enumerate(KINDS) if kind != HOLE}
+        groups |= {kind: flags[:, k] for k, kind in enumerate(kinds) if kind != HOLE}
     rows = {name: which.nonzero()[:, 0] for name, which in groups.items()}
     return {name: row for name, row in rows.items() if len(row)}
 
@@ -110,12 +110,12 @@ def context_to_show(dataset: CachedLatents) -> ShownContext | None:
     """The first context of ``dataset`` that is given all the time, without a hole; None if there is none nearby."""
     if not dataset.contexts:
         return None
-    made = dataset.all_given(WITH_MADE)
+    made, known = dataset.all_given(WITH_MADE), dataset.contexts.layout.kinds
     for index in range(min(MOST_LOOKED_AT, len(dataset))):
         example = made[Item(0, index)]
-        latents, flags = example.context.split([len(example.latents), 1 + len(KINDS)])
+        latents, flags = example.context.split([len(example.latents), 1 + len(known)])
         always, never = flags.flatten(1).all(dim=1), ~flags.flatten(1).any(dim=1)
-        kinds = tuple(kind for kind, given in zip(KINDS, always[1:], strict=True) if given)
+        kinds = tuple(kind for kind, given in zip(known, always[1:], strict=True) if given)
         if kinds and HOLE not in kinds and (always | never).all():
             return ShownContext(kinds, latents[None], example.embedding[None])
     return None
