@@ -100,11 +100,12 @@ def _with_context(unet: nn.Module, noisy: Tensor, context: Tensor | None) -> Ten
     Raises:
         ValueError: for a context that the UNet does not take.
     """
-    layout = context_layout(unet) if hasattr(unet, "config") else None  # networks in wrappers have none
+    plain = getattr(unet, "module", unet)  # without what spreads it over processes
+    layout = context_layout(plain) if hasattr(plain, "config") else None  # networks in other wrappers have none
     if layout is None:
         if context is None:
             return noisy
-        if hasattr(unet, "config"):
+        if hasattr(plain, "config"):
             raise ValueError(NO_CONTEXT)
         return torch.cat([noisy, context.to(noisy)], dim=1)
     if context is None:
