@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from musicldm.models.clap import clap_feature_extractor, train_tokenizer
 from musicldm.pipelines.text_to_music import MusicLDMPipeline
-from tests.helpers.tiny import CAPTIONS, MEL, make_clap, make_unet, make_vae
+from tests.helpers.tiny import CAPTIONS, MEL, make_clap, make_context_unet, make_unet, make_vae
 from vocoder import make_generator
 
 settings.register_profile("same every time", derandomize=True, deadline=None)
@@ -80,4 +80,13 @@ def tiny_folder(tiny_parts, tmp_path_factory):
     """The tiny pipeline saved as a model folder; not to be changed."""
     folder = tmp_path_factory.mktemp("model")
     MusicLDMPipeline(**tiny_parts).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def context_folder(tiny_parts, tmp_path_factory):
+    """The same with a UNet that takes contexts of all kinds; not to be changed."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("context-model")
+    MusicLDMPipeline(**tiny_parts | {"unet": make_context_unet()}).save_pretrained(folder)
     return folder

@@ -34,7 +34,7 @@ COMMANDS = {
     "evaluate": "measure what a model makes: quality, adherence to the words, novelty",
     "novelty": "index a training set, and check music against it",
     "app": "make music in a page of the browser, or over HTTP",
-    "info": "show the recipe of a generated file, or what is installed",
+    "info": "show the recipe of a generated file, what a model can, or what is installed",
 }
 EXIT_CODES = (
     "Exit codes: 0 done; 1 good input could not be worked on, or more than half of a collection could not, or results "

@@ -66,6 +66,8 @@ def show(record: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record))
         return
+    if isinstance(record.get("context"), str):
+        record = record | {"context": in_words(record["context"])}
     width = max(len(name) for name in record) + 2
     for name, value in record.items():
         rows = (
@@ -76,3 +78,14 @@ def show(record: dict, as_json: bool) -> None:
         rows = rows if isinstance(rows, list) else ["-" if rows is None or rows == "" else str(rows)]
         for label, row in zip([name] + [""] * len(rows), rows or ["none"], strict=False):
             print(f"{label:<{width}}{row}")
+
+
+def in_words(context: str) -> str:
+    """What a recipe's sketch, as text, has in it."""
+    from musicldm.scores.packing import unpack
+
+    try:
+        sketch = unpack(context)
+    except ValueError:
+        return context
+    return f"a sketch of {len(sketch.notes)} notes and {len(sketch.clicks)} clicks, {sketch.seconds:g} s"

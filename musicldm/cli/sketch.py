@@ -13,6 +13,7 @@ from typing import Any
 from musicldm.audio import read_audio
 from musicldm.audio.reading import open_audio
 from musicldm.cli.music import SETTING
+from musicldm.generate.edit import file_sha256
 from musicldm.generate.metre import METER, RELEASE_S, bars_s, check_bpm
 from musicldm.generate.recipe import CONTEXT
 from musicldm.scores.sketches import RHYTHMS, Sketch
@@ -131,7 +132,10 @@ def context_settings(args: argparse.Namespace, chosen: Iterable[str], recipe: di
     if hasattr(args, "along"):
         with open_audio(args.along):  # what is wrong with it is said before a model is opened
             pass
-        new |= {"along": args.along, "along_sha256": None}
+        if file_sha256(args.along) == own.get("along_sha256"):
+            own["along"] = args.along  # it was only moved
+        else:
+            new |= {"along": args.along, "along_sha256": None}
     lengths = {"seconds": None} if new and "seconds" not in chosen else {}
     if hasattr(args, "context_guidance"):
         new["context_guidance"] = args.context_guidance

@@ -48,7 +48,7 @@ def with_recording(request: Wanted) -> Wanted:
     seconds = request.seconds
     if seconds is None:
         with open_audio(request.along) as audio:
-            seconds = audio.duration_s
+            seconds = max(audio.duration_s, 0.0 if request.sketch is None else request.sketch.seconds)
     return replace(request, along_sha256=found, seconds=seconds)
 
 

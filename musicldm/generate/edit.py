@@ -102,6 +102,8 @@ class Edit(ContextSettings):
         for name, kinds in PLACES.items():
             if getattr(self, name) and self.kind not in kinds:
                 raise ValueError(f"{name} is for {' and '.join(kinds)}, not for {self.kind}")
+        if self.context_guidance != 1 and self.context is None and self.kind in AMOUNTS:
+            raise ValueError(f"there is nothing that {self.kind} follows; give context, or leave context_guidance out")
         if self.kind == "inpaint" and not self.regions_s:
             raise ValueError("inpaint needs a region to make anew; give one, such as 4:6.5 seconds (--region 4:6.5)")
         if self.kind == "extend" and not self.before_s and not self.after_s:

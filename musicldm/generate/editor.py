@@ -71,8 +71,8 @@ def make(edit: Edit, source: Source, draw: Draw, judge: Judge | None, about: dic
     return EditedPiece(source, chosen.patches, about_it, chosen.score, novelty, chosen.remarks, sketch=sketch)
 
 
-def placed(edit: Edit, source: Source, start_s: float = 0.0) -> Sketch | None:
-    """What a prepared ``edit`` follows, from its first new sample on, in time from ``start_s`` of ``source`` on."""
+def placed(edit: Edit, source: Source, start_s: float) -> Sketch | None:
+    """What a prepared ``edit`` follows, in time from ``start_s`` of ``source`` on."""
     if edit.sketch is None:
         return None
     regions = made_anew(edit, source)
@@ -163,7 +163,7 @@ def replace_parts(pipeline: MusicLDMPipeline, edit: Edit, source: Source, option
         mask_end_seconds=[stop for _, stop in regions],
         output_type="patches",
         windows=True,
-        **arguments(edit, placed(edit, source)),
+        **(arguments(edit, edit.sketch) or {"context_guidance_scale": edit.context_guidance}),
         **options,
     )
     lacks = _remarks(pipeline, source, [to_samples(Region(*region), source.rate) for region in regions])

@@ -43,7 +43,7 @@ class Request(ContextSettings):
     nearest is taken and stretched by at most 8 %; a model that takes clicks as a context is given them, too. A loop of
     ``bars`` begins on a downbeat. Music with a ``context`` follows the notes of that sketch and is as long as it is
     unless ``seconds`` says otherwise; its time is the sketch's, so that it is measured, but not stretched to a tempo.
-    Music ``along`` a recording goes with it, likewise.
+    Music ``along`` a recording goes with it, likewise; beside a sketch the longer of both says how long.
     """
 
     prompt: str
@@ -122,7 +122,7 @@ class Request(ContextSettings):
             check_tempos(self.sketch, self.bpm, self.meter)
         if self.bars is not None:
             check_fits_bars(self.sketch, self.bpm, self.bars, self.meter)
-        elif self.seconds is None and not self.sections:
+        elif self.seconds is None and not self.sections and self.along is None:
             object.__setattr__(self, "seconds", float(self.sketch.seconds))
 
     @classmethod
@@ -282,7 +282,7 @@ def compose(request: Settings, opened: dict, found: dict) -> dict:
     first = {name: (wanted | opened)[name] for name in FIELDS}
     text = {name: wanted[name] for name in ("prompt", "seed")}
     some = {name: wanted[name] for name in (*SOME, *TEMPO) if wanted.get(name)}
-    if found.get("context_kinds"):
+    if found.get("context_kinds") or wanted.get("context_guidance", 1) != 1:
         some |= {name: wanted[name] for name in CONTEXT if wanted.get(name) is not None}
     return {"generated_by": GENERATED_BY} | first | opened | text | some | found
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vocoder import MelConfig
 
 NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
-MOST_FRAMES = 0.5  # of a second's mel frames in which notes begin: closer together they are no longer told apart
+MOST_FRAMES = 0.75  # of a second's mel frames in which notes begin: closer together they are no longer told apart
 BANDS_A_PITCH = 2  # mel bands that a pitch needs beside others that sound at once
 
 
@@ -25,7 +25,7 @@ def check_audible(sketch: Sketch, mel: MelConfig) -> None:
     """ValueError if ``sketch`` is silent, or too high or too dense to be heard in log-mel spectrograms of ``mel``.
 
     Too high: a note whose fundamental lies above the bands, or the partials that a sketch has. Too dense: within one
-    second notes begin in more than half of the frames, or more pitches sound at once than half of the bands.
+    second notes begin in more than three quarters of the frames, or more pitches sound at once than half of the bands.
     """
     if not len(sketch.notes) and not len(sketch.clicks):
         raise ValueError("the sketch is silent: it has no notes and no clicks; give it some")

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import ClapConfig, ClapModel
 
+from musicldm.models.context import KINDS, add_context
 from vocoder import MelConfig
 
 CAPTIONS = [
@@ -41,6 +42,15 @@ def make_unet(**changes) -> UNet2DConditionModel:
     ).eval()
     with torch.no_grad():
         unet.class_embedding.weight.mul_(10)  # fresh weights hardly hear the condition
+    return unet
+
+
+def make_context_unet(kinds: tuple[str, ...] = KINDS) -> UNet2DConditionModel:
+    """The same with channels for a context, which it hears."""
+    unet = make_unet()
+    add_context(unet, kinds)
+    with torch.no_grad():
+        unet.conv_in.weight[:, 4:].normal_(0, 0.3)
     return unet
 
 
