@@ -23,7 +23,10 @@ VALIDATION_SHARE = 0.05
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "eval")
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(VALIDATION_NAMES, "validation")
 TABLES = ("metadata.jsonl", "metadata.csv")
-USED = ("file_name", "text", "caption", "texts", "tags", "genre", "split", "licence", "license", "piece_id", "key")
+USED = (
+    *("file_name", "text", "caption", "texts", "tags", "genre", "split", "licence", "license", "piece_id", "key"),
+    "midi",
+)
 TOLD = ("title", "composer", "source", "score")  # of the index against copies
 SEPARATORS = ",;\t"
 SWALLOWED = re.compile(rf"\n[^\n]*({'|'.join(map(re.escape, SUFFIXES + OTHER_SUFFIXES))})\"?\s*[,;\t]", re.IGNORECASE)
