@@ -99,10 +99,11 @@ def _waves(pitch: int, length: int, rate: int, timbre: Timbre) -> np.ndarray:
 
 def _edged(waves: np.ndarray, rate: int, timbre: Timbre) -> np.ndarray:
     """``waves`` (L,) that rise and fall linearly at their ends; a new array."""
-    waves = waves.copy()
-    rising, falling = (min(math.ceil(s * rate), len(waves)) for s in (timbre.attack_s, timbre.release_s))
-    waves[:rising] *= np.arange(rising) / rate / timbre.attack_s
-    waves[len(waves) - falling :] *= np.minimum(np.arange(falling, 0, -1) / rate / timbre.release_s, 1)
+    waves, n = waves.copy(), len(waves)
+    rising, falling = (min(math.ceil(edge_s * rate), n) for edge_s in (timbre.attack_s, timbre.release_s))
+    ends = np.r_[:rising, max(rising, n - falling) : n]
+    time_s = ends / rate
+    waves[ends] *= np.minimum(time_s / timbre.attack_s, (n / rate - time_s) / timbre.release_s).clip(0, 1)
     return waves
 
 

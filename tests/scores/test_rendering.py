@@ -188,7 +188,7 @@ def test_original_takes_turns_with_the_families(tmp_path, config):
 def test_the_folder_does_not_depend_on_the_number_of_workers(tmp_path, config):
     for name in ("a", "b/c", "b/d"):
         band(tmp_path / "scores" / f"{name}.mid")
-    made = replace(config, variants=2, max_clips=1, orchestrate="original,all")
+    made = replace(config, variants=2, max_clips=1, orchestrate="original,all", contexts=True)
     one = render_scores([tmp_path / "scores"], tmp_path / "one", made)
     two = render_scores([tmp_path / "scores"], tmp_path / "two", made, workers=2)
     assert (one.written, one.scores, two.written) == (6, 3, 6)
@@ -211,7 +211,7 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 threading.Thread(target=kill, daemon=True).start()
-config = RenderConfig(backend=sys.argv[2], soundfonts=(sys.argv[3],), clip_s=5.0, max_clips=1)
+config = RenderConfig(backend=sys.argv[2], soundfonts=(sys.argv[3],), clip_s=5.0, max_clips=1, contexts=True)
 render_scores([folder / "scores"], folder / "killed", config)
 """
 
@@ -220,7 +220,7 @@ render_scores([folder / "scores"], folder / "killed", config)
 def test_a_run_that_was_killed_goes_on_to_the_same_folder(tmp_path, config):
     for name in "abcdef":
         band(tmp_path / "scores" / f"{name}.mid")
-    made = replace(config, max_clips=1)
+    made = replace(config, max_clips=1, contexts=True)
     command = [sys.executable, "-c", RUN, str(tmp_path), config.backend, *config.soundfonts]
     assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
     finished = len(list((tmp_path / "killed" / ".render").glob("?-*.json")))
