@@ -123,10 +123,10 @@ def mel_to_hz(mel: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # a cached tensor made in inference mode could not take part in training later
 def mel_filters(config: MelConfig) -> Tensor:
-    """Triangular filters ``(F, n_fft // 2 + 1)``, float32, each of unit area in Hz; those of `librosa.filters.mel`.
+    """Triangular filters ``(F, n_fft // 2 + 1)``, float32, each of unit area in Hz: those of `librosa.filters.mel`.
 
-    Computed here because importing librosa compiles for seconds, and transformers' filters end half a hertz early at
-    odd rates.
+    Computed here for two reasons. Importing librosa takes seconds. `transformers.audio_utils.mel_filter_bank` gives the
+    same values at even sample rates, but at odd ones, such as 11,025 Hz, it rounds half the rate down.
     """
     bins = torch.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1, dtype=torch.float64)  # Hz, (K,)
     low, high = hz_to_mel(torch.tensor([config.f_min, config.f_max], dtype=torch.float64)).tolist()

@@ -1,4 +1,4 @@
-"""What is measured on audio: key, onsets, embeddings."""
+"""Measurements on audio: key, onsets, melody, seams, embeddings."""
 
 import lazy_loader
 

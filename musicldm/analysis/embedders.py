@@ -1,9 +1,9 @@
-"""Embedders: waveforms in, vectors out, behind one small interface.
+"""Embedders: from waveforms to vectors.
 
     waveforms (B, L) at any rate  ->  float32 array (B, D)
 
-Any object with ``name`` and ``__call__(waveforms, sample_rate)`` is one, so that a network from another library
-(VGGish, PANNs, MERT) needs three lines around it; `TransformersEmbedder` covers what transformers reads.
+Any object with ``name`` and ``__call__(waveforms, sample_rate)`` is an embedder, so that a network of another library
+(VGGish, PANNs, MERT) needs only a few lines. `TransformersEmbedder` covers networks that transformers reads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from musicldm.audio.resampling import resample
 from vocoder import MelConfig, log_mel_spectrogram
 
-# How waveforms are looked at when music is judged by its log-mel spectrogram: always like this, whatever rate and
-# bands the model works with, so that measures of different models can be compared. It is no property of any model.
+# Parameters of log-mel spectrograms for measurements. They are the same for every model, whatever its own rate and
+# bands, so that measures of different models can be compared.
 JUDGE_MEL = MelConfig(sample_rate=16_000, n_fft=1024, hop_length=160, n_mels=64, f_min=0.0, f_max=8000.0, clip_s=10.24)
 
 
 class Embedder(Protocol):
-    """What the measures need of an embedding."""
+    """Interface of an embedding. ``name`` identifies it: only embeddings with the same name may be compared."""
 
     name: str
 
@@ -35,10 +35,14 @@ class Embedder(Protocol):
 
 
 def log_mel_statistics(waveform: Tensor, config: MelConfig = JUDGE_MEL) -> Tensor:
-    """Four statistics of each mel band ``(B, 4 F)`` of ``waveform (B, L)``, all in units of the natural logarithm.
+    """Four statistics of each mel band, ``(B, 4 F)``, of ``waveform (B, L)``, in natural logarithms of magnitude.
 
-    Mean and standard deviation over time, mean absolute change from frame to frame, and the standard deviation of
-    bands smoothed over half a second: level, contrast, onsets, phrasing.
+    Mean over time (level), standard deviation over time (contrast), mean absolute change from frame to frame (onsets),
+    and standard deviation of bands smoothed over half a second (phrasing).
+
+    Examples:
+        >>> log_mel_statistics(torch.zeros(1, 16_000)).shape  # 64 bands
+        torch.Size([1, 256])
     """
     mel = log_mel_spectrogram(waveform, config)  # (B, T, F)
     frames = max(1, round(0.5 * config.sample_rate / config.hop_length))
@@ -50,7 +54,7 @@ def log_mel_statistics(waveform: Tensor, config: MelConfig = JUDGE_MEL) -> Tenso
 
 
 class LogMelEmbedder:
-    """`log_mel_statistics`: no model, nothing learned."""
+    """`log_mel_statistics` as an embedder; it has no learned parameters."""
 
     name = "log-mel"
 
@@ -62,19 +66,22 @@ class LogMelEmbedder:
 
 
 class TransformersEmbedder:
-    """A network for waveforms that transformers reads (MERT, wav2vec 2.0, HuBERT, ...), averaged over time.
+    """A hidden layer, averaged over time, of a network for waveforms that transformers reads (wav2vec 2.0, MERT, ...).
 
     Args:
         folder: with the network and its ``preprocessor_config.json``.
-        layer: which hidden layer, counted from the input's 0; the last by default.
-        trust_remote_code: run the Python that lies in the folder, as MERT's network is written there.
+        layer: index of the hidden layer; 0 is the input, the last layer is the default.
+        trust_remote_code: run Python code from the folder, which MERT needs.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
     """
 
     def __init__(self, folder: str | Path, layer: int = -1, trust_remote_code: bool = False):
         from transformers import AutoFeatureExtractor, AutoModel
 
         if not Path(folder).is_dir():
-            raise FileNotFoundError(f"there is no folder {folder} with a network to embed with")
+            raise FileNotFoundError(f"there is no folder {folder}; give one that transformers can load a network from")
         self.model = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
         extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust_remote_code)
         self.sample_rate, self.normalize = extractor.sampling_rate, getattr(extractor, "do_normalize", True)
@@ -92,7 +99,7 @@ class TransformersEmbedder:
 def fingerprint(module: torch.nn.Module, prefix: str = "") -> str:
     """12 hexadecimal digits of a network's weights whose names begin with ``prefix``.
 
-    They are rounded to float16, so that it does not matter in which of float32 and float16 a network is kept.
+    Weights are rounded to float16 first, so that float32 and float16 copies of a network have the same fingerprint.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

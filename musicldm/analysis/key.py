@@ -1,4 +1,4 @@
-"""The key of a recording, and the semitone bands that show it.
+"""The key of a recording, and its spectrum in semitone bands.
 
 waveform (L,) -> magnitudes in bands of one semitone (T, P) -> profile of pitch classes (12,) -> key
 """
@@ -13,20 +13,21 @@ import torch
 from musicldm.analysis.waveforms import SILENCE, check_waveform
 
 PITCHES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-# How well each degree of a scale fits its key, from C: Albrecht and Shanahan (2013), from 982 pieces.
+# Key profiles, from the tonic upwards: Albrecht and Shanahan (2013), from 982 pieces. `musicldm.data.prepare` keeps a
+# detector of its own (`find_key`): its results are part of collections, and the two do not always agree.
 PROFILES = {
     "major": (0.238, 0.006, 0.111, 0.006, 0.137, 0.094, 0.016, 0.214, 0.009, 0.080, 0.008, 0.081),
     "minor": (0.220, 0.006, 0.104, 0.123, 0.019, 0.103, 0.012, 0.214, 0.062, 0.022, 0.061, 0.052),
 }
-LOWEST, HIGHEST = 36, 95  # MIDI pitches whose bands are heard: C2 to B6
+LOWEST, HIGHEST = 36, 95  # MIDI pitches of the lowest and highest band: C2 to B6
 
 
 class Key(NamedTuple):
-    """The likeliest key of a recording."""
+    """The most probable key of a recording."""
 
     name: str | None  # "Eb major"; None for silence
     correlation: float  # with the key's profile, at most 1
-    margin: float  # how much more than the next key
+    margin: float  # difference to the correlation of the next best key
 
 
 def pitch_bands(
@@ -34,7 +35,19 @@ def pitch_bands(
 ) -> np.ndarray:
     """Magnitudes ``(T, P)`` of ``waveform (L,)`` in bands of one semitone, from MIDI pitch ``lowest`` to ``highest``.
 
-    Windows of about a quarter of a second tell neighbouring semitones apart down to about C3; below that, less.
+    Windows of about a quarter of a second separate neighbouring semitones down to about C3.
+
+    Args:
+        waveform: (L,).
+        sample_rate: in Hz.
+        frames_per_s: frames per second.
+        lowest: MIDI pitch of the first band.
+        highest: MIDI pitch of the last band.
+
+    Examples:
+        >>> a4 = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+        >>> int(pitch_bands(a4, 16_000).mean(axis=0).argmax()) + LOWEST  # MIDI pitch
+        69
     """
     n_fft = 2 ** round(np.log2(0.256 * sample_rate))
     hop = round(sample_rate / frames_per_s)
@@ -45,7 +58,7 @@ def pitch_bands(
 
 
 def _pitch_filters(sample_rate: int, n_fft: int, lowest: int, highest: int) -> torch.Tensor:
-    """Triangles (P, K) a semitone to either side of each pitch, at least one bin wide, adding up to 1."""
+    """Triangular filters (P, K), one semitone to either side of each pitch and at least one bin wide, with sum 1."""
     frequencies = torch.arange(1, n_fft // 2 + 1) * sample_rate / n_fft
     pitch = 69 + 12 * torch.log2(frequencies / 440)  # of each bin but the first
     width = (12 * sample_rate / n_fft / frequencies / np.log(2)).clamp(min=1.0)  # of a bin in semitones, at least 1
@@ -55,10 +68,19 @@ def _pitch_filters(sample_rate: int, n_fft: int, lowest: int, highest: int) -> t
 
 
 def estimate_key(waveform: np.ndarray, sample_rate: int) -> Key:
-    """The key whose profile of pitch classes correlates best with that of ``waveform (L,)``.
+    """The key whose profile correlates best with the pitch classes of ``waveform (L,)`` at ``sample_rate`` Hz.
 
-    Krumhansl and Schmuckler's method (Krumhansl, 1990) with the profiles of Albrecht and Shanahan (2013),
+    The method of Krumhansl and Schmuckler (Krumhansl, 1990) with the profiles of Albrecht and Shanahan (2013),
     https://doi.org/10.1525/mp.2013.31.1.59.
+
+    Examples:
+        >>> scale = [60, 62, 64, 65, 67, 69, 71, 72, 67, 64, 60]  # C major
+        >>> hertz = np.repeat(440 * 2 ** ((np.array(scale) - 69) / 12), 4000)
+        >>> estimate_key(np.sin(2 * np.pi * np.cumsum(hertz) / 16_000), 16_000).name
+        'C major'
+
+    Raises:
+        ValueError: if the waveform is not (L,), empty or not finite.
     """
     check_waveform(waveform)
     if np.abs(waveform).max() < SILENCE:

@@ -1,4 +1,4 @@
-"""The notes of one voice.
+"""Transcription of a single voice to notes.
 
     waveform (L,) -> probabilistic YIN -> pitch of each frame -> notes: start and end in seconds, MIDI pitch
 
@@ -17,16 +17,19 @@ from musicldm.analysis.waveforms import SILENCE, check_waveform
 LOWEST_HZ, HIGHEST_HZ = 60.0, 2100.0  # from a low voice to whistling
 RATE, FRAME, HOP = 16_000, 1024, 160  # hops of 10 ms
 SHORTEST_S = 0.08
-SMOOTHED = 9  # frames, of the pitch: vibrato and slides between notes
-AGAIN_DB, AGAIN_FRAMES = 6.0, 6  # a rise of level within so many frames strikes the same pitch again
-QUIET_DB = -40.0  # below the loudest frame: breath and room
-DOUBT = 0.02  # probability of a pitch, of which pYIN gives 0.01 to noise
+SMOOTHED = 9  # frames of the median filter of the pitch, against vibrato and slides between notes
+AGAIN_DB, AGAIN_FRAMES = 6.0, 6  # a rise of level by so much within so many frames repeats the same pitch
+QUIET_DB = -40.0  # relative to the loudest frame; what is quieter is breath and room noise
+DOUBT = 0.02  # least probability of a pitch; pYIN gives 0.01 to noise
 
 
 def melody_notes(waveform: np.ndarray, sample_rate: int) -> list[tuple[float, float, int]]:
-    """(start_s, end_s, MIDI pitch) of each note of ``waveform (L,)``, in equal temperament about its own tuning.
+    """Notes (start_s, end_s, MIDI pitch) of ``waveform (L,)``, in equal temperament relative to its own tuning.
 
-    Frames without a pitch, and what is shorter than `SHORTEST_S`, are left out. Empty for silence and noise.
+    Notes shorter than `SHORTEST_S` are left out. The list is empty for silence and noise.
+
+    Raises:
+        ValueError: if the waveform is not (L,), empty or not finite.
     """
     import librosa
     import soxr

@@ -17,8 +17,17 @@ from vocoder import MelConfig, log_mel_spectrogram
 def percussive_share(waveform: np.ndarray, sample_rate: int) -> float:
     """Share of the energy of ``waveform (L,)`` that is percussive rather than harmonic, from 0 to 1; 0 for silence.
 
-    Vertical and horizontal structures of the spectrogram told apart by medians.
+    Vertical and horizontal structures of the spectrogram are separated by median filters.
     Fitzgerald (2010), Harmonic/percussive separation using median filtering.
+
+    Examples:
+        >>> tone, click = np.sin(np.arange(16_000) / 3), np.zeros(16_000)
+        >>> click[::4000] = 1.0
+        >>> percussive_share(tone, 16_000) < 0.1 < 0.9 < percussive_share(click, 16_000)
+        True
+
+    Raises:
+        ValueError: if the waveform is not (L,), empty or not finite.
     """
     from librosa.decompose import hpss
 
@@ -35,10 +44,18 @@ def percussive_share(waveform: np.ndarray, sample_rate: int) -> float:
 
 
 def onset_rate(waveform: np.ndarray, sample_rate: int) -> float:
-    """Onsets per second of ``waveform (L,)``: peaks of the rise of its log-mel bands; chords count once.
+    """Onsets per second of ``waveform (L,)``; the notes of a chord count as one onset.
 
-    Spectral flux with a threshold that follows the music, Bock, Krebs and Schedl (2012), Evaluating the online
-    capabilities of onset detection methods.
+    Peaks of the spectral flux of log-mel bands above an adaptive threshold: Böck, Krebs and Schedl (2012), Evaluating
+    the online capabilities of onset detection methods.
+
+    Examples:
+        >>> notes = np.sin(np.arange(48_000) / 3) * np.exp(-(np.arange(48_000) % 8000) / 1000)  # two in a second
+        >>> round(onset_rate(notes, 16_000))
+        2
+
+    Raises:
+        ValueError: if the waveform is not (L,), empty or not finite.
     """
     from scipy.ndimage import maximum_filter1d, uniform_filter1d
 

@@ -1,9 +1,9 @@
-"""How much a recording changes at a place, beside how much it changes at its own beats.
+"""Audibility of seams: how much a recording changes at a place, compared with the changes at its own beats.
 
 waveform (L,)  ->  log-mel, 100 frames a second  ->  change from frame to frame  ->  largest near a place
                ->  rank among the largest near each beat: 0 to 1
 
-A seam that nobody hears changes the sound no more than the music itself does: its rank is that of any beat.
+The change at an inaudible seam is no larger than those at the beats of the music, so its rank is that of any beat.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from vocoder import MelConfig, log_mel_spectrogram
 
 FRAMES_PER_S = 100
 WINDOW_S = 0.032  # of one frame
-NEAR_S = 0.04  # to either side of a place: the frames that hear it, and an onset that is a little early or late
-RANGE = 8.0  # natural logarithm, 70 dB: what lies further below a recording's loudest band and frame is not heard
+NEAR_S = 0.04  # to either side of a place: the frames that contain it, and onsets that are a little early or late
+RANGE = 8.0  # natural logarithm, 70 dB: levels further below a recording's loudest band and frame are inaudible
 LEAST_S = 1e-3  # magnitude below which all is silence
-FEWEST = 8  # beats that a rank is taken among; with fewer it is taken among all places
+FEWEST = 8  # beats for a rank; with fewer, ranks are among all places
 BANDS = 40
 
 
 def changes(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
-    """How much ``waveform (L,)`` changes at each hundredth of a second, (T,), natural logarithm.
+    """Change of ``waveform (L,)`` at each hundredth of a second, ``(T,)``, in natural logarithms of magnitude.
 
-    The mean over 40 mel bands up to 8 kHz of the absolute difference of their log-mel 10 ms later and 10 ms earlier, in
-    frames of about 32 ms. What lies 70 dB below the loudest is raised to that level first, so that changes of what
-    nobody hears do not count, and silence does not change; nor do the first and last hundredths of a second, whose
-    frames reach beyond the ends.
+    The mean over 40 mel bands up to 8 kHz of the absolute difference between the log-mel 10 ms later and 10 ms earlier,
+    in frames of about 32 ms. Levels more than 70 dB below the loudest are raised to that level first, so that inaudible
+    changes do not count. The change is 0 in silence, and at the ends, where frames would reach beyond the recording.
+
+    Raises:
+        ValueError: if the waveform is not (L,), empty or not finite.
     """
     check_waveform(waveform)
     config = MelConfig(
@@ -58,21 +60,28 @@ def seam_quantiles(
     beats_s: Sequence[float] | None = None,
     others_s: Sequence[float] = (),
 ) -> np.ndarray:
-    """The rank (N,) of the change at each of ``seams_s`` among the changes at the other beats, 0 to 1.
+    """Ranks (N,) from 0 to 1 of the changes at ``seams_s`` among the changes at the beats.
 
     The change at a place is the largest of `changes` within 40 ms. Its rank is the share of beats with a smaller
-    change, those with an equal one counting half: 0.5 for silence. Beats nearer than 80 ms to any seam are left out.
-    Where fewer than 8 beats are left, or without beats, the rank is among all hundredths of a second that are that far
-    from any seam, of which most lie between beats: such ranks are higher.
+    change; equal changes count half, so that the rank is 0.5 in silence. Beats nearer than 80 ms to a seam are left
+    out. If fewer than 8 beats remain, the rank is among all hundredths of a second at that distance from any seam; such
+    ranks are higher, since most places lie between beats.
 
     Args:
         waveform: (L,), mono.
+        sample_rate: in Hz.
         seams_s: places in seconds.
-        beats_s: times of the beats in seconds; None, or too few, for all places.
-        others_s: more places that are left out, as are the seams.
+        beats_s: times of the beats in seconds; None to rank among all places.
+        others_s: further places, in seconds, near which beats are left out.
+
+    Examples:
+        >>> steady = np.sin(np.arange(32_000) / 3)
+        >>> cut = np.concatenate([steady, np.sin(np.arange(32_000) / 2)])  # another tone after two seconds
+        >>> seam_quantiles(cut, 16_000, [2.0]).tolist()
+        [1.0]
 
     Raises:
-        ValueError: a seam outside the waveform, or a waveform that is not (L,), empty or not finite.
+        ValueError: if a seam is outside the waveform, or the waveform is not (L,), empty or not finite.
     """
     curve = changes(waveform, sample_rate)
     duration_s = len(waveform) / sample_rate
@@ -92,17 +101,24 @@ def seam_quantiles(
 
 
 def seam_quantile(waveform: np.ndarray, sample_rate: int, at_s: float, beats_s: Sequence[float] | None = None) -> float:
-    """`seam_quantiles` of one seam."""
+    """`seam_quantiles` for one seam at ``at_s`` seconds."""
     return float(seam_quantiles(waveform, sample_rate, [at_s], beats_s)[0])
 
 
 def loop_quantile(waveform: np.ndarray, sample_rate: int, beats_s: Sequence[float] | None = None) -> float:
-    """The rank of the change where ``waveform (L,)``, played twice, begins again, among those at its own beats.
+    """Rank from 0 to 1 of the change where the loop ``waveform (L,)`` begins again, among the changes at its beats.
 
-    `seam_quantile` of the two turns, with the ends of the whole left out.
+    `seam_quantile` at the middle of the loop played twice.
 
     Args:
+        waveform: (L,), mono.
+        sample_rate: in Hz.
         beats_s: times of the beats of one turn in seconds.
+
+    Examples:
+        >>> turn = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)  # whole periods
+        >>> loop_quantile(turn, 16_000) < 1
+        True
     """
     check_waveform(waveform)
     turn_s = len(waveform) / sample_rate
@@ -112,14 +128,14 @@ def loop_quantile(waveform: np.ndarray, sample_rate: int, beats_s: Sequence[floa
 
 
 def loop_jump(waveform: np.ndarray, sample_rate: int) -> float:
-    """How much ``waveform (L,)``, played twice, changes where it begins again: the largest of `changes` near it."""
+    """Change where the loop ``waveform (L,)`` begins again: the largest of `changes` within 40 ms."""
     check_waveform(waveform)
     curve = changes(np.tile(waveform, 2), sample_rate)
     return float(_largest_near(curve, np.array([len(waveform) / sample_rate]), sample_rate)[0])
 
 
 def _apart(places_s: np.ndarray, apart_s: np.ndarray, duration_s: float) -> np.ndarray:
-    """Those of ``places_s`` inside the recording that share no frame's surroundings with any of ``apart_s``."""
+    """Those of ``places_s`` inside the recording that are at least 2 `NEAR_S` away from all of ``apart_s``."""
     inside = places_s[(places_s >= 0) & (places_s < duration_s)]
     if not len(apart_s):
         return inside

@@ -1,4 +1,4 @@
-"""How good, how faithful and how new music is: measures as functions on arrays, and whole evaluations of a model."""
+"""Evaluation: measures of quality, adherence, diversity and novelty as functions on arrays, and whole evaluations."""
 
 import lazy_loader
 

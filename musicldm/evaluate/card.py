@@ -1,4 +1,4 @@
-"""An evaluation in the card of its model: metrics.json -> the section "Evaluation" of README.md."""
+"""Adds an evaluation to the card of its model: metrics.json -> the section "Evaluation" of README.md."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from musicldm.pipelines.hub import CARD, front_matter, read_card, with_section
 
 
 def read_metrics(path: Path) -> dict:
-    """A metrics.json that `musicldm evaluate` wrote.
+    """Contents of a metrics.json that `musicldm evaluate` wrote.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is something else.
+        OSError: if the file cannot be read.
+        ValueError: if it is not such a file.
     """
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
         made["metrics"], made["single"], made["prompts"], made["settings"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no metrics.json of `musicldm evaluate` ({error!r})") from error
+        raise ValueError(f"{path} is not a metrics.json of `musicldm evaluate` ({error!r})") from error
     return made
 
 
@@ -29,18 +29,24 @@ def write_card(folder: Path, metrics: Path) -> Path:
     """Put the measures in the file ``metrics`` into the card of the model in ``folder``; returns the card's path.
 
     Raises:
-        ValueError: if there is no such folder, or the measures are not of this model as it is.
+        ValueError: if there is no such folder, or the measures are of another model or another revision.
         OSError: if a file cannot be read or written.
     """
     made = read_metrics(metrics)
     if not folder.is_dir():
-        raise ValueError(f"--card writes into the folder of a model of yours; --model {folder} is none")
+        raise ValueError(
+            f"--card writes into a local model folder, and --model {folder} is not one; give the path of a folder"
+        )
     settings = made["settings"]
     if settings["audio"] is not None or "adapters" in settings:
         what = "recordings" if settings["audio"] is not None else "a model with adapters"
-        raise ValueError(f"{metrics} judges {what}, not what the model {folder} makes by itself")
+        raise ValueError(
+            f"{metrics} is an evaluation of {what}, not of the model {folder} alone; evaluate the model first"
+        )
     if settings["revision"] != (revision := model_revision(folder)):
-        raise ValueError(f"{metrics} is of a model of revision {settings['revision']}, {folder} has {revision}")
+        raise ValueError(
+            f"{metrics} is of a model of revision {settings['revision']}, {folder} has {revision}; evaluate it again"
+        )
     card = read_card(folder) or f"{front_matter()}\n# MusicLDM\n"
     (folder / CARD).write_text(with_section(card, "Evaluation", card_text(made)), encoding="utf-8")
     return folder / CARD

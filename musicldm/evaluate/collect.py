@@ -1,4 +1,4 @@
-"""From prompts to clips and what is measured of each: the part of an evaluation that takes time, and can be resumed.
+"""The slow part of an evaluation, which can be resumed: generating clips, embedding them and measuring them.
 
 prompts -> session -> OUT/audio/00000.wav, ... -> embeddings (N, D) and measurements of each clip
 """
@@ -35,12 +35,12 @@ PLAN, AUDIO = "settings.json", "audio"
 WRITES = ("metrics.json", "report.md", "report.html", "measured.jsonl")
 TEMPO = re.compile(r"(?<![\d.])([1-9]\d{1,2}(?:\.\d+)?)\s*(?:BPM|beats per minute)", re.IGNORECASE)
 KEY = re.compile(r"\b([A-G](?:[#b]|[ -](?:sharp|flat))?|(?<=in )[b-g](?:[#b]|[ -](?:sharp|flat))?)[ -](major|minor)\b")
-USUAL = {"Cb": "B", "Fb": "E", "E#": "F", "B#": "C"}  # names of keys that nobody writes
+USUAL = {"Cb": "B", "Fb": "E", "E#": "F", "B#": "C"}  # unusual names of keys
 DRUMS, NO_DRUMS = re.compile(r"\bdrum(?!less)", re.IGNORECASE), re.compile(r"\bdrumless\b", re.IGNORECASE)
 
 
 class Clip(NamedTuple):
-    """One clip to be judged."""
+    """One clip to evaluate."""
 
     path: Path
     prompt: str | None
@@ -48,11 +48,11 @@ class Clip(NamedTuple):
 
 
 def read_prompts(source: Path, most: int | None = None) -> list[str]:
-    """The lines of a text file.
+    """The lines of a text file that are not empty, at most ``most``.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it holds no prompts.
+        OSError: if the file cannot be read.
+        ValueError: if it has no prompts.
     """
     prompts = [line.strip() for line in read_lines(source)]
     prompts = [prompt for prompt in prompts if prompt][:most]
@@ -62,7 +62,12 @@ def read_prompts(source: Path, most: int | None = None) -> list[str]:
 
 
 def captioned_clips(folder: Path, most: int | None = None) -> list[Clip]:
-    """The recordings of a folder that have a caption, with the first one of each as prompt; ValueError for none."""
+    """The recordings of a folder that have a caption, at most ``most``; the first caption of each is its prompt.
+
+    Raises:
+        FileNotFoundError: if there are no recordings.
+        ValueError: if no recording has a caption.
+    """
     clips = [clip for clip in folder_clips(folder) if (clip.prompt or "").strip()][:most]
     if not clips:
         raise ValueError(f"{folder} holds no prompts; give a text file with one a line, or a folder with captions")
@@ -70,9 +75,13 @@ def captioned_clips(folder: Path, most: int | None = None) -> list[Clip]:
 
 
 def folder_clips(folder: Path, most: int | None = None) -> list[Clip]:
-    """The recordings of a folder, with their captions if there are any."""
+    """The recordings of a folder, at most ``most``, with their captions if there are any.
+
+    Raises:
+        FileNotFoundError: if there is no folder, or no recording in it.
+    """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there are no recordings in {folder}: there is no data folder of that name")
+        raise FileNotFoundError(f"there are no recordings in {folder}: there is no such folder")
     collection = Collection(folder)
     if collection.in_shards or not collection.rows:
         why = "".join(f"; {name} {reason}" for name, reason in list(collection.left_out.items())[:5])
@@ -82,11 +91,11 @@ def folder_clips(folder: Path, most: int | None = None) -> list[Clip]:
 
 
 def begin(out: Path, settings: dict) -> None:
-    """Note what is evaluated in ``out``.
+    """Write the settings of an evaluation into its folder ``out``, or check those that are there.
 
     Raises:
-        ValueError: something else was.
-        FileExistsError: it holds files of other origin under names that an evaluation writes.
+        ValueError: if ``out`` holds an evaluation with other settings.
+        FileExistsError: if it holds files of other origin under names that an evaluation writes.
     """
     note = out / PLAN
     made = (AUDIO,) if settings["audio"] is None else ()
@@ -96,10 +105,10 @@ def begin(out: Path, settings: dict) -> None:
 
 
 def generate_clips(session: Session, requests: list[Request], out: Path, batch_size: int) -> list[Clip]:
-    """`Clip` for each of ``requests``, ``batch_size`` at a time; those already in ``out / "audio"`` are kept.
+    """Make a clip for each of ``requests``, ``batch_size`` at a time; clips in ``out / "audio"`` are not made again.
 
     Raises:
-        FileExistsError: one of those is not of this evaluation, by its recipe.
+        FileExistsError: if a file there is not of this evaluation, according to its recipe.
     """
     folder = out / AUDIO
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +128,7 @@ def generate_clips(session: Session, requests: list[Request], out: Path, batch_s
 
 
 def _made_here(clip: Clip) -> bool:
-    """Whether the file of ``clip`` carries its prompt and seed."""
+    """Whether the recipe in the file of ``clip`` has its prompt and seed."""
     try:
         recipe = read_recipe(clip.path)
     except ValueError:
@@ -130,10 +139,16 @@ def _made_here(clip: Clip) -> bool:
 def embed_clips(
     clips: list[Clip], embedder: Embedder, sample_rate: int, cache: Path | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (M, D) of the clips that sound, and which (N,) those are; the folder ``cache`` keeps both.
+    """Embeddings (M, D) of the clips that are not silent, and a mask (N,) of these clips.
+
+    Args:
+        clips: N clips.
+        embedder: such as `ClapEmbedder`.
+        sample_rate: to which clips are resampled first, in Hz.
+        cache: a folder that keeps the result for the next time.
 
     Raises:
-        ValueError: if all are silent, or one is too short.
+        ValueError: if all clips are silent, or one is too short.
     """
     kept = None
     if cache is not None:
@@ -148,9 +163,11 @@ def embed_clips(
         if heard[-1]:
             rows.append(embedder(torch.from_numpy(waveform)[None], sample_rate)[0])
             if not np.isfinite(rows[-1]).all():
-                raise ValueError(f"{clip.path}, of {len(waveform) / sample_rate:.2f} s, is too short to be embedded")
+                raise ValueError(
+                    f"{clip.path}, of {len(waveform) / sample_rate:.2f} s, is too short to embed; remove it"
+                )
     if not rows:
-        raise ValueError(f"all {len(clips)} clips are silent, {clips[0].path} for one; there is nothing to measure")
+        raise ValueError(f"all {len(clips)} clips are silent, for example {clips[0].path}; give recordings with sound")
     embeddings, heard = np.stack(rows), np.array(heard)
     if kept is not None:
         content = io.BytesIO()
@@ -160,7 +177,7 @@ def embed_clips(
 
 
 def asked(prompt: str | None) -> dict:
-    """Tempo in BPM, key ("Eb major") and drums (true, false) that a prompt names; None for what it leaves open."""
+    """Tempo (BPM), key ("Eb major") and drums (true or false) that a prompt asks for, each None if not mentioned."""
     prompt = prompt or ""
     tempo, key = TEMPO.search(prompt), KEY.search(prompt)
     named, wanted = (DRUMS.search(text) is not None for text in (prompt, REFUSED.sub("", prompt)))
@@ -173,7 +190,7 @@ def asked(prompt: str | None) -> dict:
 
 
 def measure_clip(clip: Clip, tempo: bool) -> dict:
-    """What can be measured of one clip without a learned model, where its prompt asks for it, and for drums always."""
+    """Percussive share of a clip, and its key and tempo if the prompt names them (the latter with ``tempo``)."""
     waveform, rate = read_audio(clip.path)
     wanted = asked(clip.prompt)
     measured = {"percussive_share": percussive_share(waveform, rate)}
@@ -187,9 +204,9 @@ def measure_clip(clip: Clip, tempo: bool) -> dict:
 
 
 def measure_clips(clips: list[Clip], out: Path, tempo: bool) -> list[dict]:
-    """`measure_clip` of each, kept in ``out / "measured.jsonl"`` so that a stopped run goes on.
+    """`measure_clip` of each clip; results are kept in ``out / "measured.jsonl"``, so that a stopped run can continue.
 
-    What is kept of a file that has changed since, or was measured otherwise, is not used.
+    Kept results of files that have changed, or were measured with other settings, are not used.
     """
     kept = out / "measured.jsonl"
     lines = read_text(kept).split("\n")[:-1] if kept.is_file() else []  # the last may be cut off
@@ -206,7 +223,7 @@ def measure_clips(clips: list[Clip], out: Path, tempo: bool) -> list[dict]:
 
 
 def _stamp(clip: Clip) -> list:
-    """What changes when the file of ``clip`` does."""
+    """A value that changes when the file of ``clip`` changes."""
     return [str(clip.path), identity(clip.path)]
 
 

@@ -1,4 +1,4 @@
-"""Which measures of two evaluations differ by more than chance, and which say nothing about one another.
+"""Comparison of two evaluations: which measures differ significantly, and which cannot be compared.
 
 two metrics.json -> {measure: a, b, difference, probability}, {measure: why it was left out}
 """
@@ -12,7 +12,7 @@ from musicldm.evaluate.intervals import Estimate, holm, paired_difference, unpai
 INDEX = ("nearest_training_similarity", "sim_aa_90", "sim_aa_95", "above_base_rate", "copies")
 REFERENCE = ("reference", "reference_content")  # evaluations by earlier versions have only the first
 MANIFOLD = ("precision", "recall", "density", "coverage")
-# What a measure depends on besides the music: entries of ``sources`` in metrics.json.
+# What a measure depends on besides the music, as entries of ``sources`` in metrics.json.
 DEPENDS = dict.fromkeys(INDEX, ("CLAP", "index")) | dict.fromkeys(MANIFOLD, ("CLAP", *REFERENCE))
 DEPENDS |= dict.fromkeys(("text_audio_similarity", "vendi_score", "mean_pairwise_similarity"), ("CLAP",))
 DEPENDS |= {"inception_score": ("classifier",), "paired_kl_divergence": ("classifier",)}
@@ -22,15 +22,14 @@ for _kind in ("kernel_distance", "frechet_distance", "frechet_distance_infinity"
 
 
 def compare(a: dict, b: dict) -> dict[str, dict]:
-    """Which measures of two evaluations (`metrics.json`) differ by more than chance, B less A.
+    """Differences (B minus A) of all comparable measures of two evaluations (contents of metrics.json).
 
-    Measures that `incomparable` names are left out.
-
-    Measures of single clips are compared in pairs where both evaluations had the same prompts in one order, others as
-    independent estimates. ``probability`` is corrected for the number of measures (Holm); below 0.05 is ``larger``.
+    Measures of single clips are compared in pairs if both evaluations had the same prompts in the same order, others as
+    independent estimates. ``probability`` is the p-value, corrected for the number of measures (Holm);
+    ``larger_than_chance`` means that it is below 0.05. Measures that `incomparable` names are left out.
 
     Raises:
-        ValueError: if they have no measure in common.
+        ValueError: if no measure can be compared.
     """
     apart = incomparable(a, b)
     names = [name for name in a["metrics"] if name in b["metrics"] and name not in apart]
@@ -58,7 +57,7 @@ def compare(a: dict, b: dict) -> dict[str, dict]:
 
 
 def incomparable(a: dict, b: dict) -> dict[str, str]:
-    """Measures that both evaluations have, by another CLAP, reference, index, classifier or probe: which of these."""
+    """Measures that both evaluations have, but with another CLAP, reference, index, classifier or probe, and which."""
     ours, theirs = (side.get("sources") or {} for side in (a, b))
     found = {}
     for name in a["metrics"]:
@@ -70,5 +69,5 @@ def incomparable(a: dict, b: dict) -> dict[str, str]:
 
 
 def _differ(source: str, a: dict, b: dict) -> bool:
-    """Whether ``a`` and ``b`` both say something of ``source``, and not the same."""
+    """Whether both ``a`` and ``b`` name their ``source``, and the names differ."""
     return source in a and source in b and a[source] != b[source]

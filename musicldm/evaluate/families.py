@@ -1,8 +1,8 @@
-"""Families of instruments: which one a prompt asks for, and which one is heard, by CLAP without training (zero-shot).
+"""Instrument families: the one that a prompt asks for, and zero-shot classification of clips by CLAP.
 
     prompt -> `asked_family` -> "strings";  waveforms (B, L) -> `ZeroShotFamilies` -> probabilities (B, K)
 
-The other judge is `musicldm.evaluate.probe.FamilyProbe`, which is no part of the model that it judges.
+`musicldm.evaluate.probe.FamilyProbe` is another classifier, which is independent of the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from musicldm.scores.general_midi import ORCHESTRATIONS, PROGRAMS
 from musicldm.scores.lexicon import PLAYERS, family_of_words
 
 FAMILIES = ("piano", "guitar", "strings", "brass", "winds", "organ", "synth", "drums")
-# What CLAP is asked where "music for NAME" would mislead it.
+# Sentences for CLAP where "music for NAME" would be misleading.
 ASKED_OF_CLAP = {"drums": "music for drums only", "synth": "music for synthesizer", "voices": "music for a choir"}
 MORE_WORDS = {"drum": "drums", "drum kit": "drums", "percussion": "drums", "synthesizer": "synth", "woodwind": "winds"}
 REFUSED = re.compile(r"\b(?:without|no)\s+(?:any\s+)?[a-z-]+(?:\s+(?:or|and)\s+[a-z-]+)*", re.IGNORECASE)
@@ -29,7 +29,7 @@ REFUSED = re.compile(r"\b(?:without|no)\s+(?:any\s+)?[a-z-]+(?:\s+(?:or|and)\s+[
 
 @functools.cache
 def _words() -> tuple[dict[str, str], re.Pattern]:
-    """Family of each word for an instrument, and a pattern that finds them, the longer ones first."""
+    """The family of each instrument word, and a pattern that finds these words, longer ones first."""
     known = [program for program in PROGRAMS if program.family in ORCHESTRATIONS]
     words = family_of_words(set(ORCHESTRATIONS)) | {program.word.lower(): program.family for program in known}
     words |= {PLAYERS[program.word]: program.family for program in known if program.word in PLAYERS}
@@ -48,10 +48,10 @@ def asked_family(prompt: str | None, classes: Sequence[str] = FAMILIES) -> str |
 
 
 class ZeroShotFamilies:
-    """Probabilities ``(B, K)`` that CLAP gives the sentences "music for organ" and so on.
+    """Zero-shot classifier: probabilities ``(B, K)`` of the sentences "music for organ" and so on by CLAP.
 
-    The softmax of cosine similarities over CLAP's own temperature. Radford et al. (2021), section 3.1,
-    https://arxiv.org/abs/2103.00020. It judges a model by its own condition, and so flatters it.
+    The softmax of cosine similarities with CLAP's temperature. Radford et al. (2021), section 3.1,
+    https://arxiv.org/abs/2103.00020. Biased in favour of a model that is conditioned by the same CLAP.
     """
 
     def __init__(self, embedder: ClapEmbedder, tokenizer, classes: Sequence[str] = FAMILIES):
@@ -63,7 +63,7 @@ class ZeroShotFamilies:
             self.scale = float(embedder.clap.logit_scale_a.exp())
 
     def of_embeddings(self, embeddings: np.ndarray) -> np.ndarray:
-        """Probabilities ``(N, K)`` for CLAP embeddings ``(N, D)`` that are there already."""
+        """Probabilities ``(N, K)`` for CLAP embeddings ``(N, D)``."""
         from scipy.special import softmax
 
         return softmax(self.scale * embeddings @ self.texts.T, axis=1)

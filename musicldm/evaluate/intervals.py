@@ -1,4 +1,4 @@
-"""How much of a number is chance: intervals by resampling, and which differences exceed them."""
+"""Confidence intervals by resampling, and tests of differences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Statistic = Callable[..., float]
 
 
 class Estimate(NamedTuple):
-    """A value with its interval and standard error."""
+    """A value with its confidence interval and standard error."""
 
     value: float
     low: float
@@ -29,7 +29,7 @@ def bootstrap(
     For means, shares, medians. Not for distances between sets: rows drawn twice look like copies there, which biases
     them; use `half_samples`. Efron (1979), https://doi.org/10.1214/aos/1176344552.
 
-    Example:
+    Examples:
         >>> similarity = np.array([0.31, 0.35, 0.28, 0.40, 0.33])
         >>> estimate = bootstrap(np.mean, similarity)
         >>> round(estimate.value, 3), round(estimate.low, 2), round(estimate.high, 2)
@@ -60,10 +60,19 @@ def half_samples(
 ) -> Estimate:
     """``statistic(*arrays)`` with an interval from random halves of the rows, drawn without replacement.
 
-    For distances between sets and other statistics of whole collections; the arrays are sets of their own, each is
-    halved by itself. The statistic of a half varies about its mean as the whole does about its own (the factor
-    1/m - 1/n is 1/n for m = n/2), though the mean itself may be biased; so the interval is that spread, moved to the
-    whole's value. Politis, Romano and Wolf (1999), Subsampling.
+    For distances between sets and other statistics of whole collections. Each array is a set of its own and is halved
+    independently. For halves drawn without replacement the variance of a statistic is about that of the whole set
+    (1/m - 1/n = 1/n for m = n/2), but its mean may be biased. So the interval is the spread of the halves around their
+    mean, shifted to the value of the whole. Politis, Romano and Wolf (1999), Subsampling.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> estimate = half_samples(lambda x: float(x.mean()), rng.normal(size=(100, 1)))
+        >>> estimate.low < 0 < estimate.high
+        True
+
+    Raises:
+        ValueError: for an array of fewer than four rows, or a ``level`` that is not between 0 and 1.
     """
     for array in arrays:
         _rows((array,), level, draws)
@@ -84,7 +93,7 @@ def share(hits: np.ndarray, level: float = 0.95) -> Estimate:
     The interval is informative even where none or all are true; its error is half its width over the normal quantile.
     Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
 
-    Example:
+    Examples:
         >>> estimate = share(np.array([True, True, True, False]))
         >>> estimate.value, round(estimate.low, 2), round(estimate.high, 2)
         (0.75, 0.3, 0.95)
@@ -103,9 +112,22 @@ def share(hits: np.ndarray, level: float = 0.95) -> Estimate:
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[Estimate, float]:
-    """Mean of ``b - a`` for values (N,) of the same prompts with its interval, and how likely chance alone does that.
+    """Mean of ``b - a`` with its interval, and the p-value of a two-sided permutation test (random signs).
 
-    The probability is two-sided, by random signs (a permutation test).
+    Args:
+        a: values (N,) of one model.
+        b: values (N,) of another model for the same prompts.
+        draws: of random signs.
+        seed: of the draws.
+
+    Examples:
+        >>> a = np.array([0.30, 0.32, 0.29, 0.35, 0.31, 0.33, 0.28, 0.34, 0.30, 0.32])
+        >>> difference, probability = paired_difference(a, a + 0.02)
+        >>> round(difference.value, 3), probability < 0.01
+        (0.02, True)
+
+    Raises:
+        ValueError: if the arrays differ in length.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim != 1:
@@ -119,7 +141,13 @@ def paired_difference(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: i
 
 
 def unpaired_difference(a: Estimate, b: Estimate) -> tuple[Estimate, float]:
-    """``b - a`` of two independent estimates, taken as normal, and the two-sided probability of it by chance."""
+    """``b - a`` of two independent estimates with normal errors, and its two-sided p-value.
+
+    Examples:
+        >>> difference, probability = unpaired_difference(Estimate(0.5, 0.4, 0.6, 0.05), Estimate(0.7, 0.6, 0.8, 0.05))
+        >>> round(difference.value, 3), round(probability, 4)
+        (0.2, 0.0047)
+    """
     from scipy.stats import norm
 
     difference, error = b.value - a.value, float(np.hypot(a.error, b.error))
@@ -132,7 +160,12 @@ def unpaired_difference(a: Estimate, b: Estimate) -> tuple[Estimate, float]:
 
 
 def holm(probabilities: dict[str, float]) -> dict[str, float]:
-    """The probabilities corrected for looking at several differences at once. Holm (1979)."""
+    """P-values corrected for multiple comparisons by Holm's method (1979).
+
+    Examples:
+        >>> {name: round(p, 3) for name, p in holm({"a": 0.01, "b": 0.03}).items()}
+        {'a': 0.02, 'b': 0.03}
+    """
     corrected, highest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(probabilities.items(), key=lambda item: item[1])):
         highest = max(highest, min(1.0, p * (len(probabilities) - rank)))

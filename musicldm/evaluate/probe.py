@@ -1,8 +1,8 @@
-"""Which family of instruments plays: a support-vector machine on log-mel statistics, trained on rendered solos.
+"""A classifier of instrument families: a support-vector machine on log-mel statistics, trained on rendered solos.
 
-    waveform -> `log_mel_statistics`, less the overall level (B, 4 F) -> SVM -> probability of each family (B, K)
+    waveform -> `log_mel_statistics`, minus the overall level (B, 4 F) -> SVM -> probability of each family (B, K)
 
-It is no part of any model that it judges. Cortes and Vapnik (1995); probabilities after Platt (1999).
+It is independent of the model that is evaluated. Cortes and Vapnik (1995); probabilities after Platt (1999).
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from vocoder import MelConfig
 
 
 class FamilyProbe:
-    """Tells families of instruments apart.
+    """A classifier of instrument families.
 
     Args:
-        features: of the training clips, (N, 4 F), from `probe_features`.
-        families: their names (N,).
+        features: of the training clips (N, 4 F), from `probe_features`.
+        families: names of their families (N,).
 
     Attributes:
-        classes: the names, in the order of the columns of `probabilities`.
-        name: of the probe as a classifier, which depends on what it learned from.
+        classes: names of the families, in the order of the columns of `probabilities`.
+        name: identifies the probe; it depends on the training data.
+
+    Raises:
+        ValueError: for fewer than two families, or fewer than two clips of one.
     """
 
     def __init__(self, features: np.ndarray, families: np.ndarray):
@@ -38,10 +41,12 @@ class FamilyProbe:
         from sklearn.svm import SVC
 
         if len(features) != len(families) or len(set(families)) < 2:
-            raise ValueError(f"a probe needs clips of two families or more, got {sorted(set(families))}")
+            raise ValueError(f"a probe needs training clips of two or more families, got {sorted(set(families))}")
         fewest = min(np.unique(families, return_counts=True)[1])
         if fewest < 2:
-            raise ValueError("a probe needs two clips or more of each family")
+            raise ValueError(
+                "a probe needs two or more training clips of each family; add some to the folder of --probe"
+            )
         machine = make_pipeline(StandardScaler(), SVC(C=10.0, gamma="scale"))
         self.classifier = CalibratedClassifierCV(machine, ensemble=False, cv=min(5, int(fewest)))
         self.classifier.fit(features, families)
@@ -51,13 +56,16 @@ class FamilyProbe:
 
     @classmethod
     def train(cls, folder: str | Path, mel: MelConfig = JUDGE_MEL, cache: Path | None = None) -> FamilyProbe:
-        """A probe from an audio folder whose ``metadata.jsonl`` names each clip's family as ``orchestration``.
+        """Train a probe on an audio folder whose ``metadata.jsonl`` names each clip's family as ``orchestration``.
 
-        ``cache`` is a folder that keeps what was measured of the recordings.
+        Args:
+            folder: with the recordings and their metadata.
+            mel: parameters of the log-mel spectrograms.
+            cache: a folder that keeps the features for the next time.
 
         Raises:
-            FileNotFoundError: without metadata or recordings.
-            ValueError: if rows name no family.
+            FileNotFoundError: if there are no metadata or recordings.
+            ValueError: if no row names a family.
         """
         return cls(*folder_features(folder, mel, cache))
 
@@ -71,12 +79,12 @@ class FamilyProbe:
         return self.classifier.predict_proba(probe_features(waveforms, mel))
 
     def families(self, waveforms: Tensor, mel: MelConfig = JUDGE_MEL) -> np.ndarray:
-        """The likeliest family (B,) of ``waveforms (B, L)``."""
+        """The most probable family (B,) of ``waveforms (B, L)``."""
         return np.array(self.classes)[self.probabilities(waveforms, mel).argmax(axis=1)]
 
 
 def probe_features(waveforms: Tensor, mel: MelConfig = JUDGE_MEL) -> np.ndarray:
-    """Log-mel statistics ``(B, 4 F)`` of ``waveforms (B, L)``, less each clip's mean level: loudness is no timbre."""
+    """Log-mel statistics ``(B, 4 F)`` of ``waveforms (B, L)``, minus each clip's mean level (loudness)."""
     features = log_mel_statistics(waveforms, mel)
     features[:, : mel.n_mels] -= features[:, : mel.n_mels].mean(dim=1, keepdim=True)
     return features.numpy()
@@ -96,17 +104,19 @@ class ProbeFeatures:
 def folder_features(
     folder: str | Path, mel: MelConfig = JUDGE_MEL, cache: Path | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, 4 F) and families (N,) of an audio folder; see `FamilyProbe.train`."""
+    """Features (N, 4 F) and families (N,) of the clips in an audio folder; see `FamilyProbe.train`."""
     from musicldm.evaluate.collect import Clip, embed_clips
 
     folder = Path(folder)
     if not (folder / "metadata.jsonl").is_file():
         raise FileNotFoundError(
-            f"{folder / 'metadata.jsonl'} is missing; the probe learns from a folder that `musicldm render` wrote"
+            f"{folder / 'metadata.jsonl'} is missing; train the probe on a folder that `musicldm render` wrote"
         )
     rows = [row for row in metadata_rows(folder) if row.get("orchestration", "original") != "original"]
     if not rows:
-        raise ValueError(f"no row of {folder} has an orchestration other than 'original' to learn a family from")
+        raise ValueError(
+            f"no row of {folder} names an instrument family as its orchestration; render with --orchestrate FAMILIES"
+        )
     clips = [Clip(folder / row["file_name"], row.get("text")) for row in rows]
     features, heard = embed_clips(clips, ProbeFeatures(mel), mel.sample_rate, cache)
     return features, np.array([row["orchestration"] for row in rows])[heard]

@@ -1,23 +1,33 @@
-"""Scores from a classifier's probabilities ``(N, K)``: is each clip clearly something, are all of them not the same?
+"""Scores from the probabilities ``(N, K)`` that a classifier gives N clips.
 
-Any classifier will do, as long as both sides of a comparison went through the same one.
+Any classifier will do; only scores by the same classifier can be compared.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-FLOOR = 1e-12  # below this a probability counts as this, so that logarithms stay finite
+FLOOR = 1e-12  # lower probabilities count as this, so that logarithms stay finite
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
-    """exp of the mean divergence of each row of ``probabilities (N, K)`` from their mean; from 1 to K.
+    """Inception score, from 1 to K: high if each clip has one clear class, and all classes are present.
 
-    With several ``splits`` the mean over consecutive parts, as in the original.
+    The exponential of the mean KL divergence between each row and the mean row.
     Salimans et al. (2016), https://arxiv.org/abs/1606.03498.
 
+    Args:
+        probabilities: of each class for each clip (N, K).
+        splits: number of consecutive parts whose scores are averaged.
+
+    Examples:
+        >>> inception_score(np.eye(4))
+        4.0
+        >>> inception_score(np.full((4, 4), 0.25))
+        1.0
+
     Raises:
-        ValueError: if the rows are no probabilities, or there are fewer than ``splits``.
+        ValueError: if the rows are not probabilities, or there are fewer than ``splits``.
     """
     probabilities = _check(probabilities)
     if not 1 <= splits <= len(probabilities):
@@ -29,13 +39,20 @@ def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
 
 
 def paired_kl_divergence(reference: np.ndarray, generated: np.ndarray) -> np.ndarray:
-    """Kullback-Leibler divergence KL(reference || generated) of each pair of rows ``(N, K)``, in nats: ``(N,)``.
+    """Kullback-Leibler divergence KL(reference || generated) of each pair of rows, in nats: ``(N,)``.
 
-    Row i of both belongs to one prompt: the recording that the prompt describes and what was generated. The usual
-    figure is the mean. Kreuk et al. (2022), AudioGen, https://arxiv.org/abs/2209.15352.
+    Papers report the mean. Kreuk et al. (2022), AudioGen, https://arxiv.org/abs/2209.15352.
+
+    Args:
+        reference: class probabilities of the recordings that the prompts describe (N, K).
+        generated: class probabilities of the clips generated from the same prompts (N, K).
+
+    Examples:
+        >>> paired_kl_divergence([[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]]).round(3).tolist()
+        [0.0, 0.693]
 
     Raises:
-        ValueError: if the rows are no probabilities, or do not come in pairs.
+        ValueError: if the rows are not probabilities, or the arrays differ in shape.
     """
     reference, generated = _check(reference), _check(generated)
     if reference.shape != generated.shape:

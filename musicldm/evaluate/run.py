@@ -1,4 +1,4 @@
-"""A whole evaluation: generate or read clips, measure everything there is data for, write the report.
+"""A whole evaluation: generate or read clips, compute every measure that the data allow, and write the report.
 
 prompts or recordings -> clips -> embeddings, measurements, verdicts -> metrics.json, report.html, report.md
 """
@@ -37,29 +37,27 @@ from musicldm.novelty.index import NoveltyIndex
 
 @dataclass(frozen=True)
 class Judges:
-    """What clips are compared with and judged by, beside the model's own CLAP."""
+    """References and classifiers of an evaluation, besides the model's own CLAP."""
 
-    reference: Path | None = None  # a folder of real music, for distances
-    index: Path | None = None  # that `musicldm novelty index` wrote
-    probe: Path | None = (
-        None  # solo renderings that teach a `FamilyProbe`, which then is the classifier instead of CLAP
-    )
-    cache: Path | None = None  # keeps what is computed of reference, pairs and probe, for other evaluations
-    tempo: bool = True  # whether beats are tracked, the slowest measure
+    reference: Path | None = None  # folder of real music, for distances
+    index: Path | None = None  # folder that `musicldm novelty index` wrote
+    probe: Path | None = None  # folder of solo renderings to train a `FamilyProbe` on; without, CLAP is the classifier
+    cache: Path | None = None  # folder that keeps embeddings of reference, pairs and probe for other evaluations
+    tempo: bool = True  # track beats, which is the slowest measure
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated: music of ``prompts``, that of prompt i with the seed ``seed + i``, or recordings (``audio``).
+    """What to evaluate: a model's music for ``prompts``, with the seed ``seed + i`` for prompt i, or recordings.
 
     Raises:
-        ValueError: for ``pairs`` that are not one for each prompt.
+        ValueError: if ``pairs`` are not one for each prompt.
     """
 
     prompts: list[str] | None = None
-    audio: Path | None = None
+    audio: Path | None = None  # folder of recordings to evaluate instead
     pairs: list[Clip] | None = None  # the recordings that the prompts describe, one for each
-    most: int | None = None  # of recordings and reference the first so many are used
+    most: int | None = None  # limit for the number of recordings and of reference clips
     seed: int = 0
     settings: Settings = field(default_factory=Settings)
     batch_size: int = 4  # clips generated at a time
@@ -71,11 +69,11 @@ class EvaluationConfig:
             raise ValueError(f"{len(self.pairs)} recordings do not pair with {n_prompts} prompts; give one for each")
 
     def requests(self) -> list[Request]:
-        """Of the clips that are to be generated."""
+        """Requests for the clips to generate."""
         return Request.for_prompts(self.prompts or (), self.seed, **vars(self.settings))
 
     def plan(self, session: Session) -> dict:
-        """What ``settings.json`` holds: all that the clips and their measures depend on."""
+        """Contents of ``settings.json``: everything that the clips and their measures depend on."""
         settings = self.settings
         about = {"model": session.model, "revision": session.revision, "scheduler": settings.scheduler}
         if adapters := session.about(settings)["adapters"]:
@@ -98,35 +96,36 @@ class EvaluationConfig:
 
 
 class Opened(NamedTuple):
-    """What an evaluation reads, found to be there and to fit before any music is made."""
+    """Inputs of an evaluation, opened and checked before any music is made."""
 
     embedder: ClapEmbedder  # of the model
     tokenizer: object | None
-    rate: int  # of the model's music, in Hz
-    clips: list[Clip] | None  # recordings to judge; None where they are generated
+    rate: int  # of the model, in Hz
+    clips: list[Clip] | None  # recordings to evaluate; None where clips are generated
     reference: list[Clip] | None
     index: NoveltyIndex | None
 
 
 class Heard(NamedTuple):
-    """The N clips that sound, and what is heard in them."""
+    """The N clips that are not silent, with embeddings and classifications."""
 
     clips: list[Clip]
     clap: np.ndarray  # (N, D)
     log_mel: np.ndarray  # (N, E)
-    sounds: np.ndarray  # which of all clips those are
+    sounds: np.ndarray  # mask of these clips among all clips
     reference: tuple[np.ndarray, np.ndarray] | None  # (M, D) and (M, E)
     judged: dict[str, Judged]
 
 
 def run_evaluation(session: Session, out: Path, config: EvaluationConfig) -> dict:
-    """Evaluate what ``session`` makes, or recordings, into the folder ``out``; returns what metrics.json holds.
+    """Evaluate music of ``session``, or recordings; write the folder ``out`` and return the contents of metrics.json.
 
-    A run that was stopped goes on when it is called again.
+    A stopped run continues when it is called again.
 
     Raises:
-        ValueError: for fewer than two clips that sound, an index of another CLAP, or another evaluation in ``out``.
-        OSError: if something cannot be read or written, or is of other origin, or another process works in ``out``.
+        ValueError: if fewer than two clips are not silent, the index is of another CLAP, or ``out`` holds another
+            evaluation.
+        OSError: if a file cannot be read or written or is of other origin, or another process works in ``out``.
     """
     opened, settings = open_all(session, config), config.plan(session)
     with sole_writer(out, "evaluate"):
@@ -135,7 +134,7 @@ def run_evaluation(session: Session, out: Path, config: EvaluationConfig) -> dic
 
 
 def measure_and_report(session: Session, opened: Opened, settings: dict, out: Path, config: EvaluationConfig) -> dict:
-    """What `run_evaluation` does in a folder that is its own."""
+    """The part of `run_evaluation` that works in the folder ``out``, once it is reserved."""
     clips = opened.clips
     if clips is None:
         clips = generate_clips(session, config.requests(), out, config.batch_size)
@@ -175,7 +174,7 @@ def measure_and_report(session: Session, opened: Opened, settings: dict, out: Pa
 
 
 def open_all(session: Session, config: EvaluationConfig) -> Opened:
-    """Find and check all that the evaluation needs; errors of `run_evaluation`."""
+    """Open and check all inputs of the evaluation; raises the errors of `run_evaluation`."""
     judges, pipeline = config.judges, session.pipeline(config.settings)
     embedder = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate)
     index = None
@@ -195,7 +194,7 @@ def open_all(session: Session, config: EvaluationConfig) -> Opened:
 
 
 def hear(clips: list[Clip], opened: Opened, config: EvaluationConfig) -> Heard:
-    """Embed all clips and the reference, and have families of instruments told apart."""
+    """Embed all clips and the reference, and classify instrument families."""
     cache, rate, log_mel = config.judges.cache, opened.rate, LogMelEmbedder()
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
@@ -215,7 +214,7 @@ def hear(clips: list[Clip], opened: Opened, config: EvaluationConfig) -> Heard:
 def judge_families(
     opened: Opened, clips: list[Clip], in_clap: np.ndarray, pairs: list[Clip] | None, judges: Judges
 ) -> dict[str, Judged]:
-    """What CLAP (``zero_shot``) and the probe that learns from a folder hear in clips and their pairs."""
+    """Instrument families of clips and pairs, by CLAP (``zero_shot``) and by the probe (``probe``)."""
     judged = {}
 
     def of_pairs(judge) -> tuple:
@@ -232,7 +231,7 @@ def judge_families(
 
 
 def similarity_to_prompts(texts: list[str | None], in_clap: np.ndarray, opened: Opened) -> np.ndarray | None:
-    """Cosine (N,) of each clip and its prompt; None where prompts are missing or the model cannot read them."""
+    """Cosine (N,) of each clip and its prompt; None if a prompt or the tokenizer is missing."""
     if not all(texts) or opened.tokenizer is None:
         return None
     with torch.no_grad():
@@ -241,32 +240,30 @@ def similarity_to_prompts(texts: list[str | None], in_clap: np.ndarray, opened: 
 
 
 def notes_on(heard: Heard, judges: Judges, tracked: bool) -> list[str]:
-    """What a reader of the measures must know."""
+    """Notes for the report: limits of the measures."""
     n_reference = None if heard.reference is None else len(heard.reference[0])
     widths = {"CLAP": heard.clap.shape[1], "log-mel statistics": heard.log_mel.shape[1]}
     notes = few_clips(len(heard.clips), n_reference, widths)
     if heard.judged:
         kind, one = next(iter(heard.judged.items()))
-        judge = (
-            f"a probe trained on {judges.probe.name}" if kind == "probe" else "the model's own CLAP, without training"
-        )
+        judge = f"a probe trained on {judges.probe.name}" if kind == "probe" else "the model's own CLAP (zero-shot)"
         notes.append(
-            f"Inception score and divergence are of {len(one.classes)} families of instruments, told apart by {judge}."
+            f"Inception score and KL divergence use {len(one.classes)} instrument families, classified by {judge}."
         )
     if not heard.sounds.all():
-        notes.append(f"{np.sum(~heard.sounds)} of {len(heard.sounds)} clips are silent and were left out.")
+        notes.append(f"{np.sum(~heard.sounds)} of {len(heard.sounds)} clips are silent and are left out.")
     texts = [clip.prompt for clip in heard.clips]
     if any(texts) and not all(texts):
-        notes.append(
-            f"{texts.count(None)} of {len(texts)} clips have no caption: similarity of text and audio is left out."
-        )
+        notes.append(f"{texts.count(None)} of {len(texts)} clips have no caption, so CLAP similarity is left out.")
     if not tracked:
-        notes.append("Tempo was not measured: it was left out, or madmom, which it needs, is missing (make beats).")
+        notes.append(
+            "Tempo was not measured: it was switched off, or madmom is missing (install it with `make beats`)."
+        )
     return notes
 
 
 def sources_of(opened: Opened, heard: Heard, judges: Judges) -> dict[str, str | None]:
-    """What measures depend on besides the music, by names that change with it; see `musicldm.evaluate.compare`."""
+    """Identifiers of what the measures depend on besides the music; `musicldm.evaluate.compare` compares them."""
     sources = {"CLAP": opened.embedder.name, "reference": None, "index": None, "classifier": None, "probe": None}
     if opened.reference is not None:
         files = [[clip.path.name, clip.path.stat().st_size] for clip in opened.reference]
@@ -284,7 +281,7 @@ def sources_of(opened: Opened, heard: Heard, judges: Judges) -> dict[str, str | 
 
 
 def check_lengths(clips: list[Clip] | None, seconds: float | None) -> None:
-    """ValueError if a recording, or what is to be generated, is too short to be compared with an index."""
+    """Raise ValueError if a recording, or the length to generate, is too short for a comparison with an index."""
     if clips is None and seconds is not None and seconds < WINDOWS_S[0]:
         raise ValueError(f"{seconds:g} s are too short to compare with an index; ask for {WINDOWS_S[0]:g} s or more")
     for clip in clips or ():
@@ -298,7 +295,7 @@ def check_lengths(clips: list[Clip] | None, seconds: float | None) -> None:
 
 
 def check_clips(clips: list[Clip], index: NoveltyIndex, embedder: ClapEmbedder) -> list[dict]:
-    """The verdict on each clip, as `musicldm.novelty.check.record` gives it."""
+    """The verdict on each clip, in the form of `musicldm.novelty.check.record`."""
     found = []
     for clip in tqdm(clips, desc="compare with the training set", unit="clip", disable=None):
         waveform, rate = read_audio(clip.path, embedder.feature_extractor.sampling_rate)
@@ -312,7 +309,7 @@ def check_clips(clips: list[Clip], index: NoveltyIndex, embedder: ClapEmbedder) 
 def _about(count: int, settings: dict) -> str:
     model = f"{settings['model']}, revision {settings['revision']}"
     if settings["audio"] is not None:
-        return f"{count} recordings, heard by the CLAP of {model}."
+        return f"{count} recordings, embedded by the CLAP of {model}."
     return (
         f"{count} clips; model {model}; seed {settings['seed']}, {settings['steps']} steps of {settings['scheduler']}, "
         f"{guidance_words(settings)}."

@@ -1,4 +1,4 @@
-"""Cosine similarities of embeddings: of words and music, and of music and what a model was trained on."""
+"""Cosine similarities of embeddings: of prompts and clips, and of clips and a training set."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ THRESHOLDS = (0.90, 0.95)
 
 
 class Novelty(NamedTuple):
-    """How near a set of clips comes to a collection, beside how near music comes that cannot have been copied."""
+    """How near clips come to a training set, compared with music that cannot have been copied from it (base rate)."""
 
-    share_above: dict[float, float]  # threshold -> share of clips whose nearest neighbour is more similar than it
-    base_rate_above: dict[float, float] | None  # the same of held-out music
-    threshold: float | None  # similarity that one clip of held-out music in a hundred exceeds
-    share_above_threshold: float | None
+    share_above: dict[float, float]  # threshold -> share of clips with a nearest neighbour above it
+    base_rate_above: dict[float, float] | None  # the same for held-out music
+    threshold: float | None  # similarity that 1 % of held-out clips exceed
+    share_above_threshold: float | None  # share of clips above ``threshold``
 
 
 def unit_rows(embeddings: np.ndarray) -> np.ndarray:
     """``embeddings (N, D)`` with rows of length 1, as float64.
 
     Raises:
-        ValueError: if they are no (N, D), hold NaN, or a row is zero.
+        ValueError: if the shape is not (N, D), a value is not finite, or a row is zero.
     """
     embeddings = np.asarray(embeddings, np.float64)
     if embeddings.ndim != 2 or not embeddings.size:
@@ -37,7 +37,15 @@ def unit_rows(embeddings: np.ndarray) -> np.ndarray:
 
 
 def paired_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine similarity ``(N,)`` of row i of ``a (N, D)`` and row i of ``b (N, D)``: a text and its music, say."""
+    """Cosine similarities ``(N,)`` of row i of ``a (N, D)`` and row i of ``b (N, D)``, such as a prompt and its clip.
+
+    Examples:
+        >>> paired_similarity([[1.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, -1.0]]).round(6).tolist()
+        [1.0, 0.0]
+
+    Raises:
+        ValueError: if the arrays differ in shape, a value is not finite, or a row is zero.
+    """
     a, b = unit_rows(a), unit_rows(b)
     if a.shape != b.shape:
         raise ValueError(f"pairs need arrays of one shape, got {a.shape} and {b.shape}")
@@ -49,11 +57,18 @@ def nearest_similarity(
 ) -> np.ndarray:
     """Cosine similarity ``(N,)`` of each of ``queries (N, D)`` to its nearest row of ``collection (M, D)``.
 
-    ``groups`` are labels (N,) and (M,): rows of the collection with a query's own label are passed over, which turns a
-    collection compared with itself into a base rate. A query whose label everything has gets -1.
+    Args:
+        queries: embeddings (N, D).
+        collection: embeddings (M, D).
+        groups: labels (N,) of the queries and (M,) of the collection. Rows with a query's own label are skipped, so
+            that a collection can be compared with itself. The result is -1 where all rows are skipped.
+
+    Examples:
+        >>> nearest_similarity([[1.0, 0.0]], [[0.0, 1.0], [0.6, 0.8]]).round(6).tolist()
+        [0.6]
 
     Raises:
-        ValueError: if the two do not have one D.
+        ValueError: if the dimensions differ, a value is not finite, or a row is zero.
     """
     queries, collection = unit_rows(queries), unit_rows(collection)
     if queries.shape[1] != collection.shape[1]:
@@ -74,11 +89,19 @@ def nearest_similarity(
 def novelty(
     nearest: np.ndarray, base_rate: np.ndarray | None = None, thresholds: tuple[float, ...] = THRESHOLDS
 ) -> Novelty:
-    """SIM_AA of the paper: the share of clips nearer to the training set than each of ``thresholds``.
+    """SIM_AA of the paper: the share of clips with a similarity to the training set above each of ``thresholds``.
 
-    ``nearest (N,)`` and ``base_rate (M,)`` come from `nearest_similarity`, of generated and of held-out clips. What a
-    threshold means depends on the embedding and on the music: held-out music says it.
+    The meaning of a threshold depends on the embedding and on the music; the base rate of held-out music shows it.
     Chen et al. (2023), MusicLDM, section 4.3, https://arxiv.org/abs/2308.01546.
+
+    Args:
+        nearest: similarities of generated clips to the training set (N,), from `nearest_similarity`.
+        base_rate: the same for held-out clips (M,).
+        thresholds: cosines.
+
+    Examples:
+        >>> novelty(np.array([0.5, 0.92, 0.99, 0.7])).share_above
+        {0.9: 0.5, 0.95: 0.25}
     """
 
     def shares(values):

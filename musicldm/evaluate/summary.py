@@ -1,4 +1,4 @@
-"""All measures of a set of clips, each with its interval, as one dictionary: what ``metrics.json`` holds.
+"""All measures of a set of clips, each with its interval, as one dictionary: the contents of ``metrics.json``.
 
 Evidence (embeddings (N, D), prompts, measurements, ...) -> {name: value, low, high, ...}, {name: values (N,)}
 """
@@ -26,10 +26,10 @@ from musicldm.evaluate.intervals import (
 from musicldm.evaluate.quality import inception_score, paired_kl_divergence
 from musicldm.evaluate.similarity import THRESHOLDS
 
-SHARES = ("sim_aa_90", "sim_aa_95", "above_base_rate", "copies")  # of single clips, true or false
+SHARES = ("sim_aa_90", "sim_aa_95", "above_base_rate", "copies")  # true or false for each clip
 HALVES = 50  # draws for the intervals of distances
-HALVES_TO_INFINITY = 20  # of those that are fifteen distances each
-ENOUGH_FOR_INFINITY = 4  # clips for each dimension, so that halves still span a line
+HALVES_TO_INFINITY = 20  # draws for extrapolated distances, which are fifteen distances each
+ENOUGH_FOR_INFINITY = 4  # clips for each dimension, so that a line can be fitted to halves
 # What each measure is, by itself, and whether higher is better.
 MEANING = {
     "text_audio_similarity": ("CLAP similarity: mean cosine of the embeddings of prompt and clip", True),
@@ -72,40 +72,40 @@ MEANING = {
 
 
 class Judged(NamedTuple):
-    """What a classifier makes of clips, and of the recordings that their prompts describe."""
+    """Output of a classifier for clips, and for the recordings that their prompts describe."""
 
     classes: tuple[str, ...]
     clips: np.ndarray  # (N, K) probabilities
-    pairs: np.ndarray | None = None  # (M, K) of those recordings that sound
-    paired: np.ndarray | None = None  # (N,) which clips those belong to
+    pairs: np.ndarray | None = None  # (M, K) probabilities of those recordings that are not silent
+    paired: np.ndarray | None = None  # (N,) mask of the clips that they belong to
     name: str = ""  # of the classifier
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What there is of N clips that sound; what is None or empty was not asked for or cannot be had."""
+    """Data of N clips that are not silent; None or empty where something was not asked for or is not available."""
 
     clap: np.ndarray  # embeddings (N, D)
     log_mel: np.ndarray  # embeddings (N, E)
     prompts: Sequence[str | None]
-    measured: Sequence[dict]  # of each clip
+    measured: Sequence[dict]  # results of `measure_clip`
     text_similarity: np.ndarray | None = None  # (N,)
     reference: tuple[np.ndarray, np.ndarray] | None = None  # embeddings (M, D) and (M, E) of real music
-    verdicts: Sequence[dict] | None = None  # what the check against the index found of each clip
+    verdicts: Sequence[dict] | None = None  # of the novelty check of each clip
     base_rate: dict | None = None  # of the index
-    # Which family the ``probe`` and CLAP (``zero_shot``) hear; the first is the classifier of score and divergence.
+    # Families by the ``probe`` and by CLAP (``zero_shot``); the first is used for inception score and KL divergence.
     judged: dict[str, Judged] | None = None
 
 
 def summarize(evidence: Evidence) -> tuple[dict[str, dict], dict[str, list]]:
-    """Every measure there is data for, and the values (N,) of single clips, by name.
+    """Every measure that the data allow, and the values (N,) of single clips, both by name.
 
     Raises:
-        ValueError: for fewer than two clips.
+        ValueError: for fewer than two clips, or a reference of fewer than four.
     """
     clap = evidence.clap
     if len(clap) < 2:
-        raise ValueError(f"an evaluation needs two clips or more that sound, got {len(clap)}")
+        raise ValueError(f"an evaluation needs two or more clips that are not silent, got {len(clap)}")
     single = _single(evidence)
     found = {name: share(values) if name in SHARES else bootstrap(np.mean, values) for name, values in single.items()}
     if len(clap) >= 4:
@@ -142,7 +142,7 @@ def _single(evidence: Evidence) -> dict[str, np.ndarray]:
 
 
 def _family(kind: str, judged: Judged, prompts: Sequence[str | None]) -> dict[str, Estimate]:
-    """How often the family asked for is the likeliest one."""
+    """How often the family asked for is the most probable one."""
     wanted = [asked_family(prompt, judged.classes) for prompt in prompts]
     right = [judged.classes[row.argmax()] == name for row, name in zip(judged.clips, wanted, strict=True) if name]
     return {f"family_{kind}": share(np.array(right))} if len(right) >= 2 else {}
@@ -153,7 +153,7 @@ def _distances(clap: np.ndarray, log_mel: np.ndarray, real_clap: np.ndarray, rea
     if min(len(clap), len(real_clap)) < 4:
         raise ValueError(f"distances need four clips or more on either side, got {len(clap)} and {len(real_clap)}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `few_clips` says it once, of the whole and not of every half
+        warnings.simplefilter("ignore")  # `few_clips` says it once, for the whole set
         for name, ours, real in (("clap", clap, real_clap), ("log_mel", log_mel, real_log_mel)):
             for kind, distance in (("kernel", kernel_distance), ("frechet", frechet_distance)):
                 found[f"{kind}_distance_{name}"] = half_samples(distance, ours, real, draws=HALVES)
@@ -188,13 +188,13 @@ def _manifold_part(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def few_clips(clips: int, reference: int | None, widths: dict[str, int]) -> list[str]:
-    """What a reader must know of Fréchet distances on fewer clips than dimensions."""
+    """Notes on Fréchet distances of fewer clips than dimensions."""
     if reference is None:
         return []
     least = min(clips, reference)
     return [
-        f"{least} clips do not determine a covariance of {width} dimensions ({name}): that Fréchet distance is biased "
-        "upwards. Compare it only among equal numbers of clips, or read the kernel distance."
+        f"{least} clips are too few for a covariance of {width} dimensions ({name}): this Fréchet distance is biased "
+        "upwards. Compare it only between equal numbers of clips, or use the kernel distance."
         for name, width in widths.items()
         if least <= width
     ]

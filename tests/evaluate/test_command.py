@@ -147,7 +147,7 @@ def test_captions_of_recordings_pair_clips_with_them_and_a_probe_judges(tiny_fol
     made = json.loads(capsys.readouterr().out)
     assert {"inception_score", "paired_kl_divergence", "family_probe", "family_zero_shot"} <= set(made["metrics"])
     assert 1 <= made["metrics"]["inception_score"]["value"] <= 2
-    assert any("2 families" in note and "solos" in note for note in made["notes"])
+    assert any("2 instrument families" in note and "solos" in note for note in made["notes"])
     kept = sorted((tmp_path / "cache").glob("*.npz"))
     assert len(kept) == 3  # what the probe learned from; the prompts' recordings, heard by the probe and by CLAP
     stamps = [path.stat().st_mtime_ns for path in kept]
@@ -304,10 +304,10 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
         (["--prompts", tmp_path / "many.txt", *common, "--probe", tmp_path / "nothing"], "no recordings"),
         (["--prompts", tmp_path / "many.txt", *common, "--reference", other], "four clips or more"),
         (["--prompts", tmp_path / "none.txt", *common], "no prompts"),
-        (["--prompts", tmp_path / "one.txt", *common], "two clips or more"),
+        (["--prompts", tmp_path / "one.txt", *common], "two or more clips"),
         (["--audio", silent, *model, "--out", tmp_path / "out2"], "silent"),
         (["--prompts", tmp_path / "one.txt"], "--out"),
-        (["--compare", tmp_path / "broken.json", tmp_path / "broken.json"], "no metrics.json"),
+        (["--compare", tmp_path / "broken.json", tmp_path / "broken.json"], "not a metrics.json"),
     ):
         assert main(["evaluate", *map(str, arguments)]) == 2
         err = capsys.readouterr().err.splitlines()[-1]

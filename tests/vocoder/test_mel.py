@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import SpeechT5HifiGan
+from transformers.audio_utils import mel_filter_bank
 
 from musicldm.config import VocoderConfig
 from vocoder import MelConfig, log_mel_spectrogram, make_generator, mel_config
@@ -27,6 +28,23 @@ def test_filters_are_those_of_librosa(n_mels, n_fft, rate, f_min):
     config = MelConfig(sample_rate=rate, n_fft=n_fft, hop_length=160, n_mels=n_mels, f_min=f_min, f_max=7000.0)
     expected = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=7000.0)
     torch.testing.assert_close(mel_filters(config), torch.from_numpy(expected), rtol=1e-4, atol=1e-7)
+
+
+def transformers_filters(config: MelConfig) -> torch.Tensor:
+    """Filters (F, K) of `transformers.audio_utils`."""
+    sizes = config.n_fft // 2 + 1, config.n_mels, config.f_min, config.f_max
+    filters = mel_filter_bank(*sizes, config.sample_rate, norm="slaney", mel_scale="slaney")
+    return torch.from_numpy(filters.T).float()
+
+
+@pytest.mark.parametrize(("rate", "n_fft", "n_mels"), [(16_000, 1024, 64), (44_100, 2048, 128), (48_000, 1024, 64)])
+def test_filters_are_those_of_transformers_at_even_rates_only(rate, n_fft, n_mels):
+    config = MelConfig(sample_rate=rate, n_fft=n_fft, hop_length=160, n_mels=n_mels, f_max=7000.0)
+    torch.testing.assert_close(mel_filters(config), transformers_filters(config), rtol=1e-6, atol=1e-10)
+    odd = MelConfig(sample_rate=11_025, n_fft=512, hop_length=160, n_mels=40, f_max=5000.0)
+    exact = torch.from_numpy(librosa.filters.mel(sr=11_025, n_fft=512, n_mels=40, fmin=0.0, fmax=5000.0))
+    error, theirs = ((filters - exact).abs().max() for filters in (mel_filters(odd), transformers_filters(odd)))
+    assert 100 * error < theirs  # why the filters are computed here
 
 
 @settings(deadline=None, max_examples=20)
