@@ -216,7 +216,7 @@ class Place:
         shape: of its latents, (B, C, T, F).
         n_samples: of its waveform; on a circle those are stretched to whole latent frames.
         loop: whether it is a circle.
-        trained: latent frames that are encoded at once.
+        at_once: latent frames that are encoded at once, those that the model was trained on.
         samples_per_frame: of latents.
         rate: Hz.
     """
@@ -224,7 +224,7 @@ class Place:
     shape: tuple[int, ...]
     n_samples: int
     loop: bool
-    trained: int
+    at_once: int
     samples_per_frame: int
     rate: int
 
@@ -287,7 +287,7 @@ def encode_sound(sound: Tensor, place: Place, encode: Encode) -> Tensor:
         around = torch.arange(-before * size, (n_frames + before) * size) % (n_frames * size)
         sound = sound[..., around]
     total = n_frames + 2 * before
-    longest = max(place.trained, 1) + 2 * before
+    longest = place.at_once + 2 * before
     margin = min(MARGIN, longest // 4)
     step = total if total <= longest else longest - 2 * margin
     pieces = []

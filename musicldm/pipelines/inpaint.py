@@ -193,8 +193,7 @@ class MusicLDMInpaintPipeline(MusicLDMStages):
 
     def plan(self, source: Source, regions: Sequence[tuple[int, int]]) -> list[Window]:
         """Windows of the length that the UNet was trained on, where ``regions`` need no more."""
-        mel, size = mel_config(self.vocoder), self.unet.config.sample_size
-        frames = size if isinstance(size, int) or size is None else size[0]
+        mel, frames = mel_config(self.vocoder), self.trained_frames
         length_s = None if frames is None else frames * self.vae_scale_factor * mel.hop_length / mel.sample_rate
         return plan_windows(source, regions, mel, self.vae_scale_factor, length_s)
 

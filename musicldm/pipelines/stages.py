@@ -95,9 +95,10 @@ class MusicLDMStages(MusicLDMBase):
         return source._replace(x0=add_noise(source.x0.to(noise), noise, level)).keep(state)
 
     @property
-    def trained_frames(self) -> int:
-        """Latent frames of what the UNet was trained on; ValueError if it does not say."""
-        return plan_lengths(self.unet, self.vae, self.vocoder, 1).latent_shape[2]
+    def trained_frames(self) -> int | None:
+        """Latent frames of what the UNet was trained on; None if it does not say."""
+        size = self.unet.config.sample_size
+        return size if isinstance(size, int) or size is None else size[0]
 
     def read_contexts(self, given: ContextOptions, n_prompts: int) -> list[Heard | None] | None:
         """What is heard beside each of P prompts, None if nothing is ``given``; errors as of `read_contexts`."""
@@ -126,7 +127,8 @@ class MusicLDMStages(MusicLDMBase):
         if heard is None or layout is None:
             return None
         size = self.vae_scale_factor * mel.hop_length
-        place = Place(lengths.latent_shape, lengths.n_samples, loop, self.trained_frames, size, mel.sample_rate)
+        at_once = self.trained_frames or lengths.latent_shape[2]
+        place = Place(lengths.latent_shape, lengths.n_samples, loop, at_once, size, mel.sample_rate)
         like = torch.empty(0, dtype=self.unet.dtype, device=self._execution_device)
         return encode_contexts(heard, layout, place, self.encode_audio, like).repeat_interleave(n, dim=0)
 
@@ -136,7 +138,8 @@ class MusicLDMStages(MusicLDMBase):
         Raises:
             ValueError: if the device has not enough memory for the music, or the UNet does not say its length.
         """
-        parts, device, length = (self.unet, self.vae, self.vocoder), self._execution_device, self.trained_frames
+        parts, device = (self.unet, self.vae, self.vocoder), self._execution_device
+        length = plan_lengths(*parts, 1).latent_shape[2]
         check_memory(*parts, shape, device, max(windows_at_once(device.type), shape[0]) * length, evaluations)
         return lay_out(shape[2], length, loop)
 
@@ -150,7 +153,7 @@ class MusicLDMStages(MusicLDMBase):
         Raises:
             ValueError: if the device has not enough memory for the music.
         """
-        if options.windows or (has_context and shape[2] > self.trained_frames):
+        if options.windows or (has_context and shape[2] > (self.trained_frames or shape[2])):
             return self.windows(self.plan_windows(shape, options.loop, options.evaluations), options.loop)
         parts = self.unet, self.vae, self.vocoder
         check_memory(*parts, shape, self._execution_device, evaluations=options.evaluations)

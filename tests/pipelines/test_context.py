@@ -198,6 +198,13 @@ def test_music_beyond_the_trained_length_is_made_in_windows(pipeline):
     torch.testing.assert_close(sections, made, **NEAR)
 
 
+def test_a_unet_that_names_no_length_takes_any_at_once(pipeline):
+    pipeline.unet.register_to_config(sample_size=None)
+    seen = Seen(pipeline.unet)
+    pipeline("a waltz", context=Sketch.click(240, seconds=0.64), **FAST)
+    assert {each.shape[2] for each in seen} == {16}
+
+
 @pytest.mark.parametrize("frames", [8, 24])
 def test_loops_turn_with_their_context(pipeline, frames):
     """The latents of a turned circle, whose context is turned as far."""
