@@ -153,7 +153,8 @@ class LatentsOnDevice:
             count = np.concatenate([count, made == 2])
             self.made = torch.from_numpy(made > 0).to(device)
         if contexts:
-            first, count = (np.concatenate([numbers, 0 * contexts.embedding[:, 0]]) for numbers in (first, count))
+            none = np.zeros(len(contexts.embedding), dtype=int)
+            first, count = np.concatenate([first, none]), np.concatenate([count, none])
         self.first, self.count = (torch.from_numpy(numbers).long().to(device) for numbers in (first, count))
         self.n_clips, self.per_clip = len(cache.audio), len(self.made) // len(dataset)
         self.indices = torch.tensor(dataset.indices, device=device)
