@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON or forms, within limits, with or without a recording."""
+"""Bodies of requests: JSON or forms, within limits, with or without files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ from musicldm.app.state import State
 from musicldm.app.uploads import TooLarge, Upload, receive
 
 MOST_JSON = 2**20  # bytes of a request without audio
-AUDIO = ("audio", "src_audio", "ctx_audio")  # names of a form's field that has a recording
+FILES = {  # a form's fields that have files, by their names here
+    "audio": "audio",
+    "src_audio": "audio",
+    "ctx_audio": "audio",
+    "midi": "midi",
+    "melody": "melody",
+    "along": "along",
+}
+
+Uploads = dict[str, Upload]  # by the names of their fields
 
 
-async def read_body(request: Request, state: State) -> tuple[dict[str, Any], list[str], Upload | None]:
-    """Fields of a JSON body or a form, names of those that were left out, and the uploaded file if there is one.
+async def read_body(request: Request, state: State) -> tuple[dict[str, Any], list[str], Uploads]:
+    """Fields of a JSON body or a form, names of those that were left out, and the uploaded files.
 
     Raises:
         ValueError: for a body that is neither, or too large.
@@ -37,25 +46,43 @@ async def read_body(request: Request, state: State) -> tuple[dict[str, Any], lis
         raise ValueError("the body is no JSON; send an object, with Content-Type: application/json") from error
     if not isinstance(body, dict):
         raise ValueError("the body must be a JSON object of fields")
-    return *flattened(body), None
+    return *flattened(body), {}
 
 
-async def _read_form(request: Request, state: State) -> tuple[dict[str, Any], list[str], Upload | None]:
+def remove(uploads: Uploads) -> None:
+    """Remove what was uploaded, as far as it is still there."""
+    for upload in uploads.values():
+        upload.path.unlink(missing_ok=True)
+
+
+async def _read_form(request: Request, state: State) -> tuple[dict[str, Any], list[str], Uploads]:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > state.options.upload_bytes + MOST_JSON:
         raise TooLarge(f"the upload is larger than the {state.options.upload_bytes / 2**20:g} MiB that are taken")
     fields: dict[str, Any] = {}
-    upload = None
-    async with request.form(max_files=1, max_fields=100, max_part_size=MOST_JSON) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, str):
-                fields[name] = [*fields[name], value] if isinstance(fields.get(name), list) else value
-            elif name in AUDIO:
-                name = Path(value.filename or "recording").name
-                upload = await receive(_blocks(value), name, state.uploads, state.options.upload_bytes)
-            else:
-                raise ValueError(f"there is no file {name!r}; send a recording as 'audio'")
-    return *flattened(fields), upload
+    uploads: Uploads = {}
+    try:
+        async with request.form(max_files=len(FILES), max_fields=100, max_part_size=MOST_JSON) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, str):
+                    fields[name] = [*fields[name], value] if isinstance(fields.get(name), list) else value
+                else:
+                    await _keep(name, value, uploads, state)
+        return *flattened(fields), uploads
+    except BaseException:
+        remove(uploads)
+        raise
+
+
+async def _keep(field: str, file, uploads: Uploads, state: State) -> None:
+    """Add the ``file`` of a form's ``field`` to ``uploads``."""
+    name = FILES.get(field)
+    if name is None:
+        raise ValueError(f"there is no file {field!r}; send a recording as 'audio'")
+    if name in uploads:
+        raise ValueError(f"there are two files for {name!r}; send one")
+    called = Path(file.filename or "recording").name
+    uploads[name] = await receive(_blocks(file), called, state.uploads, state.options.upload_bytes)
 
 
 async def _blocks(file) -> AsyncIterator[bytes]:

@@ -10,11 +10,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from musicldm.app.bodies import read_body
+from musicldm.app.bodies import Uploads, read_body, remove
+from musicldm.app.followed import recording_of, sketch_of
 from musicldm.app.jobs import FINISHED, Job
 from musicldm.app.schemas import TASKS, Editing, Generation, JobState
 from musicldm.app.state import State, client_of_request
-from musicldm.app.uploads import Upload, decode
+from musicldm.app.uploads import decode
 
 EVENTS_EVERY_S = 0.1
 ALIVE_EVERY_S = 15.0  # a comment in a stream of events, so that proxies keep it
@@ -28,49 +29,73 @@ def accepted(state: State, job: Job, ignored: list[str], response: Response) -> 
     return state.jobs.state(job.stored.id, job.stored.client)
 
 
-def submit_generation(state: State, client: str, fields: dict[str, Any]) -> Job:
-    """The job that the ``fields`` of a body ask for; ValueError for what is wrong with them."""
-    wanted = Generation.model_validate(fields)
-    model = state.sessions.named(wanted.model)
-    requests = wanted.requests()
-    state.sessions.check(model, requests)
-    return state.jobs.submit(client, "generate", model, requests, None)
+def submit_generation(state: State, client: str, fields: dict[str, Any], uploads: Uploads) -> Job:
+    """The job that the ``fields`` of a body and its files ask for; ValueError for what is wrong with them.
+
+    Of the files only a recording that the music goes along with is kept, if there is a job.
+    """
+    along = None
+    try:
+        wanted = Generation.model_validate(fields)
+        model = state.sessions.named(wanted.model)
+        sketch = sketch_of(wanted, uploads, state)
+        along = recording_of(wanted, uploads, client, state)
+        requests = wanted.requests(sketch, along)
+        state.sessions.check(model, requests)
+        return state.jobs.submit(client, "generate", model, requests, wanted.along)
+    except BaseException:
+        remove(uploads)
+        if along is not None and "along" in uploads:
+            along.unlink(missing_ok=True)
+        raise
 
 
-def submit_edit(state: State, client: str, fields: dict[str, Any], upload: Upload | None) -> Job:
-    """The job of an edit, of ``upload`` or of an earlier result; an upload is removed if nothing comes of it."""
+def submit_edit(state: State, client: str, fields: dict[str, Any], uploads: Uploads) -> Job:
+    """The job of an edit, of an upload or of an earlier result; uploads are removed if nothing comes of it."""
+    upload = uploads.get("audio")
     path = None if upload is None else upload.path
     try:
+        if "along" in uploads:
+            raise ValueError("an edit has the recording itself to go along with; leave along out")
         kind = TASKS.get(fields.pop("task_type", None))
         wanted = Editing.model_validate(({"kind": kind} if kind else {}) | fields)
         model = state.sessions.named(wanted.model)
         if (wanted.source is None) == (upload is None):
             raise ValueError("give either the id of a result as source, or a file as audio")
+        sketch = sketch_of(wanted, uploads, state)
         path = state.file(wanted.source, client) if upload is None else decode(upload.path, state.options).path
-        return state.jobs.submit(client, wanted.kind, model, wanted.edits(str(path)), wanted.source)
+        edits = wanted.edits(str(path), sketch)
+        state.sessions.check_edits(model, edits)
+        return state.jobs.submit(client, wanted.kind, model, edits, wanted.source)
     except BaseException:
-        if upload is not None:
-            for left in (upload.path, path):
-                left.unlink(missing_ok=True)
+        remove(uploads)
+        if upload is not None and path is not None:
+            path.unlink(missing_ok=True)
         raise
 
 
 def add_job_routes(app: FastAPI, state: State) -> None:
     """Requests for music, and the jobs that they become."""
-    schema = {"application/json": {"schema": Generation.model_json_schema(by_alias=False)}}
+    schema = {
+        kind: {"schema": Generation.model_json_schema(by_alias=False)}
+        for kind in ("application/json", "multipart/form-data")
+    }
 
     @app.post("/v1/generations", status_code=202, openapi_extra={"requestBody": {"content": schema, "required": True}})
     async def generate(request: Request, response: Response) -> JobState:
-        """Ask for new music."""
-        fields, ignored, upload = await read_body(request, state)
-        if upload is not None:
-            upload.path.unlink(missing_ok=True)
-            raise ValueError("new music takes no audio; send it to /v1/edits")
+        """Ask for new music; a form may have the files midi and melody, to follow, and along, to go with."""
+        fields, ignored, uploads = await read_body(request, state)
+        if "audio" in uploads:
+            remove(uploads)
+            raise ValueError(
+                "new music takes no audio; send it to /v1/edits, or as along, to make music that goes with it"
+            )
         if fields.get("task_type") in ("repaint", "cover"):
+            remove(uploads)
             raise ValueError(
                 f"task_type {fields['task_type']} changes a recording: send it, as src_audio, to /v1/edits"
             )
-        job = await run_in_threadpool(submit_generation, state, client_of_request(request), fields)
+        job = await run_in_threadpool(submit_generation, state, client_of_request(request), fields, uploads)
         return accepted(state, job, ignored, response)
 
     content = {
@@ -80,9 +105,12 @@ def add_job_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/v1/edits", status_code=202, openapi_extra={"requestBody": {"content": content, "required": True}})
     async def edit(request: Request, response: Response) -> JobState:
-        """Ask for a change of a recording: of an earlier result, or of a file sent as ``audio``."""
-        fields, ignored, upload = await read_body(request, state)
-        job = await run_in_threadpool(submit_edit, state, client_of_request(request), fields, upload)
+        """Ask for a change of a recording: of an earlier result, or of a file sent as ``audio``.
+
+        Files midi and melody are followed in the new parts.
+        """
+        fields, ignored, uploads = await read_body(request, state)
+        job = await run_in_threadpool(submit_edit, state, client_of_request(request), fields, uploads)
         return accepted(state, job, ignored, response)
 
     @app.get("/v1/jobs")

@@ -25,7 +25,7 @@ from musicldm.audio.output import free_name, slug
 
 STATE = ".musicldm"
 DATABASE = "app.sqlite3"
-SUFFIXES = (".wav", ".flac", ".png")  # which the files of a result may have
+SUFFIXES = (".wav", ".flac", ".png", ".mid")  # which the files of a result may have
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, client TEXT NOT NULL, kind TEXT NOT NULL,
@@ -185,7 +185,10 @@ class Library:
         return _shown(rows[0]) if rows and (self.out / rows[0]["file"]).is_file() else None
 
     def search(self, client: str, words: str = "", starred: bool = False, limit: int = 200) -> list[dict]:
-        """Complete results of ``client`` that were not deleted, newest first, with all ``words`` in name or prompt."""
+        """Complete results of ``client`` that were not deleted, newest first, with all ``words`` in name or prompt.
+
+        Their recipes lack the scores that they follow.
+        """
         query, values = "SELECT * FROM results WHERE client = ? AND complete AND NOT deleted", [client]
         for word in words.split():
             query += " AND (name LIKE ? ESCAPE '\\' OR prompt LIKE ? ESCAPE '\\')"
@@ -194,7 +197,10 @@ class Library:
         if starred:
             query += " AND starred"
         rows = self._rows(f"{query} ORDER BY created DESC, place LIMIT ?", [*values, str(limit)])
-        return [_shown(row) for row in rows if (self.out / row["file"]).is_file()]
+        listed = [_shown(row) for row in rows if (self.out / row["file"]).is_file()]
+        for one in listed:
+            one["recipe"].pop("context", None)  # a whole score; the result itself has it
+        return listed
 
     def change(self, identity: str, client: str, **changes: Any) -> None:
         """Set name, starred or deleted of a result; its file stays where it is."""

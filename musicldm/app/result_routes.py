@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from musicldm.app.beats import Rhythm, rhythm
-from musicldm.app.bodies import read_body
+from musicldm.app.bodies import read_body, remove
 from musicldm.app.formats import FORMATS, MEDIA_TYPES, converted
 from musicldm.app.schemas import Change, Result
 from musicldm.app.state import State, client_of_request
@@ -33,7 +33,9 @@ def add_result_routes(app: FastAPI, state: State) -> None:
     @app.post("/v1/recordings", status_code=201)
     async def add_recording(request: Request) -> Result:
         """Send a recording, as ``audio`` of a form, to work with; one of our own files brings its recipe back."""
-        _, _, upload = await read_body(request, state)
+        _, _, uploads = await read_body(request, state)
+        upload = uploads.pop("audio", None)
+        remove(uploads)
         if upload is None:
             raise ValueError("send a recording as the file 'audio' of a form")
         client = client_of_request(request)
@@ -91,6 +93,14 @@ def add_file_routes(app: FastAPI, state: State) -> None:
         if not path.is_file():
             raise HTTPException(404, "this result has no picture")
         return FileResponse(path, media_type="image/png")
+
+    @app.get("/v1/results/{identity}/midi", response_class=FileResponse)
+    def score(identity: str, request: Request) -> FileResponse:
+        """The score that it follows, a MIDI file."""
+        path = state.file(identity, client_of_request(request)).with_suffix(".mid")
+        if not path.is_file():
+            raise HTTPException(404, "this result follows no score")
+        return FileResponse(path, media_type="audio/midi", filename=path.name)
 
     @app.get("/v1/results/{identity}/recipe")
     def recipe(identity: str, request: Request) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -17,7 +18,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from musicldm.generate.edit import Edit
 from musicldm.generate.preparing import prepare
 from musicldm.generate.recipe import Request, random_seed
+from musicldm.generate.sketching import Parts, gather, whole_bars
 from musicldm.sampling.schedulers import GUIDANCE, GUIDANCE_INTERVAL, SAMPLER, STEPS
+from musicldm.scores.sketches import Rhythm, Sketch
 
 MOST_RESULTS = 16  # of a job
 NESTED = ("metas", "metadata", "user_metadata")  # objects in which ACE-Step's clients may pass fields
@@ -63,7 +66,15 @@ def _no_seed(value: Any) -> Any:
     return None if value in (-1, "-1", "") else value
 
 
+def _numbers(value: Any) -> Any:
+    """Numbers with commas between them as a list."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return [part.strip() for part in value.split(",")]
+    return _listed(value)
+
+
 Times = Annotated[list[float], BeforeValidator(_listed)]
+Tracks = Annotated[list[int] | None, BeforeValidator(_numbers)]
 Seed = Annotated[int | None, BeforeValidator(_no_seed), Field(description="None or -1: a random one")]
 
 
@@ -80,6 +91,26 @@ class Body(BaseModel):
     scheduler: str = SAMPLER
     seed: Seed = None
     num_waveforms_per_prompt: int = Field(1, ge=1, le=MOST_RESULTS, description="results, of seeds in turn")
+    bpm: float | None = None
+    meter: str | None = None
+    chords: str | None = Field(
+        None, description="to follow, such as Am F C G; models say in context_kinds what they take"
+    )
+    rhythm: Rhythm | None = Field(None, description="of the chords")
+    tracks: Tracks = Field(None, description="of the file midi, counted from 1; by default all")
+    context_guidance_scale: float | None = Field(
+        None, ge=0, description="how strongly to follow; 1 where none is given"
+    )
+
+    def score(self, files: dict[str, Path]) -> Sketch | None:
+        """What is to be followed: the chords, and the ``files`` midi and melody; errors of `gather`."""
+        parts = Parts(files.get("midi"), self.tracks, self.chords, self.rhythm, files.get("melody"))
+        return gather(parts, self.bpm, self.metre)
+
+    @property
+    def metre(self) -> str | None:
+        """``meter`` as it is named here."""
+        return METRES.get(self.meter or "", self.meter)
 
     def settings(self) -> dict[str, Any]:
         """Settings of a request of `musicldm.generate`."""
@@ -99,16 +130,15 @@ class Generation(Body):
     audio_length_in_s: float | None = Field(None, gt=0)
     candidates: int = Field(1, ge=1, le=16, description="made for each result, of which the best one is kept")
     loop: bool = False
-    bpm: float | None = None
     bars: int | None = None
-    meter: str | None = None
+    along: str | None = Field(None, description="id of a result that it goes along with; or upload a file as along")
     key: str | None = Field(None, description="such as C major, or Am")
     novelty: Literal["report", "avoid", "least_similar"] | None = None
     max_similarity: float | None = None
     task_type: Literal["text2music"] = "text2music"
 
-    def requests(self) -> list[Request]:
-        """A request for each result.
+    def requests(self, sketch: Sketch | None = None, along: Path | None = None) -> list[Request]:
+        """A request for each result, of music that follows ``sketch`` and goes along with the recording ``along``.
 
         Raises:
             ValueError: naming a value that cannot be used, and what can.
@@ -122,8 +152,13 @@ class Generation(Body):
             "loop": self.loop,
             "bpm": self.bpm,
             "bars": self.bars,
-            "meter": METRES.get(self.meter or "", self.meter),
+            "meter": None if self.chords and self.bpm is None else self.metre,
+            "context": sketch,
+            "along": along,
+            "context_guidance": self.context_guidance_scale,
         }
+        if sketch is not None and self.loop and self.bpm is not None and self.bars is None:
+            given["bars"] = whole_bars(sketch, self.bpm, self.metre)
         known = {one.name for one in fields(Request)}
         given = {name: value for name, value in given.items() if value is not None and (name in known or value)}
         seed = random_seed() if self.seed is None else self.seed
@@ -144,8 +179,8 @@ class Editing(Body):
     amount: float | None = Field(None, ge=0, le=1)
     snap: Literal["beat", "none"] | None = None
 
-    def edits(self, path: str) -> list[Edit]:
-        """An edit of the recording at ``path`` for each result.
+    def edits(self, path: str, sketch: Sketch | None = None) -> list[Edit]:
+        """An edit of the recording at ``path``, whose new parts follow ``sketch``, for each result.
 
         Raises:
             OSError: if it cannot be read.
@@ -164,6 +199,13 @@ class Editing(Body):
         }
         given = {name: value for name, value in places.items() if value}
         given |= {name: getattr(self, name) for name in ("prompt", "amount", "snap") if getattr(self, name) is not None}
+        given |= {} if sketch is None else {"context": sketch}
+        if self.context_guidance_scale is not None:
+            given["context_guidance"] = self.context_guidance_scale
+        if self.bpm is not None and self.chords is None:
+            raise ValueError("bpm of an edit is the tempo of its chords; give chords, or leave bpm out")
+        if self.kind == "retake" and (sketch is not None or self.context_guidance_scale is not None):
+            raise ValueError("a retake follows what its source did; leave chords, midi, melody and their guidance out")
         if self.kind == "retake":  # everything else is as its recipe says
             given = {name: given[name] for name in ("prompt", "amount") if name in given}
         else:
@@ -226,6 +268,7 @@ class Model(BaseModel):
     license: str | None
     novelty: bool = Field(description="whether it carries an index of its training set")
     can: list[str] = Field(description="generate, loop, bpm, vary, inpaint, extend, retake, ...")
+    context_kinds: list[str] = Field(description="what music can follow: notes, melody, chords, click, along, ...")
 
 
 def flattened(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

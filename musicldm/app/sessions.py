@@ -9,6 +9,7 @@ import psutil
 
 from musicldm.app.options import Options
 from musicldm.app.schemas import Model
+from musicldm.generate.edit import Edit
 from musicldm.generate.recipe import Request, Settings
 from musicldm.generate.session import Session
 from musicldm.novelty import index_of
@@ -66,8 +67,13 @@ class Sessions:
             gc.collect()
 
     def check(self, name: str, requests: list[Request]) -> None:
-        """ValueError if ``requests`` need more memory than there is, whatever else runs."""
+        """ValueError if ``requests`` need more memory than there is, whatever else runs, or the model cannot follow."""
         self.get(name).memory(requests)
+
+    def check_edits(self, name: str, edits: list[Edit]) -> None:
+        """ValueError if the model cannot follow what ``edits`` ask for."""
+        if any(edit.context is not None for edit in edits):
+            self.get(name).checked(edits)
 
     def about(self, name: str) -> Model:
         """What is known of a listed model.
@@ -87,7 +93,7 @@ class Sessions:
 
 
 def description(session: Session) -> dict:
-    """Rate, channels, trained length, licence of a session's model, and whether it carries an index."""
+    """Rate, channels, trained length, licence of a session's model, what it follows, and whether it has an index."""
     from huggingface_hub import ModelCard
 
     pipeline = session.pipeline(Settings())
@@ -100,4 +106,5 @@ def description(session: Session) -> dict:
         "seconds": frames * mel.hop_length / mel.sample_rate,
         "license": ModelCard.load(card).data.to_dict().get("license") if card.is_file() else None,
         "novelty": index_of(pipeline) is not None,
+        "context_kinds": list(session.context_kinds),
     }

@@ -11,7 +11,7 @@ from musicldm.audio.output import output_folder
 from musicldm.cli.common import positive
 from musicldm.cli.generate import collect_prompts, generate
 from musicldm.cli.music import SETTING, add_comparison, add_output, add_settings, given
-from musicldm.cli.sketch import add_meter, add_sketch, context_settings, whole_bars
+from musicldm.cli.sketch import add_meter, add_sketch, bars_of, context_settings
 from musicldm.cli.tempo import add_bpm, tempo_settings
 from musicldm.generate.recipe import DEFAULTS, OPENING, Request, load_recipe
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if settings.get("bpm") is not None and settings.get("bars") is None:
         if "seconds" in chosen:
             raise ValueError("a loop with --bpm is counted in bars; give --bars instead of --seconds")
-        settings |= {"bars": whole_bars(settings, BARS), "seconds": None}
+        settings |= {"bars": bars_of(settings, BARS), "seconds": None}
     prompts = collect_prompts(args.prompts, None, recipe)
     requests = Request.for_prompts(prompts, chosen.get("seed", recipe.get("seed")), **settings)
     if args.format != "wav":

@@ -5,20 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
-from musicldm.audio import read_audio
 from musicldm.audio.reading import open_audio
 from musicldm.cli.music import SETTING
 from musicldm.generate.edit import file_sha256
-from musicldm.generate.metre import METER, RELEASE_S, bars_s, check_bpm
 from musicldm.generate.recipe import CONTEXT
+from musicldm.generate.sketching import Parts, gather, whole_bars
 from musicldm.scores.sketches import RHYTHMS, Sketch
-
-CHORDS_BPM = 120.0  # where none is given
 
 
 def add_sketch(parser: argparse.ArgumentParser) -> None:
@@ -95,29 +90,8 @@ def weight(text: str) -> float:
 
 
 def read_sketch(args: argparse.Namespace, bpm: float | None, meter: str | None) -> Sketch | None:
-    """The sketch of the options, its parts together; ``bpm`` and ``meter`` are those of chords. None without any.
-
-    Raises:
-        OSError: if a file cannot be read.
-        ValueError: if it holds no notes or no pitch, or something is no chord, tempo or metre.
-    """
-    for name, option in (("tracks", "midi"), ("rhythm", "chords")):
-        if getattr(args, name) is not None and getattr(args, option) is None:
-            raise ValueError(f"--{name} is for --{option}, which is not given; give it, or leave --{name} out")
-    parts = []
-    if args.midi is not None:
-        parts.append(Sketch.from_midi(args.midi, args.tracks))
-    if args.chords is not None:
-        if bpm is not None:
-            check_bpm(bpm)
-        tempo = CHORDS_BPM if bpm is None else bpm
-        parts.append(Sketch.from_chords(args.chords, tempo, METER if meter is None else meter, args.rhythm or "block"))
-    if args.melody is not None:
-        try:
-            parts.append(Sketch.from_melody(*read_audio(args.melody)))
-        except ValueError as error:
-            raise ValueError(f"{args.melody}: {error}") from error
-    return reduce(add, parts) if parts else None
+    """The sketch of the options; None without any. Errors of `musicldm.generate.sketching.gather`."""
+    return gather(Parts(args.midi, args.tracks, args.chords, args.rhythm, args.melody), bpm, meter)
 
 
 def context_settings(args: argparse.Namespace, chosen: Iterable[str], recipe: dict, settings: dict) -> dict:
@@ -147,10 +121,9 @@ def context_settings(args: argparse.Namespace, chosen: Iterable[str], recipe: di
     return settings
 
 
-def whole_bars(settings: dict, usual: int) -> int:
+def bars_of(settings: dict, usual: int) -> int:
     """Bars that hold the sketch of ``settings``, which have a tempo; ``usual`` without one."""
-    sketch, bpm = settings.get("context"), settings["bpm"]
+    sketch = settings.get("context")
     if not isinstance(sketch, Sketch):
         return usual
-    check_bpm(bpm)
-    return max(1, math.ceil((sketch.seconds - RELEASE_S) / bars_s(bpm, 1, settings.get("meter"))))
+    return whole_bars(sketch, settings["bpm"], settings.get("meter"))

@@ -24,7 +24,13 @@ const sent = (method, body) => ({
 
 export const models = () => ask("/v1/models");
 export const defaults = () => ask("/v1/defaults");
-export const generate = (fields) => ask("/v1/generations", sent("POST", fields));
+// `files` has those of midi, melody and along that are given.
+export function generate(fields, files = {}) {
+  if (!Object.keys(files).length) return ask("/v1/generations", sent("POST", fields));
+  const form = new FormData();
+  for (const [name, value] of Object.entries({ ...fields, ...files })) form.append(name, value);
+  return ask("/v1/generations", { method: "POST", body: form });
+}
 export const edit = (fields) => ask("/v1/edits", sent("POST", fields));
 export const jobs = () => ask("/v1/jobs");
 export const job = (id) => ask(`/v1/jobs/${id}`);

@@ -33,6 +33,10 @@ export async function start(madeOne) {
   }
   form.elements.model.onchange = chosenModel;
   form.addEventListener("input", shown);
+  $("follow-nothing").onclick = () => {
+    for (const name of ["chords", "midi", "melody", "along"]) form.elements[name].value = "";
+    shown();
+  };
   form.addEventListener("submit", (event) => { event.preventDefault(); make(); });
   $("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) make();
@@ -52,15 +56,19 @@ function chosenModel() {
   $("novelty-field").hidden = !model.novelty;
   $("loop-row").hidden = !can("loop");
   form.bpm.closest("label").hidden = !can("bpm");
+  $("follow").hidden = !model.context_kinds.some((kind) => kind !== "hole");
+  for (const field of $("follow").querySelectorAll("[data-kind]")) {
+    field.hidden = !model.context_kinds.includes(field.dataset.kind);
+  }
   if (!remembered("make")) form.seconds.value = model.seconds;
 }
 
 function shown() {
   const form = $("make-form").elements;
-  $("length-shown").value = `${Number(form.seconds.value)} s`;
-  $("bars-field").hidden = !(form.loop.checked && form.bpm.value);
+  $("length-shown").value = followed().any ? "as what it follows" : `${Number(form.seconds.value)} s`;
+  $("bars-field").hidden = !(form.loop.checked && form.bpm.value) || Boolean(followed().chords);
   const kept = {};
-  for (const field of form) if (field.name && field.name !== "seed") kept[field.name] = field.type === "checkbox" ? field.checked : field.value;
+  for (const field of form) if (field.name && field.name !== "seed" && field.type !== "file") kept[field.name] = field.type === "checkbox" ? field.checked : field.value;
   remember("make", kept);
 }
 
@@ -75,12 +83,27 @@ function number(field, label) {
   return value;
 }
 
+// What is to be followed, of the kinds that the model takes; empty without any.
+function followed() {
+  const form = $("make-form").elements, offered = (field) => !$("follow").hidden && !field.closest("label").hidden;
+  const given = {}, files = {};
+  if (offered(form.chords) && form.chords.value.trim()) {
+    given.chords = form.chords.value;
+    if (form.rhythm.value) given.rhythm = form.rhythm.value;
+    if (form.meter.value) given.meter = form.meter.value;
+  }
+  for (const name of ["midi", "melody", "along"]) if (offered(form[name]) && form[name].files[0]) files[name] = form[name].files[0];
+  return { chords: given.chords, given, files, any: Boolean(given.chords || Object.keys(files).length) };
+}
+
 function fields() {
-  const form = $("make-form").elements;
-  const loop = form.loop.checked, bpm = number(form.bpm, "Tempo"), bars = loop && bpm ? number(form.bars, "Bars") : null;
+  const form = $("make-form").elements, { given, any } = followed();
+  const loop = form.loop.checked, bpm = number(form.bpm, "Tempo");
+  const bars = loop && bpm && !any ? number(form.bars, "Bars") : null;
   const asked = {
-    prompt: form.prompt.value, model: form.model.value, loop, bpm, bars,
-    audio_length_in_s: bars ? null : Number(form.seconds.value),
+    prompt: form.prompt.value, model: form.model.value, loop, bpm, bars, ...given,
+    context_guidance_scale: any ? number(form.closely, "Follow it") : null,
+    audio_length_in_s: bars || any ? null : Number(form.seconds.value),  // what is followed says how long
     num_waveforms_per_prompt: number(form.count, "How many") ?? 1, seed: number(form.seed, "Seed"),
     num_inference_steps: number(form.steps, "Steps") ?? usual.num_inference_steps,
     guidance_scale: number(form.guidance, "Follow the words") ?? usual.guidance_scale,
@@ -97,7 +120,7 @@ async function make() {
       $("prompt").focus();
       throw new Error("Describe the music first, as in “calm piano with strings”.");
     }
-    watch(await api.generate(fields()), $("prompt").value);
+    watch(await api.generate(fields(), followed().files), $("prompt").value);
   } catch (error) {
     $("make-error").textContent = error.message;
   }

@@ -149,7 +149,10 @@ function facts(version) {
   $("facts").textContent = parts.join(" · ");
   $("star").textContent = about.starred ? "★" : "☆";
   $("star").setAttribute("aria-pressed", String(about.starred));
-  $("recipe").textContent = JSON.stringify(recipe, null, 1);
+  const brief = (name, value) => name === "context" ? `a score, ${value.length} characters` : value;
+  $("recipe").textContent = JSON.stringify(recipe, brief, 1);
+  $("score").hidden = !recipe.context_kinds?.some((kind) => kind !== "along");
+  $("score").href = `/v1/results/${about.id}/midi`;
   const ours = recipe.prompt !== undefined && recipe.seed !== undefined;
   $("again").hidden = !ours || about.kind !== "generate";
   document.querySelector("[data-kind=retake]").hidden = !ours || !["generate", "retake"].includes(about.kind);
