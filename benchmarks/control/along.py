@@ -1,7 +1,7 @@
 """Playing along: does an added part go with the parts that are given, and is it the instrument that was asked for?
 
 piece -> some of its parts (given) and the others (missing), with a text for these -> the model adds its own
-added part, given parts -> agreement of tempo, chords and onsets, beside that of the true and of another piece's part
+added part, given parts -> agreement of tempo, chords and onsets; that of the true part, of another piece's
 """
 
 from __future__ import annotations

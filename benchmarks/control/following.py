@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.control import asking, scoring, summary, truth
 from benchmarks.control.hearing import JUDGE_OF, hear, hear_true
@@ -56,41 +58,48 @@ class Study:
 
 def followed(kind: str, study: Study) -> dict:
     """How well ``kind`` (chords, melody, notes, drums) is followed, in the columns that the model allows."""
-    cases, refused = cases_of(kind, study)
-    pieces, truths = [piece for piece, _ in cases], [TRUTHS[kind](piece) for piece, _ in cases]
-    judge = JUDGE_OF[kind]
+    pieces, refused, files = (pieces_of(kind, study), {}, [])
+    if study.player.takes_context:
+        pieces, refused, files = with_context(kind, study)
+    judge, truths = JUDGE_OF[kind], [TRUTHS[kind](piece) for piece in pieces]
     heard = {
         "true": study.true(judge, pieces),
         "round_trip": study.round_trip(judge, pieces),
         "text": hear(judge, study.text_alone(pieces), study.rate),
     }
-    if study.player.takes_context:
-        wanted = [Wanted(piece.name, piece.prompt, {kind: sketch}) for piece, sketch in cases]
-        heard["context"] = hear(judge, study.player.play(wanted, kind, study.guidance), study.rate)
+    if files:
+        heard["context"] = hear(judge, files, study.rate)
     rows = {column: scored(kind, some, truths) for column, some in heard.items()}
     measure, aim = MAIN[kind]
-    told = {"cases": len(cases), "refused_by_the_model": refused, "measures": summary.of_columns(rows)}
-    if "context" in rows:
+    told = {"cases": len(pieces), "refused": refused, "measures": summary.of_columns(rows)}
+    if files:
         told["of_round_trip"] = summary.against(summary.of_ceiling(rows, measure), aim) | {"measure": measure}
     return told
 
 
-def cases_of(kind: str, study: Study) -> tuple[list[tuple], int]:
-    """The first pieces that have ``kind`` with what is asked for, and how many could not be asked before these."""
-    cases, refused, mel = [], 0, mel_config(study.player.pipeline.vocoder)
-    for piece in study.pieces:
-        if len(cases) == study.count:
-            break
-        if TRUTHS[kind](piece) is None:
-            continue
+def with_context(kind: str, study: Study) -> tuple[list[Piece], dict[str, str], list[Path]]:
+    """Pieces, what was made of their texts and sketches of ``kind``, and between them why pieces are left out, by name.
+
+    A piece is left out where its sketch cannot be asked of the model: too high, too dense, no pitch.
+    """
+    mel = mel_config(study.player.pipeline.vocoder)
+    pieces, wanted, refused = [], [], {}
+    for piece in tqdm(pieces_of(kind, study), desc=f"sketches of {kind}"):
         try:
             sketch = asking.ASKED[kind](piece)
             check_audible(sketch, mel)
-        except ValueError:  # what a user would be told: too high, too dense, no pitch
-            refused += 1
+        except ValueError as error:
+            refused[piece.name] = str(error)
             continue
-        cases.append((piece, sketch))
-    return cases, refused
+        pieces.append(piece)
+        wanted.append(Wanted(piece.name, piece.prompt, {kind: sketch}))
+    return pieces, refused, study.player.play(wanted, kind, study.guidance)
+
+
+def pieces_of(kind: str, study: Study) -> list[Piece]:
+    """The first pieces that have ``kind``."""
+    found = (piece for piece in study.pieces if TRUTHS[kind](piece) is not None)
+    return list(islice(found, study.count))
 
 
 def scored(kind: str, heard: Sequence[dict], truths: Sequence) -> list[dict]:
@@ -100,7 +109,7 @@ def scored(kind: str, heard: Sequence[dict], truths: Sequence) -> list[dict]:
 
 
 def tempo(study: Study) -> dict:
-    """How often music has the tempo that a click, and the words, ask for; and the judge on music whose tempo is known."""
+    """How often music has the tempo that a click and words ask for, beside the judge on music of known tempo."""
     bpms = [asking.tempo_of(i, study.count) for i in range(study.count)]
     wanted = [Wanted(f"{i:03d}-{bpm}", asking.tempo_prompt(i, bpm)) for i, bpm in enumerate(bpms)]
     asked = [(bpm, np.arange(0, SECONDS, 60 / bpm)) for bpm in bpms]

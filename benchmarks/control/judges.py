@@ -2,10 +2,10 @@
 
     waveform (L,) at any rate -> beats | chords | notes and strongest pitch | drums, as dictionaries ready for JSON
 
-Beats: madmom's networks (Boeck et al., 2016). Chords: madmom's convolutional network and conditional random field
-(Korzeniowski and Widmer, 2016). Notes: Basic Pitch (Bittner et al., 2022, https://arxiv.org/abs/2203.09893); the
-strongest pitch is that of its network at each moment. Drums: madmom's onset function (SuperFlux, Boeck and Widmer,
-2013) in three bands, since no network for drums can be installed beside the package.
+Beats: madmom's networks (Boeck et al., 2016). Chords: madmom's deep chroma and conditional random field (Korzeniowski
+and Widmer, 2016, https://arxiv.org/abs/1612.05065). Notes: Basic Pitch (Bittner et al., 2022,
+https://arxiv.org/abs/2203.09893), whose network also says which pitch is the strongest at each moment. Drums: rises of
+three bands of the spectrum, since no network for drums can be installed beside the package.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import soxr
@@ -35,11 +36,31 @@ MADMOM_RATE = 44_100
 LOWEST_PITCH = 21  # MIDI, of Basic Pitch's first column
 THRESHOLDS, SHORTEST_S = (0.5, 0.3), 0.1277  # of onsets and notes, and of a note: Basic Pitch's own
 STEP_S = 0.02
-MELODY = (48, 96)  # MIDI pitches among which the strongest is looked for
-DRUM_RATE, DRUM_FRAME, DRUM_HOP = 16_000, 512, 80
-DRUM_BANDS = {"kick": (40.0, 120.0), "snare": (180.0, 3000.0), "cymbals": (5000.0, 7800.0)}  # Hz
-DRUM_RISE = {"kick": 1.0, "snare": 0.5, "cymbals": 0.5}  # of the natural logarithm of a band's magnitude
-DRUM_GAP_S = 0.05  # between two onsets of one drum
+MELODY = (60, 96)  # MIDI pitches among which the strongest is looked for
+DRUM_RATE, DRUM_FRAME, DRUM_HOP = 16_000, 1024, 80
+DRUM_LAG, DRUM_GAP, DRUM_AROUND = (
+    5,
+    11,
+    201,
+)  # frames: over which a band rises, between onsets, that a rise stands out of
+DRUM_PEAK = 0.7  # of the waveform, which the floors below refer to
+
+
+class Band(NamedTuple):
+    """How a drum is looked for: all numbers were chosen on renderings of the training pieces."""
+
+    low_hz: float
+    high_hz: float
+    floor: float  # added to amplitudes, relative to full scale
+    whole: bool  # the level of the band as a whole rises, else the mean of the rises of its bins
+    rise: float  # of the natural logarithm, above what is usual around
+
+
+DRUM_BANDS = {
+    "kick": Band(40.0, 110.0, 1e-2, False, 0.4),
+    "snare": Band(200.0, 4000.0, 1e-3, False, 0.2),
+    "cymbals": Band(5000.0, 7900.0, 1e-3, True, 0.2),
+}
 
 
 def check_installed() -> None:
@@ -75,9 +96,10 @@ def chords(waveform: np.ndarray, rate: int) -> dict:
 
 @functools.cache
 def _chord_recognizer() -> tuple:
-    from madmom.features.chords import CNNChordFeatureProcessor, CRFChordRecognitionProcessor
+    from madmom.audio.chroma import DeepChromaProcessor
+    from madmom.features.chords import DeepChromaChordRecognitionProcessor
 
-    return CNNChordFeatureProcessor(), CRFChordRecognitionProcessor()
+    return DeepChromaProcessor(), DeepChromaChordRecognitionProcessor()
 
 
 def notes(waveform: np.ndarray, rate: int) -> dict:
@@ -135,27 +157,24 @@ def _basic_pitch_session():
 
 def drums(waveform: np.ndarray, rate: int) -> dict:
     """Onsets in seconds of ``kick``, ``snare`` and ``cymbals``: sudden rises of their bands."""
+    import librosa
+
     samples = _at(waveform, rate, DRUM_RATE)
-    window = np.hanning(DRUM_FRAME)
-    padded = np.pad(samples, DRUM_FRAME // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, DRUM_FRAME)[::DRUM_HOP]
-    spectrum = np.abs(np.fft.rfft(frames * window)) / window.sum()  # (T, K)
+    samples = samples * (DRUM_PEAK / max(float(np.abs(samples).max(initial=0.0)), 1e-6))
+    amplitudes = np.abs(librosa.stft(samples, n_fft=DRUM_FRAME, hop_length=DRUM_HOP)) / (DRUM_FRAME / 4)  # (K, T)
     frequencies = np.fft.rfftfreq(DRUM_FRAME, 1 / DRUM_RATE)
     found = {}
-    for name, (low, high) in DRUM_BANDS.items():
-        band = np.log(spectrum[:, (frequencies >= low) & (frequencies <= high)] + 1e-3)
-        flux = np.zeros(len(band))
-        flux[2:] = np.maximum(band[2:] - maximum_filter1d(band, 3, axis=1)[:-2], 0).mean(axis=1)
-        found[name] = _peaks(flux, DRUM_RISE[name])
+    for name, band in DRUM_BANDS.items():
+        part = amplitudes[(frequencies >= band.low_hz) & (frequencies <= band.high_hz)]
+        if band.whole:
+            part = np.sqrt(np.square(part).sum(axis=0, keepdims=True))
+        level = np.log(part + band.floor)
+        rise = np.zeros(level.shape[1])
+        rise[DRUM_LAG:] = np.maximum(level[:, DRUM_LAG:] - level[:, :-DRUM_LAG], 0).mean(axis=0)
+        highest = rise == maximum_filter1d(rise, DRUM_GAP)
+        peaks = np.flatnonzero(highest & (rise > uniform_filter1d(rise, DRUM_AROUND) + band.rise))
+        found[name] = (peaks * DRUM_HOP / DRUM_RATE).round(4).tolist()
     return found
-
-
-def _peaks(flux: np.ndarray, rise: float) -> list[float]:
-    """Times of the peaks of ``flux (T,)`` that stand out by a share of ``rise``."""
-    reach = 2 * round(DRUM_GAP_S * DRUM_RATE / DRUM_HOP / 2) + 1
-    highest = flux == maximum_filter1d(flux, reach)
-    above = flux > uniform_filter1d(flux, 8 * reach + 1) + 0.5 * rise
-    return (np.flatnonzero(highest & above) * DRUM_HOP / DRUM_RATE).round(4).tolist()
 
 
 def _at(waveform: np.ndarray, rate: int, wanted: int) -> np.ndarray:

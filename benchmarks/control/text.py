@@ -1,11 +1,12 @@
 """Whether the text is still followed beside a context, and whether the music is as good.
 
-200 phrases for families of instruments, with sketches of pieces and without -> the probe of the bundled model's card
+200 phrases for families of instruments, with sketches of pieces and without -> the probe of `recipes.mini.following`
 captions, with their pieces' notes and without -> distance by CLAP to other held-out music
 """
 
 from __future__ import annotations
 
+import csv
 import warnings
 from pathlib import Path
 
@@ -13,8 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.control import asking, summary
-from benchmarks.control.following import Study, cases_of
-from benchmarks.control.pieces import Piece
+from benchmarks.control.following import Study, pieces_of, with_context
 from benchmarks.control.playing import Wanted, music
 from benchmarks.editing.keep import numbers
 from benchmarks.editing.summary import rounded
@@ -22,18 +22,18 @@ from musicldm.evaluate.distances import frechet_distance, kernel_distance
 from musicldm.evaluate.intervals import half_samples, paired_difference
 from musicldm.evaluate.probe import FamilyProbe
 from musicldm.models.clap_embedder import ClapEmbedder
+from musicldm.scores.hearing import check_audible
 from musicldm.scores.rendering import render_scores
 from musicldm.scores.sketches import Sketch
 from recipes.mini.data import FOLDERS, LEFT_OUT, folder_of
 from recipes.mini.phrases import FAMILIES
+from vocoder import MelConfig, mel_config
 
 MOST_LOST = 0.05  # of the share of phrases whose family is heard
 
 
 def make_probe(index: Path, scores: Path, work: Path) -> FamilyProbe:
-    """The probe that `recipes.mini.following` judges by, of solo renderings of pieces that are used for nothing else."""
-    import csv
-
+    """The probe of `recipes.mini.following`, of solo renderings of pieces that are used for nothing else."""
     with index.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["source"] not in LEFT_OUT]
     wanted = [scores / row["path"] for row in rows if folder_of(row["piece_id"]) == "probe"]
@@ -49,11 +49,18 @@ def heard_family(probe: FamilyProbe, waveform: np.ndarray, rate: int) -> str:
 
 def sketches(study: Study) -> tuple[list[Sketch], list[Sketch]]:
     """Of different pieces: of drums, and of all notes but drums, as one would give them to a single instrument."""
-    drums = [sketch for _, sketch in cases_of("drums", study)[0]]
-    others = [
-        Sketch.from_midi(piece.midi, asking.tracks(piece, drums=False)) for piece, _ in cases_of("notes", study)[0]
-    ]
-    return drums, others
+    drums = [asking.drums(piece) for piece in pieces_of("drums", study)]
+    melodic = [Sketch.from_midi(piece.midi, asking.tracks(piece, drums=False)) for piece in pieces_of("notes", study)]
+    mel = mel_config(study.player.pipeline.vocoder)
+    return tuple([sketch for sketch in some if is_audible(sketch, mel)] for some in (drums, melodic))
+
+
+def is_audible(sketch: Sketch, mel: MelConfig) -> bool:
+    try:
+        check_audible(sketch, mel)
+    except ValueError:
+        return False
+    return True
 
 
 def followed(study: Study, probe: FamilyProbe, phrases: int) -> dict:
@@ -80,9 +87,7 @@ def followed(study: Study, probe: FamilyProbe, phrases: int) -> dict:
             )["family"]
             for file in files
         ]
-        rows[column] = [
-            {"family_as_asked": float(one == family)} for one, (family, _, _) in zip(heard, asked, strict=True)
-        ]
+        rows[column] = [{"family_as_asked": float(one == each[0])} for one, each in zip(heard, asked, strict=True)]
     told = {"phrases": len(asked), "measures": summary.of_columns(rows)}
     if "context" in rows:
         told["lost"] = lost(*([row["family_as_asked"] for row in rows[column]] for column in ("context", "text")))
@@ -97,18 +102,19 @@ def lost(with_context: list[float], without: list[float]) -> dict:
 
 def quality(study: Study) -> dict:
     """Distances by the model's CLAP to held-out pieces that nothing here is made of; lower is better."""
-    pieces = [piece for piece, _ in cases_of("notes", study)[0]]
+    pieces, files = pieces_of("notes", study), []
+    if study.player.takes_context:
+        pieces, _, files = with_context("notes", study)
     asked = {piece.row["piece_id"] for piece in pieces}
     others = [piece for piece in study.pieces if piece.row["piece_id"] not in asked]
     text = study.player.pipeline
     clap = ClapEmbedder(text.text_encoder, text.feature_extractor, study.rate)
     sets = {"text": [music(file, study.rate) for file in study.text_alone(pieces)]}
     sets["true"] = [piece.waveform(study.rate) for piece in pieces]
-    sets["round_trip"] = [
-        music(study.player.codec_folder / "pieces" / f"{piece.name}.flac", study.rate) for piece in pieces
-    ]
-    if study.player.takes_context:
-        sets["context"] = [music(study.player.folder / "notes" / f"{piece.name}.flac", study.rate) for piece in pieces]
+    back = study.player.round_trip(((piece.name, piece.waveform(study.rate)) for piece in pieces), "pieces")
+    sets["round_trip"] = [music(file, study.rate) for file in back]
+    if files:
+        sets["context"] = [music(file, study.rate) for file in files]
     reference = embedded(clap, [piece.waveform(study.rate) for piece in others], study.rate)
     vectors = {name: embedded(clap, some, study.rate) for name, some in sets.items()}
     told: dict = {"clips": len(pieces), "reference": len(others), "measures": {}}
@@ -134,6 +140,3 @@ def more(made: np.ndarray, without: np.ndarray, reference: np.ndarray, distance)
 def embedded(clap: ClapEmbedder, waveforms: list[np.ndarray], rate: int) -> np.ndarray:
     """Unit vectors (N, D) of waveforms (L,)."""
     return np.concatenate([clap(torch.from_numpy(one.astype(np.float32))[None], rate) for one in waveforms])
-
-
-__all__ = ["Piece", "followed", "heard_family", "make_probe", "quality"]
