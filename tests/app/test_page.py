@@ -246,3 +246,30 @@ def test_nothing_is_loaded_from_elsewhere():
         text = path.read_text()
         assert "https://" not in text
         assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_chords_and_a_recording_are_followed(browser, tmp_path, context_folder):
+    (tmp_path / "song.wav").write_bytes(wav(1.0))
+    with process(tmp_path / "music", context_folder) as (_, client):
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto(str(client.base_url))
+        page.wait_for_selector("body[data-ready=yes]", timeout=WAIT_MS)
+        page.click("#follow summary")
+        page.fill("[name=chords]", "Am F")
+        page.set_input_files("[name=along]", tmp_path / "song.wav")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        made = client.get(f"/v1/results/{make(page, 'a trio')}").json()
+        assert made["recipe"]["context_kinds"] == ["chords", "along"]
+        assert made["seconds"] == 4  # the score says how long
+        assert client.get(page.get_attribute("#score", "href")).content[:4] == b"MThd"
+        page.click("#follow-nothing")
+        plain = client.get(f"/v1/results/{make(page, 'a duo')}").json()
+        assert "context_kinds" not in plain["recipe"]
+        assert plain["seconds"] == 2
+        assert not page.is_visible("#score")
+        page.close()
+
+
+def test_a_model_that_follows_nothing_does_not_offer_it(page):
+    assert page.is_visible("#make-form")
+    assert not page.is_visible("#follow")
