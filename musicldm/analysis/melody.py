@@ -14,7 +14,7 @@ from scipy.ndimage import median_filter
 
 from musicldm.analysis.waveforms import SILENCE, check_waveform
 
-LOWEST_HZ, HIGHEST_HZ = 60.0, 2100.0  # from a low voice to whistling
+LOWEST_HZ, HIGHEST_HZ = 60.0, 3200.0  # from a low voice to whistling
 RATE, FRAME, HOP = 16_000, 1024, 160  # hops of 10 ms
 SHORTEST_S = 0.08
 SMOOTHED = 9  # frames of the median filter of the pitch, against vibrato and slides between notes

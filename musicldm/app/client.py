@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +61,28 @@ class Client:
             raise ServerError(answer.status_code, _sentence(answer))
         return answer
 
-    def generate(self, prompt: str, **fields: Any) -> dict:
-        """Ask for new music; ``fields`` are those of ``POST /v1/generations``. Returns the job."""
-        return self._ask("POST", "/v1/generations", json={"prompt": prompt} | fields).json()
+    def generate(self, prompt: str, files: dict[str, str | Path] | None = None, **fields: Any) -> dict:
+        """Ask for new music; ``fields`` are those of ``POST /v1/generations``. Returns the job.
+
+        ``files`` are to be followed: midi, melody, or along, a recording that the music goes with.
+        """
+        asked = {"prompt": prompt} | fields
+        if not files:
+            return self._ask("POST", "/v1/generations", json=asked).json()
+        return self._send("/v1/generations", asked, files)
+
+    def _send(self, path: str, fields: dict[str, Any], files: dict[str, str | Path]) -> dict:
+        """The answer to a form of ``fields`` and ``files``."""
+        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        with ExitStack() as stack:
+            opened = {name: (Path(one).name, stack.enter_context(Path(one).open("rb"))) for name, one in files.items()}
+            return self._ask("POST", path, data=form, files=opened).json()
 
     def edit(self, kind: str, audio: str | Path | None = None, **fields: Any) -> dict:
         """Ask for a change of the file ``audio``, or of the result ``source=ID``. Returns the job."""
         if audio is None:
             return self._ask("POST", "/v1/edits", json={"kind": kind} | fields).json()
-        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-        with Path(audio).open("rb") as file:
-            files = {"audio": (Path(audio).name, file)}
-            return self._ask("POST", "/v1/edits", data={"kind": kind} | form, files=files).json()
+        return self._send("/v1/edits", {"kind": kind} | fields, {"audio": audio})
 
     def job(self, identity: str) -> dict:
         """Where a job is."""

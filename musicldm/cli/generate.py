@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds",
         type=positive(float),
-        help="length (default: what the model was trained on, about 10; a model keeps one texture throughout, so that "
-        "beyond about 30 it repeats itself rather than develops: see --sections)",
+        help="length (default: that of what is followed, else what the model was trained on, about 10; a model keeps "
+        "one texture throughout, so that beyond about 30 it repeats itself rather than develops: see --sections)",
         **SETTING,
     )
     add_bpm(parser)

@@ -216,6 +216,16 @@ def test_a_hummed_melody_becomes_its_notes(rate, cents):
 
 
 @pytest.mark.slow
+def test_a_whistled_melody_becomes_its_notes():
+    times, pitches = np.arange(RATE // 2) / RATE, [86, 91, 88, 95, 98]
+    envelope = np.minimum(1, np.minimum(times / 0.05, (0.5 - times) / 0.05)).clip(0)
+    tones = [envelope * np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * times) for pitch in pitches]
+    breath = np.random.default_rng(0).standard_normal(len(times) * len(pitches))
+    sketch = Sketch.from_melody((0.3 * np.concatenate(tones) + 0.001 * breath).astype(np.float32), RATE)
+    assert sketch.notes["pitch"].tolist() == pitches
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silence", "noise", "too short"])
 def test_a_melody_without_pitch_is_refused(kind):
     length = {"silence": 16_000, "noise": 16_000, "too short": 200}[kind]
