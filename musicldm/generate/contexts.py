@@ -20,7 +20,8 @@ from musicldm.scores.hearing import check_audible
 from musicldm.scores.sketches import Sketch
 from vocoder import mel_config
 
-NOTES, CLICK, ALONG = "notes", "click", "along"
+CLICK, ALONG = "click", "along"
+WITH_BEATS = {"notes", "drums", CLICK}  # kinds of sketches that say where the beats are
 Wanted = TypeVar("Wanted", Request, Edit, Request | Edit)
 
 
@@ -88,9 +89,9 @@ def arguments(wanted: Request | Edit, sketch: Sketch | None = None) -> dict:
 def with_click(sketch: Sketch | None, request: Request, pipeline: MusicLDMBase, seconds: float) -> Sketch | None:
     """``sketch`` and, if the model takes clicks, one on each beat of the tempo of ``request``, for ``seconds``.
 
-    A whole score and a recording have beats of their own: they are left alone.
+    Whole scores, drums and recordings have beats of their own: they are left alone.
     """
-    has_beats = request.along is not None or (sketch is not None and not {CLICK, NOTES}.isdisjoint(sketch.kinds))
+    has_beats = request.along is not None or (sketch is not None and not WITH_BEATS.isdisjoint(sketch.kinds))
     if has_beats or CLICK not in known_kinds(pipeline):
         return sketch
     click = Sketch.click(request.bpm, request.meter or "4/4", seconds=seconds)

@@ -69,14 +69,15 @@ class Sketch:
         """The notes of a MIDI file, to the end of the last one.
 
         ``tracks``, counted from 1 as sequencers show them, are those of the file that have notes; a file of one track
-        (type 0) is counted by its channels instead.
+        (type 0) is counted by its channels instead. The sketch is of kind notes, or drums if there is nothing else.
 
         Raises:
             FileNotFoundError: if there is none.
             ValueError: if it cannot be read, has no notes, or none of such tracks.
         """
         score = read_score(Path(path), tracks)
-        return cls(score._replace(controls=[]), np.empty((0, 2)), float(score.notes["end_s"].max()))
+        kinds = ("drums",) if (score.notes["channel"] == DRUM_CHANNEL).all() else ("notes",)
+        return cls(score._replace(controls=[]), np.empty((0, 2)), float(score.notes["end_s"].max()), kinds)
 
     @classmethod
     def from_chords(cls, text: str, bpm: float = 120.0, meter: str = "4/4", rhythm: Rhythm = "block") -> Sketch:

@@ -145,6 +145,8 @@ def test_a_sketch_knows_what_is_in_it(tmp_path):
     chords, click = Sketch.from_chords("C G"), Sketch.click(120)
     chords.to_midi(tmp_path / "a.mid")
     assert Sketch.from_midi(tmp_path / "a.mid").kinds == ("notes",)
+    click.to_midi(tmp_path / "b.mid")  # woodblocks
+    assert Sketch.from_midi(tmp_path / "b.mid").kinds == ("drums",)
     assert (chords.kinds, click.kinds) == (("chords",), ("click",))
     assert (click + chords + chords).kinds == ("chords", "click")
     both = chords + click
