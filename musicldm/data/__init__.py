@@ -1,1 +1,1 @@
-"""Collections of recordings and captions, rendering of scores, and batches for training."""
+"""Collections of recordings with captions, their preparation, and mixtures for training."""

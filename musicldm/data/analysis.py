@@ -1,4 +1,4 @@
-"""What mixing needs to know of the recordings of a collection, measured once and kept beside them.
+"""Beats, loudness and key of the recordings of a collection, measured once and stored beside them for mixing.
 
     recording  ->  beats, loudness  ->  one line of FOLDER/analysis.jsonl
 
@@ -19,8 +19,8 @@ Each line is a JSON object:
     key             "C major" and the like, of the metadata; null if unknown
     loudness_lufs   of each gating block of BS.1770: 0.4 s long, one every 0.1 s
 
-A line counts while the file's identity is the same, or at least its size and its samples, as those of a copy are; a
-line by an earlier version while the file has that size and is older than the analysis. Groups are always those of the
+A line is valid while the file's identity is the same, or its size and samples are (as for a copy of the file). A line
+without identity is valid while the file has that size and is older than the analysis. Groups always come from the
 metadata.
 """
 
@@ -77,11 +77,11 @@ def analyse(waveform: np.ndarray, sample_rate: int, tracker: str = "madmom") -> 
 
 
 def analyse_collection(folder: str | Path | Collection, tracker: str = "madmom") -> list[Analysed]:
-    """The analysis of every recording of ``folder``; what is missing or stale is measured and added to its file.
+    """The analysis of every recording of ``folder``; missing and outdated lines are measured and added to the file.
 
-    That of a folder that `musicldm prepare` made is in its index, whichever tracker it was.
+    For a folder that `musicldm prepare` made it comes from the index, whichever tracker was used.
 
-    Each line is written as soon as it is known, so a stopped run loses at most one recording's work.
+    Each line is written at once, so a stopped run loses at most one recording's work.
 
     Raises:
         FileNotFoundError: no folder, or no recordings in it.
@@ -94,7 +94,7 @@ def analyse_collection(folder: str | Path | Collection, tracker: str = "madmom")
         pairs = ((row | more, more["block_loudness_lufs"]) for row, more in zip(rows, measured, strict=True))
         return [as_analysed(row["path"], row | {"loudness_lufs": loudness}) for row, loudness in pairs]
     if not rows:
-        raise FileNotFoundError(f"no recordings in {folder}")
+        raise FileNotFoundError(f"there are no recordings in {folder}; give a folder with audio files")
     file = folder / ANALYSIS_FILE
     known = _read(file)
     now = {path: identity(path) for path in dict.fromkeys(row["path"] for row in rows)}
@@ -126,7 +126,7 @@ def digest_of(waveform: np.ndarray) -> str:
 
 
 def _told(collection: Collection, row: dict) -> dict:
-    """What the metadata says now, whatever it said when the recording was analysed."""
+    """The current metadata of a recording, which may have changed since it was analysed."""
     return {"group": collection.group(row)} | ({"key": row["key"]} if row.get("key") else {})
 
 
@@ -144,29 +144,29 @@ def _read(file: Path) -> dict[str, dict]:
             if number == len(lines) or not line.strip():
                 continue
             raise ValueError(
-                f"{file}, line {number}, is no line of an analysis: remove the line or the file"
+                f"{file}, line {number}, is not a line of an analysis; remove the line or the file"
             ) from error
     return rows
 
 
 def _check_writable(file: Path) -> None:
-    """PermissionError, with the way out, where the analysis ``file`` of a folder cannot be written."""
+    """Raise PermissionError if the analysis ``file`` of a folder cannot be written."""
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise PermissionError(
-            f"{file}, which keeps the beats of its recordings, cannot be written; make {file.parent} writable, or let "
-            f"`musicldm prepare {file.parent} --out DIR` write them elsewhere and train with data=DIR"
+            f"{file}, which stores the beats of the recordings, cannot be written; make {file.parent} writable, or run "
+            f"`musicldm prepare {file.parent} --out DIR` and train with data=DIR"
         )
 
 
 def _end_last_line(file: Path) -> None:
-    """Cut off a last line that a killed run left unfinished."""
+    """Remove an unfinished last line that a killed run left."""
     if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
         with file.open("r+b") as out:
             out.truncate(content.rfind(b"\n") + 1)
 
 
 def _is_current(line: dict | None, path: Path, now: dict[Path, str], tracker: str, written_ns: int) -> bool:
-    """Whether ``line`` is of the recording at ``path`` as it is ``now``."""
+    """Whether ``line`` is valid for the recording at ``path`` in its present state."""
     if line is None or line["tracker"] not in (tracker, FROM_SCORE):
         return False
     if "identity" in line:
@@ -196,7 +196,7 @@ UNMEASURED |= {"confidence": 0.0, "loudness_lufs": []}
 
 
 def unmeasured(folder: str | Path | Collection) -> list[Analysed]:
-    """Every recording of ``folder`` with its group and nothing measured: what mixing random pairs needs."""
+    """Every recording of ``folder`` with its group but without measurements, for mixing random pairs."""
     collection = as_collection(folder)
     if collection.in_shards:
         return analyse_collection(collection)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Clip(NamedTuple):
-    """A stretch of one recording."""
+    """A part of one recording."""
 
     path: Path
     start_s: float
@@ -31,13 +31,13 @@ class Clip(NamedTuple):
 
 
 def cut_clips(path: Path, duration_s: float, clip_s: float, texts: tuple[str, ...], split: str) -> list[Clip]:
-    """Consecutive clips of ``clip_s`` of the recording at ``path``, a last piece kept from half; at least one."""
+    """Consecutive clips of ``clip_s`` seconds of a recording, at least one; a last half clip or more is kept."""
     n = max(1, math.floor(duration_s / clip_s + 0.5))
     return [Clip(path, k * clip_s, min(clip_s, duration_s - k * clip_s), texts, split) for k in range(n)]
 
 
 def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.0, channels: int = 1) -> np.ndarray:
-    """Waveform ``(n_samples,)``, or with 2 ``channels`` (2, n_samples), from ``offset_s`` into ``clip``, then zeros."""
+    """Waveform ``(n_samples,)``, or with 2 ``channels`` (2, n_samples), from ``offset_s`` in ``clip``, zero-padded."""
     with opened_recording(clip.path) as audio:
         rate = audio.rate
         frames = audio.read(round((clip.start_s + offset_s) * rate), math.ceil(n_samples * rate / sample_rate) + 1)
@@ -48,7 +48,7 @@ def read_clip(clip: Clip, sample_rate: int, n_samples: int, offset_s: float = 0.
 
 
 def fitted(waveform: np.ndarray, n_samples: int) -> np.ndarray:
-    """``waveform (..., L)`` cut to ``n_samples``, or with zeros behind it."""
+    """``waveform (..., L)`` cut, or padded with zeros, to ``n_samples``."""
     waveform = waveform[..., :n_samples]
     return np.pad(waveform, [(0, 0)] * (waveform.ndim - 1) + [(0, n_samples - waveform.shape[-1])])
 
@@ -56,7 +56,7 @@ def fitted(waveform: np.ndarray, n_samples: int) -> np.ndarray:
 class SegmentDataset:
     """Segments of waveforms: ``dataset[Item(epoch, index)]`` cuts one at random from a clip, as `read_clip` does.
 
-    For torch's ``DataLoader``; preparing a collection reads this module too, and needs no torch.
+    For torch's ``DataLoader``. It imports no torch, because preparing a collection uses this module too.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""A function over many items, on all machines of a Ray cluster.
+"""Applies a function to many items on all machines of a Ray cluster.
 
-    items  ->  Ray Data, one actor per processor  ->  (place, value), as they are done
+    items  ->  Ray Data, one actor per processor  ->  (index, value), in the order in which they are done
 
 Ray: Moritz et al. (2018), https://arxiv.org/abs/1712.05889.
 """
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-BLOCKS_PER_ACTOR = 64  # an actor that is done takes the next block: small ones end together, large ones cost less
+BLOCKS_PER_ACTOR = 64  # with small blocks all actors finish at about the same time; large ones have less overhead
 CONNECT_S = 5.0
 
 
@@ -22,17 +22,17 @@ def map_on_cluster(
 ) -> Iterator[tuple[int, Any]]:
     """``(i, function(items[i]))`` in the order in which they are done, as `musicldm.audio.workers.Workers.map`.
 
-    Every actor gets one copy of ``function``, which may keep what is expensive to make, such as a model, as attributes.
-    It, the items and the values must be picklable. What it raises on any machine is raised here.
+    Every actor gets one copy of ``function``, which may keep expensive objects, such as a model, as attributes. The
+    function, the items and the values must be picklable. An exception on any machine is raised here.
 
     Args:
         address: HOST:PORT of the cluster's head, or ``auto`` for one that runs on this machine.
-        most: actors at once; all processors without it.
-        gpus: of each actor; a fraction shares one.
+        most: limit of actors at once; by default all processors.
+        gpus: number of GPUs for each actor; a fraction shares one.
 
     Raises:
-        ImportError: Ray is not installed.
-        ConnectionError: there is no cluster at ``address``.
+        ImportError: if Ray is not installed.
+        ConnectionError: if there is no cluster at ``address``.
     """
     try:
         import ray
@@ -66,7 +66,7 @@ def _results(
         places = int(resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 0))
         actors = min(most or places, places, len(items))
         if not actors:
-            raise ConnectionError(f"the Ray cluster has no {'GPU' if gpus else 'processor'} to work on")
+            raise ConnectionError(f"the Ray cluster has no free {'GPU' if gpus else 'processor'}; add a machine to it")
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"index": i, "item": pickle.dumps(item)} for i, item in enumerate(items)]
         blocks = min(len(rows), BLOCKS_PER_ACTOR * actors)
@@ -88,12 +88,12 @@ def _results(
 
 
 def _check_address(address: str) -> None:
-    """See that something listens at ``address``: Ray itself would try for minutes."""
+    """Raise ConnectionError unless something listens at ``address``; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         if address == "auto":
             return
-        raise ConnectionError(f"a cluster is HOST:PORT, or auto, got {address!r}")
+        raise ConnectionError(f"the address of a cluster must be HOST:PORT or auto, got {address!r}")
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except (OSError, ValueError) as error:
@@ -101,7 +101,7 @@ def _check_address(address: str) -> None:
 
 
 class _Call:
-    """What an actor does."""
+    """The function of an actor: applies ``function`` to a block of items."""
 
     def __init__(self, function: Callable[[Any], Any]):
         self.function = function

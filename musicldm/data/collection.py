@@ -1,4 +1,4 @@
-"""A folder of recordings with captions, read once in a run and handed on to all that need to know of it.
+"""A folder of recordings with captions, read once in a run and then passed on.
 
     FOLDER/metadata.jsonl or metadata.csv  ->  Collection  ->  Clip(path, start_s, texts, ...), licences, analysis
     FOLDER/index.parquet and shards        ->
@@ -44,18 +44,18 @@ class Collection:
 
     Attributes:
         in_shards: whether `musicldm prepare` made the folder.
-        rows: the metadata of each recording that can be read; ``path`` is where it is.
-        left_out: why others are not in ``rows``, by ``file_name``.
+        rows: the metadata of each readable recording, with its ``path``.
+        left_out: reasons why other recordings are not in ``rows``, by ``file_name``.
 
     Raises:
-        FileNotFoundError: no folder; or, of what reads ``rows``, the metadata names a recording that is not there.
-        ValueError: a row of metadata that cannot be read, or without ``file_name``.
+        FileNotFoundError: if there is no such folder; on reading ``rows``, if the metadata name a missing recording.
+        ValueError: if a row of the metadata cannot be read, or has no ``file_name``.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"no data folder at {folder}")
+            raise FileNotFoundError(f"there is no data folder {folder}; check the path")
         self.in_shards = (self.folder / INDEX_FILE).is_file()
         self.left_out: dict[str, str] = {}
         self._durations: dict[Path, float] = {}
@@ -82,14 +82,14 @@ class Collection:
         return [row for row in rows if row["path"] in self._durations]
 
     def clips(self, clip_s: float) -> list[Clip]:
-        """Every clip: recordings cut into consecutive clips of ``clip_s``, a last piece kept from half.
+        """All recordings, cut into consecutive clips of ``clip_s`` seconds; a last part of half a clip or more is kept.
 
-        A recording shorter than a clip is one clip. The split is that of the metadata (`named_split`), else drawn from
-        a hash of ``piece_id`` or the file's name, so that it never changes and never cuts a recording in two.
+        A recording shorter than a clip is one clip. The split comes from the metadata (`named_split`), otherwise from a
+        hash of ``piece_id`` or the file's name, so that it never changes and all clips of a recording are in one split.
 
         Raises:
-            FileNotFoundError: no recordings, or one that the metadata names is not there.
-            ValueError: a split of another name, a file in two splits, or a caption that is no text.
+            FileNotFoundError: if there are no recordings, or the metadata name a missing one.
+            ValueError: if a split has an unknown name, a file is in two splits, or a caption is not a string.
         """
         if not self.rows:
             why = "".join(f"; {name} {reason}" for name, reason in list(self.left_out.items())[:5])
@@ -102,7 +102,7 @@ class Collection:
         return clips
 
     def _splits(self) -> dict[str, str]:
-        """The split of each file, whose rows may be several, under several names (links)."""
+        """The split of each file; a file may have several rows, under several names (links)."""
         said: dict[str, tuple[str, dict]] = {}
         for row in () if self.in_shards else self.rows:
             if split := named_split(row):
@@ -118,7 +118,7 @@ class Collection:
         return splits
 
     def texts(self, row: dict) -> tuple[str, ...]:
-        """The captions of a row's recording; ValueError for one that is no text."""
+        """The captions of a row's recording; ValueError if one is not a string."""
         try:
             return tuple(row["texts"] if self.in_shards else dict.fromkeys(row_texts(row)))
         except ValueError as error:
@@ -129,7 +129,7 @@ class Collection:
         return row["duration_s"] if self.in_shards else self._durations[row["path"]]
 
     def account(self) -> str:
-        """One line: how many recordings the folder holds, how many of them are used, and why the others are not."""
+        """One line: how many recordings the folder has, how many are used, and why the others are not."""
         used = len({row["path"] for row in self.rows})
         if self.in_shards:
             return f"{self.folder}: {used} recordings in shards"
@@ -152,7 +152,7 @@ class Collection:
         return "; ".join(words)
 
     def check_captions(self, wanted: bool = False) -> None:
-        """Refuse a collection whose metadata has no caption; say so of one without metadata if some are ``wanted``."""
+        """Raise ValueError if the metadata have no caption; warn without metadata if captions are ``wanted``."""
         if any(self.texts(row) for row in self.rows):
             return
         table = None if self.in_shards else table_of(self.folder)
@@ -166,7 +166,7 @@ class Collection:
             print(f"{self.folder} has no captions: the condition is always the recording itself", file=sys.stderr)
 
     def group(self, row: dict) -> str:
-        """What a row's recording has in common with other versions of its piece."""
+        """Group of a row's recording, the same for all versions of its piece."""
         return row["group"] if self.in_shards else str(row.get("piece_id") or row["file_name"])
 
     def licences(self) -> dict[Path, str | None]:
@@ -174,9 +174,9 @@ class Collection:
         return {row["path"]: licence_of(row) for row in self.rows}
 
     def analysis(self, tracker: str | None = "madmom") -> list[Analysed]:
-        """What mixing needs to know of each recording; what is missing is measured, beats by ``tracker``.
+        """The analysis of each recording for mixing; missing values are measured, beats by ``tracker``.
 
-        Without a tracker nothing is measured: what mixing random pairs needs.
+        Without a tracker nothing is measured, which is enough for mixing random pairs.
         """
         from musicldm.data.analysis import analyse_collection, unmeasured
 
@@ -198,7 +198,7 @@ def _some(names: list[str], what: str) -> str:
 
 
 def as_collection(data: str | Path | Collection) -> Collection:
-    """``data``, or the collection in that folder."""
+    """``data`` itself if it is a collection, otherwise the collection in that folder."""
     return data if isinstance(data, Collection) else Collection(data)
 
 
@@ -208,12 +208,12 @@ def load_clips(folder: str | Path, clip_s: float) -> list[Clip]:
 
 
 def split_clips(clips: list[Clip], share: float = 1.0) -> tuple[list[Clip], list[Clip]]:
-    """``(training, validation)``; a collection too small for a validation share validates on its last recording.
+    """Training and validation clips. If no recording is in the validation split, the last recording is held out.
 
-    What is to test with is in neither. Of the training recordings `of_share` is kept.
+    Recordings of the test split are in neither. Of the training recordings, `of_share` are kept.
 
     Raises:
-        ValueError: fewer than two recordings, so nothing can be held out.
+        ValueError: if there are fewer than two recordings, so that none can be held out.
     """
     clips = [clip for clip in clips if clip.split != "test"]
     if len(paths := dict.fromkeys(clip.path for clip in clips)) < 2:
@@ -228,9 +228,9 @@ def split_clips(clips: list[Clip], share: float = 1.0) -> tuple[list[Clip], list
 
 
 def of_share(clips: list[Clip], share: float) -> list[Clip]:
-    """The clips of a ``share`` of their recordings, at least one: those of lowest hash of their name.
+    """The clips of a ``share`` of the recordings, at least one: those with the lowest hashes of their names.
 
-    So a smaller share is part of a larger one.
+    A smaller share is therefore a subset of a larger one.
     """
 
     def place(path: Path) -> tuple[bytes, str]:

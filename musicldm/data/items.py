@@ -1,4 +1,4 @@
-"""Draws of clips: their order, and what seeds everything random about each."""
+"""Order of training clips, and seeds of everything random about them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 
 
 class Item(NamedTuple):
-    """One draw: which clip, and what seeds everything random about it."""
+    """One training item: index of the clip, and epoch, which seed everything random about it."""
 
     epoch: int
     index: int
 
 
 def item_rng(seed: int, item: Item, purpose: str) -> np.random.Generator:
-    """The random generator of one item: the same whatever was drawn before, in whichever process."""
+    """The random generator of one item for one purpose; independent of other draws and of the process."""
     digest = hashlib.sha256(f"{seed}/{item.epoch}/{item.index}/{purpose}".encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint64))
 
 
 def batch_items(n_clips: int, batch_size: int, seed: int, step: int) -> list[Item]:
-    """The items of one step: epochs are permutations one after another, cut into batches."""
+    """The items of one step. Epochs are consecutive permutations of all clips, cut into batches."""
     first = step * batch_size
     items = []
     for position in range(first, first + batch_size):

@@ -1,8 +1,8 @@
 """Tables of recordings: ``metadata.jsonl`` or ``metadata.csv`` of an audio folder, row by row.
 
-The folder follows the audio-folder convention: one JSON object a line, or one row of a table, with ``file_name`` and,
-if there is a caption, ``text`` (and ``texts``: further captions of the same recording). Names of columns count whatever
-their case and the spaces around them.
+The folder follows the audio-folder convention: one JSON object per line, or one row of a table, with ``file_name`` and,
+if there is a caption, ``text`` (and ``texts``: further captions of the same recording). Case and surrounding spaces of
+column names are ignored.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def metadata_rows(folder: Path) -> list[dict]:
 
 
 def audio_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
-    """Names of the audio files below ``folder``, in order; without the files that macOS leaves beside others (._)."""
+    """Sorted names of the audio files below ``folder``, without the ``._`` files of macOS."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     return [str(path.relative_to(folder)) for path in paths if not path.name.startswith("._") and path.is_file()]
 
 
 def table_of(folder: Path) -> Path | None:
-    """The folder's ``metadata.jsonl``, else its ``metadata.csv``, whatever the case; None if it has neither."""
+    """The folder's ``metadata.jsonl``, otherwise its ``metadata.csv``, in any case; None if it has neither."""
     there = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.name.lower() in TABLES}
     return next((there[name] for name in TABLES if name in there and there[name].is_file()), None)
 
@@ -57,8 +57,8 @@ def table_of(folder: Path) -> Path | None:
 def read_metadata(folder: Path) -> list[dict] | None:
     """The rows of ``metadata.jsonl``, else of ``metadata.csv``; None if the folder has neither.
 
-    Names of files are written as the folder has them: the table may say ``./a.wav``, ``sub\\a.wav``, or another Unicode
-    normal form. The CSV has a line with the names of its columns; empty cells are left out.
+    File names are returned as the folder has them; the table may have ``./a.wav``, ``sub\\a.wav``, or another Unicode
+    normal form. The first line of a CSV file has the column names; empty cells are left out.
 
     Raises:
         ValueError: a row that cannot be read, or without ``file_name``.
@@ -142,7 +142,7 @@ def _csv_row(file: Path, number: int, columns: list[str], cells: list[str]) -> d
 
 
 class _Spelling:
-    """``spelling(name)`` is the name in a table as the folder has it: relative, with slashes, in its normal form."""
+    """``spelling(name)``: a name in a table as the folder has it: relative, with slashes, in its normal form."""
 
     def __init__(self, folder: Path):
         self.folder, self.files = folder, None
@@ -161,13 +161,13 @@ class _Spelling:
 
 
 def differs_by_case(folder: Path, name: str) -> str | None:
-    """The file of ``folder`` that has ``name`` but for the case of its letters, if there is one."""
+    """A file of ``folder`` whose name differs from ``name`` only in case, if there is one."""
     there = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     return next((file for file in sorted(there) if file.casefold() == name.casefold()), None)
 
 
 def all_texts(row: dict) -> list:
-    """What a row has in place of captions, whatever it is."""
+    """The values of all caption columns of a row, of any type."""
     return [row.get("text"), row.get("caption"), *listed(row.get("texts"))]
 
 
@@ -175,19 +175,19 @@ def row_texts(row: dict) -> list[str]:
     """The captions in a row of metadata: ``text``, ``caption`` and ``texts``.
 
     Raises:
-        ValueError: one is no string, or holds half a character.
+        ValueError: if one is not a string, or has an unpaired surrogate.
     """
     texts = all_texts(row)
     for text in texts:
         if not isinstance(text, str | None):
             raise ValueError(f"its captions and tags must be strings, got {text!r}")
         if text and not is_text(text):
-            raise ValueError(f"its caption {text!r} holds half a character: mend it where it was written")
+            raise ValueError(f"its caption {text!r} has an unpaired surrogate; write the file as UTF-8 again")
     return [text for text in texts if text]
 
 
 def unknown_columns(row: dict) -> list[str]:
-    """Columns of a row that nothing reads; none of a row that `musicldm render` wrote."""
+    """Columns of a row that are not used; none for a row that `musicldm render` wrote."""
     return [] if "soundfont" in row else [name for name in row if name not in USED + TOLD]
 
 
@@ -198,7 +198,7 @@ def licence_of(row: dict) -> str | None:
 
 
 def listed(value: object) -> list:
-    """``value`` if it is a list, else a list of it alone."""
+    """``value`` if it is a list, otherwise a list with it."""
     return value if isinstance(value, list) else [value]
 
 
@@ -206,7 +206,7 @@ def named_split(row: dict) -> str | None:
     """``train``, ``validation`` (also called val, valid, dev or eval) or ``test``, as a row of metadata says; or None.
 
     Raises:
-        ValueError: it says something else.
+        ValueError: if the row has another word.
     """
     if not (said := row.get("split")):
         return None

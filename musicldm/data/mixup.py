@@ -2,9 +2,9 @@
 
     analysed collection  ->  partner, alignment, loudness, lambda  ->  Mixture
 
-``plain`` mixes clips of random recordings. ``audio`` and ``latent`` mix recordings of one tempo, downbeat on downbeat:
-as waveforms, or (in `musicldm.train.diffusion.mixtures`) as latents. Everything drawn follows from the seed, the
-epoch and the item, so an item is the same in whichever process and after whatever else.
+``plain`` mixes clips of random recordings. ``audio`` and ``latent`` mix recordings of the same tempo, aligned at their
+downbeats: as waveforms, or (in `musicldm.train.diffusion.mixtures`) as latents. All random choices follow from seed,
+epoch and item, so an item does not depend on the process or on other items.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from musicldm.data.items import Item, item_rng
 from musicldm.data.shards import read_recording
 
 KINDS = ("plain", "audio", "latent")
-WHOLE = 3  # a recording of up to so many clips changes its speed as a whole, a longer one only where it is needed
+WHOLE = 3  # recordings of at most so many clips are stretched as a whole, longer ones only where needed
 KEEP_BYTES = 2 * 2**30  # decoded and stretched recordings in memory
 
 
 class Mixture(NamedTuple):
-    """Two stretches of sound and what becomes of them. L samples are one clip; shorter material ends in zeros.
+    """Two aligned parts of recordings and their mixture, one clip of L samples, padded with zeros.
 
-    Waveforms are (L,), of stereo (2, L).
+    Waveforms are (L,), or (2, L) for stereo.
     """
 
     a: np.ndarray  # (L,) float32, of the anchor
@@ -58,7 +58,7 @@ class Mixture(NamedTuple):
 
 
 class Playing(NamedTuple):
-    """A recording from a cut on, at some speed."""
+    """A recording from a cut onwards, at some speed."""
 
     waveform: np.ndarray  # (L,) or (2, L) from the cut on
     blocks: np.ndarray  # (K,) LUFS of the gating blocks of a longer stretch
@@ -66,7 +66,7 @@ class Playing(NamedTuple):
 
 
 class Kept:
-    """Arrays by key, made when first asked for; the longest unused ones go when they exceed ``most_bytes``."""
+    """A cache of arrays by key; the least recently used ones are dropped above ``most_bytes``."""
 
     def __init__(self, most_bytes: int = KEEP_BYTES):
         self.most_bytes, self.n_bytes = most_bytes, 0
@@ -85,17 +85,17 @@ class Kept:
 
 @dataclass(frozen=True)
 class MixupSettings:
-    """How mixtures are drawn.
+    """Settings of mixtures.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: for an unknown kind.
     """
 
     kind: str = "audio"  # or plain, or latent, which draws the same pairs as audio in mode synchronous
     mode: str = "synchronous"  # or paper
-    seed: int = 0  # of everything that is drawn
+    seed: int = 0  # of all random choices
     per_clip: int = 1  # mixtures anchored in each clip
-    max_stretch: float = 0.04  # by how much of its speed a partner may change
+    max_stretch: float = 0.04  # largest relative change of a partner's speed
     same_key: bool = False  # whether partners must be in a compatible key
 
     def __post_init__(self):
@@ -109,13 +109,14 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
     Args:
         clips: the training clips; all partners come from their recordings.
         analysis: of at least these recordings, in any order.
-        sample_rate, n_samples: of the mixtures.
-        settings: how they are drawn.
-        keep_bytes: of decoded recordings in memory.
+        sample_rate: of the mixtures, in Hz.
+        n_samples: length of the mixtures.
+        settings: such as kind, mode and seed.
+        keep_bytes: limit for decoded recordings in memory.
         channels: of the mixtures.
 
     Raises:
-        ValueError: an unknown mode, or a recording without analysis.
+        ValueError: for an unknown mode, or a recording without analysis.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
 
     def __getitem__(self, item: Item) -> Mixture | None:
         if not 0 <= item.index < len(self):
-            raise IndexError(f"there are {len(self)} mixtures, asked for number {item.index}")
+            raise IndexError(f"item {item.index} is out of range: there are {len(self)} mixtures")
         rng = item_rng(self.settings.seed, item, "mixup")
         clip = self.clips[item.index // self.settings.per_clip]
         anchor = self.index_of[clip.path]
@@ -194,9 +195,9 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         return self.pairing.draw(anchor, rng, (clip.start_s, clip.start_s + self.clip_s))
 
     def _cut(self, anchor: int, partner: int, alignment: Alignment) -> tuple[np.ndarray, np.ndarray] | None:
-        """Both aligned parts, as long as the shorter, in mode synchronous at one loudness; None where one is silent.
+        """Both aligned parts, cut to the shorter, in mode synchronous at equal loudness; None if one is silent.
 
-        At most a clip long, but for the authors' waveforms, out of whose mixture a clip is cut at random.
+        At most one clip long, except for waveforms in mode paper, where a clip is cut from the mixture at random.
         """
         whole = self.settings.mode == "paper" and self.settings.kind == "audio"
         first = self._play(anchor, alignment.a_start_s, 1.0)
@@ -241,7 +242,7 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
 
 
 class MixedPair(NamedTuple):
-    """The mixture of two files, and what was found in them."""
+    """The mixture of two files, with their analyses."""
 
     mixture: Mixture
     recordings: tuple[Recording, Recording]
@@ -262,9 +263,9 @@ def mix_files(
     """Mix the recordings ``a`` and ``b`` as training would, at the rate of ``a``; ``lam`` is drawn if it is not given.
 
     Raises:
-        ValueError: a file that cannot be used, or two that do not fit together in mode synchronous.
-        OSError: a file that cannot be read.
-        ImportError: the tracker, or what changes the speed, is not installed.
+        ValueError: if a file cannot be used, or the two do not fit together in mode synchronous.
+        OSError: if a file cannot be read.
+        ImportError: if the tracker, or the package that changes the speed, is not installed.
     """
     if a.resolve() == b.resolve():
         raise ValueError(f"{a} would be mixed with itself: give two recordings")
@@ -303,7 +304,7 @@ def mix_files(
 
 
 def _without_duplicates(analysed: Sequence[Analysed]) -> list[Recording]:
-    """The recordings; exact copies share one group, and so never meet."""
+    """The recordings; exact copies get the same group, so that they are never mixed."""
     group_of: dict[str, str] = {}
     recordings = []
     for one in analysed:

@@ -15,9 +15,9 @@ BEAT, DOWNBEAT = "#e08214", "#b2182b"
 
 
 def save_mixup_figure(path: str | Path, pair: MixedPair, names: tuple[str, str]) -> None:
-    """Write a PNG: both recordings about what was cut out of them, the two parts as they were mixed, and the mixture.
+    """Write a PNG: both recordings around their cuts, the two parts as they were mixed, and the mixture.
 
-    Thin lines are beats, thick ones downbeats; in the lower half those of both parts should meet.
+    Thin lines are beats, thick lines downbeats; in the lower half those of both parts should coincide.
 
     Raises:
         OSError: if the file cannot be written; nothing is left behind.
@@ -56,7 +56,7 @@ def save_mixup_figure(path: str | Path, pair: MixedPair, names: tuple[str, str])
 def _draw_beats(
     axes, recording: Recording, start_s: float, speed: float, seconds: float, height: tuple[float, float]
 ) -> None:
-    """Lines at the beats of ``recording``, as they fall when it is cut at ``start_s`` and played at ``speed``."""
+    """Draw lines at the beats of ``recording`` when it is cut at ``start_s`` and played at ``speed``."""
     for times, color, width in ((recording.beats_s, BEAT, 0.7), (recording.downbeats_s, DOWNBEAT, 1.8)):
         at = (times - start_s) / speed
         axes.vlines(at[(at >= 0) & (at <= seconds)], *height, color=color, linewidth=width)

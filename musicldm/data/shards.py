@@ -1,4 +1,4 @@
-"""Recordings in WebDataset shards: written once, read at any place without unpacking.
+"""Recordings in WebDataset shards, with random access and without unpacking.
 
     DIR/shards/000000.tar/00000007.flac   a recording: 16-bit FLAC, mono or stereo
     DIR/shards/000000.tar/00000007.json   its row of the index
@@ -26,7 +26,7 @@ SHARD_BYTES = 256 * 2**20
 
 
 class ShardWriter:
-    """Fills ``folder`` with shards of about ``most_bytes``; the same members give the same bytes."""
+    """Writes shards of about ``most_bytes`` to ``folder``; the same members give the same bytes."""
 
     def __init__(self, folder: Path, most_bytes: int = SHARD_BYTES):
         self.folder, self.most_bytes = folder, most_bytes
@@ -78,7 +78,7 @@ def open_recording(path: Path) -> io.IOBase:
     """The recording at ``path``, a file or a member of a shard, open for reading.
 
     Raises:
-        FileNotFoundError: neither.
+        FileNotFoundError: if there is neither.
     """
     if path.parent.suffix != ".tar":
         return path.open("rb")
@@ -97,7 +97,7 @@ def opened_recording(path: Path) -> Iterator[Audio]:
 
 
 def recording_identity(path: Path) -> str:
-    """What changes when the recording at ``path`` does (`musicldm.audio.reading.identity`)."""
+    """A value that changes when the recording at ``path`` changes (`musicldm.audio.reading.identity`)."""
     if path.parent.suffix != ".tar":
         return identity(path)
     with open_recording(path) as file:

@@ -1,4 +1,4 @@
-"""Did it copy? An index of what a model was trained on, a check against it, and a guard while music is made."""
+"""Detection of copies: an index of a training set, checks of music against it, and a guard around a pipeline."""
 
 import lazy_loader
 
@@ -15,11 +15,11 @@ __all__ += ["CopyError"]
 
 
 class CopyError(ValueError):
-    """Every draw for some prompt came too near to the training set, or was a hum; the message names the nearest clip.
+    """All draws for a prompt were too similar to the training set, or hums; the message names the nearest clip.
 
     Attributes:
-        output: what the pipeline would return, with hums or the least similar draws in the places of these prompts.
-        refused: their numbers among the prompts.
+        output: the pipeline's output, with hums or the least similar draws in the places of the refused prompts.
+        refused: indices of these prompts.
     """
 
     def __init__(self, message: str, output=None, refused: tuple[int, ...] = ()):

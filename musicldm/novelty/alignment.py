@@ -1,11 +1,11 @@
-"""Copied phrases: two recordings laid over each other at every offset, transposition and tempo.
+"""Search for copied passages: two recordings are compared at every offset, transposition and tempo.
 
     waveform (L,) -> semitone bands (T, P), 5 frames a second -> whitened -> cross-similarity -> best passage of 2 s up
-                                                          -> levels, where that passage lies -> what they add
+                                                          -> levels around that passage -> a second score
 
-A phrase that was transposed, slowed or put under other music keeps its pattern of pitches over time.
-After Serra et al. (2009), Cross recurrence quantification for cover song identification; bands of one semitone stand in
-for chroma and mel at once, as a transposition shifts them without folding octaves together.
+A passage that was transposed, slowed down or mixed with other music keeps its pattern of pitches over time.
+After Serra et al. (2009), Cross recurrence quantification for cover song identification, with bands of one semitone
+instead of chroma: a transposition shifts them, and octaves stay apart.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from musicldm.novelty.levels import ENVELOPE, RANGE_DB, confirmation
 FRAMES_PER_S = 5.0
 LOWEST, HIGHEST = 36, 95  # MIDI
 BANDS = HIGHEST - LOWEST + 1
-WINDOWS_S = (2.0, 4.0, 8.0)  # passages that are looked for
+WINDOWS_S = (2.0, 4.0, 8.0)  # lengths of passages
 TRANSPOSITIONS = tuple(range(-3, 4))  # semitones
 TEMPI = (0.95, 0.97, 0.985, 1.0, 1.015, 1.03, 1.05)
-CHANGED_TEMPO = 0.98  # what a score at another tempo is worth: short passages fit a little faster or slower too
+CHANGED_TEMPO = 0.98  # factor of scores at another tempo, at which short passages fit by chance too
 WINDOWS = tuple(round(seconds * FRAMES_PER_S) for seconds in WINDOWS_S)  # frames
-BLOCK = 250  # candidates compared roughly at a time
+BLOCK = 250  # candidates per batch of the rough comparison
 SHORTLIST = 10  # candidates that are compared at every tempo
-BLUR = 0.7  # bands, standard deviation: what a model played was a mel spectrogram once, whose low bands are wide
-HELD = 0.7  # of a frame that the one before tells; what is held says little, what begins or ends says much
-PHASES = (0.0, 0.5)  # frames by which the query's grid in time may lie off the candidate's
-CONFIRMED_FROM = 0.33  # score of passages whose levels are compared; unrelated clips hardly reach it
+BLUR = 0.7  # bands, standard deviation: music of a model comes from a mel spectrogram, whose low bands are wide
+HELD = 0.7  # share of the previous frame that is subtracted: held notes say little, beginnings and ends much
+PHASES = (0.0, 0.5)  # offsets of the query's time grid from the candidate's, in frames
+CONFIRMED_FROM = 0.33  # least score of passages whose levels are compared; unrelated clips rarely reach it
 
 
 class Match(NamedTuple):
-    """The passage of two recordings that agrees best."""
+    """The best matching passage of two recordings."""
 
-    score: float  # correlation times the square root of the length in windows of 2 s, and what the levels add
-    candidate: int  # which of those compared
+    score: float  # correlation times the square root of the length in windows of 2 s, plus ``by_levels``
+    candidate: int  # index of the candidate
     start_s: float  # in the candidate
     query_start_s: float
     duration_s: float
-    semitones: int  # by which the query lies above the candidate
-    tempo: float  # by which the query is faster
-    by_levels: float  # the part of the score that is due to levels: 0 for nearly all unrelated music
+    semitones: int  # transposition of the query relative to the candidate
+    tempo: float  # speed of the query relative to the candidate
+    by_levels: float  # contribution of levels to the score: 0 for nearly all unrelated music
 
 
 class Placed(NamedTuple):
-    """How a query is laid over a candidate where they agree best."""
+    """Alignment of a query and a candidate at their best match."""
 
     score: float
     tempo: float
     phase: float  # frames
     semitones: int
-    offset: int  # frame of the candidate under the first of the query
+    offset: int  # frame of the candidate at the first frame of the query
     first: int  # frame of the query where the passage begins
     frames: int
 
@@ -73,41 +73,41 @@ def pitch_frames(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def whiten(frames: np.ndarray) -> np.ndarray:
-    """``frames (T, P)`` as unit vectors of what stands out from the spectral envelope, and is new or gone.
+    """``frames (T, P)`` as unit vectors of the changes of what stands out from the spectral envelope.
 
-    Music hardly changes from frame to frame, and so agrees for a while with all music that holds the same notes. With
-    neighbours in time and in bands made independent, correlation is the best test of a pattern under another of its
-    kind (the matched filter). The square root lets a partial count more for being there than for its level, which an
-    autoencoder and a vocoder change.
+    Music hardly changes from frame to frame, so it correlates for a while with any music that holds the same notes.
+    With neighbours in time and frequency decorrelated, correlation is the optimal test for a pattern in noise of its
+    kind (matched filter). The square root weighs the presence of a partial more than its level, which VAE and vocoder
+    change.
     """
     from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
     x = gaussian_filter1d(frames.astype(np.float32) / 255, BLUR, axis=1, mode="nearest")
     x = np.sqrt((x - uniform_filter1d(x, ENVELOPE, axis=1, mode="nearest")).clip(min=0))
-    sounding = _weights(x)  # silence has no notes: without weights all of it would be minus the mean, and so alike
+    sounding = _weights(x)  # without weights, all silent frames would equal minus the mean and match each other
     x[1:] -= HELD * x[:-1]
     x -= sounding * x.mean(axis=0, keepdims=True)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6) * _weights(x)
 
 
 def _weights(frames: np.ndarray) -> np.ndarray:
-    """What each of ``frames (T, P)`` counts, (T, 1): 1 from half the usual norm up, less below, 0 for silence."""
+    """Weight (T, 1) of each of ``frames (T, P)``: 1 from half the usual norm upwards, less below, 0 for silence."""
     lengths = np.linalg.norm(frames, axis=1, keepdims=True)
     heard = lengths[lengths > 1e-6]
     return np.minimum(1, lengths / (0.5 * np.median(heard))) if len(heard) else np.zeros_like(lengths)
 
 
 def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:
-    """Where ``query (T, P)`` agrees best with one of ``candidates``, each ``(T', P)`` from `pitch_frames`.
+    """The best match of ``query (T, P)`` among ``candidates``, each ``(T', P)`` from `pitch_frames`.
 
-    All are compared at the query's own tempo, the best `SHORTLIST` of them as `matches` does: about T times the
-    candidates' frames times 7 (transpositions) multiplications of P-vectors and little more.
+    All are compared at the query's own tempo, the best `SHORTLIST` at every tempo with `matches`. The cost is about
+    7 T (transpositions times frames) products of P-vectors for each frame of the candidates.
 
     Raises:
         ValueError: if there are no candidates, or the query is shorter than 2 s.
     """
     if not candidates:
-        raise ValueError("there is nothing to compare the query with")
+        raise ValueError("there are no candidates to compare the query with; give at least one")
     check_length(query)
     chosen = np.arange(len(candidates))
     if len(candidates) > SHORTLIST:
@@ -119,15 +119,15 @@ def best_match(query: np.ndarray, candidates: list[np.ndarray]) -> Match:
 
 
 def check_length(query: np.ndarray) -> None:
-    """ValueError if ``query (T, P)`` is shorter than 2 s."""
+    """Raise ValueError if ``query (T, P)`` is shorter than 2 s."""
     if len(query) < WINDOWS[0]:
-        raise ValueError(f"a query of {len(query) / FRAMES_PER_S:g} s is shorter than {WINDOWS_S[0]:g} s")
+        raise ValueError(
+            f"a query of {len(query) / FRAMES_PER_S:g} s is shorter than {WINDOWS_S[0]:g} s; give a longer recording"
+        )
 
 
 def matches(query: np.ndarray, candidates: list[np.ndarray]) -> list[Match]:
-    """Where ``query (T, P)`` agrees best with each of ``candidates``, at every tempo and transposition, and on a grid
-    half a frame off too.
-    """
+    """The best match of ``query (T, P)`` with each of ``candidates``: all tempi, transpositions, half-frame offsets."""
     check_length(query)
     found = []
     for i, (placed, candidate) in enumerate(zip(_place(query, candidates), candidates, strict=True)):
@@ -148,7 +148,7 @@ def matches(query: np.ndarray, candidates: list[np.ndarray]) -> list[Match]:
 
 
 def _place(query: np.ndarray, candidates: list[np.ndarray]) -> list[Placed]:
-    """The best place of ``query (T, P)`` on each of ``candidates``."""
+    """The best alignment of ``query (T, P)`` with each of ``candidates``."""
     gap = round(len(query) * max(TEMPI))
     row, starts = _in_a_row([whiten(candidate) for candidate in candidates], gap)
     ends = np.append(starts[1:], len(row))
@@ -171,20 +171,20 @@ def _place(query: np.ndarray, candidates: list[np.ndarray]) -> list[Placed]:
 
 
 def _confirmed(query: np.ndarray, candidate: np.ndarray, placed: Placed) -> float:
-    """What the levels of all that ``query`` and ``candidate`` share, as they are ``placed``, add to the score."""
+    """Contribution of levels to the score, where ``query`` and ``candidate`` overlap when aligned as ``placed``."""
     heard = _shift(_stretch(query, placed.tempo, placed.phase), -placed.semitones)
     from_, to = max(0, -placed.offset), min(len(heard), len(candidate) - placed.offset)
     return confirmation(heard[from_:to], candidate[from_ + placed.offset : to + placed.offset])
 
 
 def rough_scores(query: np.ndarray, references: list[np.ndarray]) -> np.ndarray:
-    """Best score (N,) of ``query (T, P)`` in each of the whitened ``references``: its own tempo, passages up to 4 s."""
+    """Best score (N,) of ``query (T, P)`` in each whitened reference, at its own tempo, for passages up to 4 s."""
     white, blocks = whiten(query), range(0, len(references), BLOCK)
     return np.concatenate([_rough_scores(white, references[first : first + BLOCK]) for first in blocks])
 
 
 def _rough_scores(query: np.ndarray, references: list[np.ndarray]) -> np.ndarray:
-    """`rough_scores` of the whitened ``query`` in as many as are compared at a time."""
+    """`rough_scores` of the whitened ``query`` for one batch of references."""
     row, starts = _in_a_row(references, len(query))
     best = np.full(len(row), -np.inf, np.float32)
     for semitones in TRANSPOSITIONS:

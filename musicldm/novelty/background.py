@@ -1,9 +1,9 @@
-"""How high passages score by chance: a background of other music, for collections too small to tell by themselves.
+"""Thresholds of passage scores. Small collections get them from a background of unrelated music.
 
-``background.json`` holds what `benchmarks.small_collections` measured: how often the best passage of two recordings of
-45 s that have nothing to do with each other exceeds a level, and by how much on average (an exponential tail, as
-maxima of many comparisons have; Coles, 2001, An Introduction to Statistical Modeling of Extreme Values). It holds the
-same of bootstrap samples of these recordings, which tell how sure that is.
+``background.json`` holds measurements of `benchmarks.small_collections`: how often the best passage of two unrelated
+recordings of 45 s exceeds a score, and by how much on average. The tail is exponential, as for maxima of many
+comparisons (Coles, 2001, An Introduction to Statistical Modeling of Extreme Values). It also holds the same for
+bootstrap samples of the recordings, which give confidence intervals.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ if TYPE_CHECKING:
     from musicldm.novelty.index import NoveltyIndex
 
 FALSE_ALARMS = 0.01  # of recordings that copied nothing
-ENOUGH_PIECES = 99  # a collection of as many knows its own hundredth; so do as many of its clips
-PRIOR = 4  # pieces that the background's scale counts for beside a collection's own
-MOST = 0.2  # by which a piece's score may exceed the median; more may be a copy within the collection, unless
-MOST_TIMES = 4.0  # it is less than as many mean excesses, by the lower quarter of them
+ENOUGH_PIECES = 99  # pieces, or clips, from which a collection's own scores determine the 1 % quantile
+PRIOR = 4  # weight of the background's scale, in pieces of the collection
+MOST = 0.2  # limit of a piece's excess over the median score; more may be a copy within the collection
+MOST_TIMES = 4.0  # the limit is at least this many mean excesses, estimated from the lower quarter
 NEAREST = 1e-6  # distance below which two embeddings are the same
 
 
 @functools.cache
 def background() -> dict:
-    """What the package ships: name, recordings, recording_s, growth, level, rate, scale and replicates."""
+    """The background of the package: name, recordings, recording_s, growth, level, rate, scale and replicates."""
     return json.loads((Path(__file__).parent / "background.json").read_text(encoding="utf-8"))
 
 
 def units(seconds: float | np.ndarray, shipped: dict) -> float | np.ndarray:
-    """How many recordings of the background's length one of ``seconds`` is worth: music repeats itself."""
+    """How many recordings of the background's length one of ``seconds`` counts for; fewer than its length suggests,
+    because music repeats itself.
+    """
     return (np.asarray(seconds) / shipped["recording_s"]) ** shipped["growth"]
 
 
 def within(excess: np.ndarray, most: float) -> np.ndarray:
-    """``excess (N,)`` over a median, cut at ``most`` or `MOST_TIMES` of its mean, whichever is more.
+    """``excess (N,)`` over a median, clipped at ``most`` or at `MOST_TIMES` its mean, whichever is more.
 
-    The mean is that of an exponential distribution with the same lower quarter, so that what was copied within a
-    collection does not count.
+    The mean is that of an exponential distribution with the same lower quarter, so that copies within the collection
+    have no influence.
     """
     if not len(excess):
         return excess
@@ -53,15 +55,15 @@ def within(excess: np.ndarray, most: float) -> np.ndarray:
 
 
 class PassageTest(NamedTuple):
-    """What a passage's score means for one recording and one collection."""
+    """Significance of passage scores, for one recording and one collection."""
 
-    basis: str  # background; collection, if its own pieces agree more; or base rate, that of a large one
+    basis: str  # background; collection, if its own pieces are more alike; or base rate, of a large collection
     threshold: float  # above which a passage is a copy
     comparisons: float  # pairs of recordings of the background's length
     own: Tail | None  # of a small collection
 
     def chance(self, score: float) -> tuple[float, float, float]:
-        """Share of recordings that copied nothing which reach ``score``, with its 95 % interval."""
+        """Share of unrelated recordings that reach ``score``, with its 95 % interval."""
         shipped = background()
         rates = np.array([(shipped["rate"], shipped["scale"]), *shipped["replicates"]])
         pairs = self.comparisons * rates[:, 0] * np.exp((shipped["level"] - score) / rates[:, 1])
@@ -83,12 +85,12 @@ class PassageTest(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """Scores of a collection's pieces among each other: half of them exceed the median, ever fewer what is higher."""
+    """Exponential tail of the scores between the pieces of a collection, above their median."""
 
     median: float
     scale: float  # mean excess; that of the background where there are few
-    weight: float  # number of pieces that it rests on
-    share: float  # of recordings like the one that is checked which exceed the median: half, of shorter ones fewer
+    weight: float  # number of pieces behind the estimate
+    share: float  # of unrelated recordings of this length that exceed the median: half, or fewer for short ones
 
     @classmethod
     def of(cls, scores: list[float], shipped: dict, length: float) -> Tail:
@@ -99,12 +101,12 @@ class Tail(NamedTuple):
         return cls(median, scale, weight, 0.5 * min(1.0, length))
 
     def threshold(self) -> float:
-        """The score that one stranger in a hundred exceeds, the scale being no surer than ``weight`` pieces make it."""
+        """The score that 1 % of unrelated recordings exceed, given an uncertain scale from ``weight`` pieces."""
         surprise = max(0.0, math.log(self.share / FALSE_ALARMS))
         return self.median + self.scale * self.weight * math.expm1(surprise / self.weight)
 
     def chance(self, score: float) -> tuple[float, float, float]:
-        """As that of a `PassageTest`: the mean over what the scale may be (Lomax), and the interval."""
+        """As `PassageTest.chance`: the mean over the uncertain scale (Lomax distribution), and the interval."""
         from scipy.stats import gamma
 
         excess = max(0.0, score - self.median) / self.scale
@@ -114,10 +116,10 @@ class Tail(NamedTuple):
 
 
 class SimilarityTest(NamedTuple):
-    """The similarity that one clip, or window, in a hundred of music that copied nothing exceeds."""
+    """The similarity that 1 % of clips (or windows) of unrelated music exceed."""
 
     threshold: float
-    basis: str  # counted: of as many values; or tail, of fewer
+    basis: str  # counted, from 99 values or more; or tail, from fewer
     false_alarms: tuple[float, float]  # the 95 % interval of their share at the threshold
 
     def record(self, name: str) -> dict:
@@ -127,11 +129,11 @@ class SimilarityTest(NamedTuple):
 
 
 def similarity_test(values: np.ndarray) -> SimilarityTest:
-    """`SimilarityTest` from the similarities (cosine) of clips of a collection to the nearest of other pieces.
+    """`SimilarityTest` from the cosine similarities ``values (N,)`` of clips to the nearest clip of another piece.
 
-    ``values (N,)`` are finite, at least one. The nearest of many neighbours at a distance below x is about as likely
-    as a power of x (Levina and Bickel, 2004, Maximum likelihood estimation of intrinsic dimension), so that minus the
-    logarithm of the distance has an exponential tail, whatever the CLAP. With 99 values or more they are counted.
+    With 99 finite values or more the quantile is counted. With fewer, an exponential tail is fitted to minus the
+    logarithm of the distance: the probability of a nearest neighbour below distance x is about a power of x (Levina and
+    Bickel, 2004, Maximum likelihood estimation of intrinsic dimension), whatever the CLAP.
     """
     from scipy.stats import beta
 
@@ -152,8 +154,8 @@ def similarity_test(values: np.ndarray) -> SimilarityTest:
 
 
 def passage_test(index: NoveltyIndex, seconds: float, shipped: dict | None = None) -> PassageTest:
-    """The test of a recording of ``seconds``: by the collection's base rate if it has enough pieces, else by the
-    background, or the tail of its own pieces where that is higher. ``shipped`` is another background to judge by.
+    """The test for a recording of ``seconds``: by the collection's base rate if it has enough pieces; otherwise by the
+    background, or by the tail of its own pieces if that gives a higher threshold. ``shipped`` replaces the background.
     """
     shipped, base_rate = shipped or background(), index.about["base_rate"]
     lengths = units(np.bincount(index.piece_of, index.n_frames) / FRAMES_PER_S, shipped)

@@ -1,4 +1,4 @@
-"""Building the index of a training set: batched, taken up again where it stopped, on one machine or a Ray cluster.
+"""Builds the index of a training set in batches, resumable, on one machine or on a Ray cluster.
 
 audio folder, or shards of `musicldm prepare` -> clips, their windows of 2 s -> parts of 256 clips -> INDEX
 """
@@ -32,14 +32,14 @@ from musicldm.novelty.index import SECOND_CHECK, NoveltyIndex, Windows, finish, 
 from musicldm.novelty.windows import HOP_S, WINDOW_S, cut_windows, embed_windows, query_windows
 
 CLIPS_A_PART = 256  # kept on disk as they are made
-PLAN, READY = "plan.json", "index"  # below the folder where an index grows: what it is made of, and what is to move
+PLAN, READY = "plan.json", "index"  # in the working folder: settings of the run, and the finished index
 TOLD = ("title", "composer", "licence", "source", "score")  # of metadata.jsonl
 
 
 class Told(NamedTuple):
-    """What the index says of a recording."""
+    """What the index stores about a recording."""
 
-    about: dict  # file, title, licence, ..., offset_s: its place in its piece
+    about: dict  # file, title, licence, ..., offset_s: position of the recording in its piece
     piece: str
 
 
@@ -56,16 +56,16 @@ def build_index(
 ) -> NoveltyIndex:
     """Embed every recording below ``data`` into the index ``out``, a folder.
 
-    ``data`` is an audio folder or what `musicldm prepare` made of one. Recordings are cut into clips of what CLAP hears
-    at once; silent ones are left out. A run that was stopped goes on when it is called again. The base rate comes from
-    ``base_clips`` clips of the collection, each compared with the clips of all other pieces (``piece_id`` in
-    metadata.jsonl, ``group`` in shards, else the recording).
+    ``data`` is an audio folder, or a folder that `musicldm prepare` made. Recordings are cut into clips of the length
+    that CLAP reads; silent clips are left out. A stopped run continues when it is called again. The base rate comes
+    from ``base_clips`` clips of the collection, each compared with the clips of all other pieces (``piece_id`` in
+    metadata.jsonl, ``group`` in shards, otherwise the recording).
 
     Args:
-        split: only the recordings of this one, train or validation.
-        ray: address of a Ray cluster (``auto`` for one that runs here), every machine of which sees ``data`` under one
-            path; the result is that of one machine.
-        windows: whether windows of 2 s get embeddings too, which takes CLAP up to five times as long for all of it.
+        split: use only the recordings of this split, train or validation.
+        ray: address of a Ray cluster (``auto`` for one that runs here). All its machines must see ``data`` at the same
+            path. The result is the same as on one machine.
+        windows: also embed windows of 2 s, which makes the embedding up to five times as slow.
 
     Raises:
         FileNotFoundError: if there are no recordings.
@@ -83,17 +83,19 @@ def build_index(
     if progress:
         print(collection.account(), file=sys.stderr)
     if not clips:
-        raise FileNotFoundError(f"no recording of {data} is of the split {split}; leave out --split")
+        raise FileNotFoundError(f"no recording of {data} is in the split {split}; leave out --split")
     work = partial(out)
     with sole_writer(work, "novelty index"):
         _begin(work, data, clips, embedder, windows)
         parts = _make_parts(work, clips, EmbedPart(embedder, batch_size, windows), ray, progress)
         kept, embeddings, frames, found = _gather(parts, windows)
         if not kept:
-            raise ValueError(f"all {len(clips)} clips of {data} are silent; there is nothing to index")
+            raise ValueError(f"all {len(clips)} clips of {data} are silent; give recordings with sound")
         table = _table(kept, tell_recordings(collection))
         if len(set(table["piece"].tolist())) < 2:
-            raise ValueError(f"all recordings of {data} are of one piece; a base rate needs two pieces or more")
+            raise ValueError(
+                f"all recordings of {data} are of one piece; a base rate needs two pieces or more: check piece_id"
+            )
         ready = work / READY
         shutil.rmtree(ready, ignore_errors=True)
         ready.mkdir()
@@ -111,7 +113,7 @@ def build_index(
 
 
 def tell_recordings(collection: Collection) -> dict[Path, Told]:
-    """What is known of each recording by its path."""
+    """What the metadata say about each recording, by path."""
     told, part_s = {}, {}
     for row in collection.rows if collection.in_shards else ():
         # all parts of a recording but the last are equally long
@@ -131,10 +133,10 @@ def tell_recordings(collection: Collection) -> dict[Path, Told]:
 
 
 def offset_of(row: dict) -> float:
-    """Where a recording begins in its piece, in seconds: ``start_s`` of its metadata, else 0.
+    """Position of a recording in its piece, in seconds: ``start_s`` of its metadata, or 0.
 
     Raises:
-        ValueError: that is no number.
+        ValueError: if ``start_s`` is not a number.
     """
     try:
         return float(row.get("start_s") or 0.0)
@@ -150,12 +152,12 @@ def measure_base_rate(
     count: int,
     progress: bool = True,
 ) -> dict:
-    """How near ``count`` clips of the collection come to other pieces: quantiles of what a check compares.
+    """Base rate: quantiles of the similarities and scores of ``count`` clips, each compared with all other pieces.
 
-    A further clip exceeds the quantile of 99 % with a probability of 1 % (i / (n + 1), the mean share below the i-th of
-    n), given 99 clips or more; of fewer a score is the largest, and a similarity what their tail says
-    (`similarity_test`). ``piece_scores`` is the best score of each piece, by which `musicldm.novelty.background` judges
-    small collections.
+    With 99 clips or more, a further clip exceeds the 99 % quantile with a probability of 1 % (i / (n + 1), the expected
+    share below the i-th of n values). With fewer, the threshold of scores is the largest score, and that of
+    similarities comes from their tail (`similarity_test`). ``piece_scores`` has the best score of each piece, which
+    `musicldm.novelty.background` uses for small collections.
     """
     drawn = np.random.default_rng(0).permutation(len(index))[:count]
     rows = []  # similarity, score and similarity of windows of each clip; NaN where it is too short for the last two
@@ -176,8 +178,8 @@ def measure_base_rate(
     values = np.array(rows).reshape(-1, 3)
     if np.isnan(values[:, 1]).all():
         raise ValueError(
-            f"none of {len(drawn)} clips drawn is {WINDOWS_S[0]:g} s long and has a clip of another piece near it; "
-            "a base rate needs longer recordings, or more pieces"
+            f"none of the {len(drawn)} clips drawn is {WINDOWS_S[0]:g} s long and has a clip of another piece near it; "
+            "give longer recordings, or more pieces"
         )
     result = {"clips": len(rows), "similarities": np.sort(np.round(values[:, 0], 4)).tolist()}
     scores = np.array(list(of_piece.values()))
@@ -191,7 +193,7 @@ def measure_base_rate(
 
 
 def _windows_elsewhere(index: NoveltyIndex, piece: int, clip: Clip, embedder: ClapEmbedder) -> float:
-    """Similarity of the windows of ``clip``, cut as those of a query, to the nearest of other pieces; NaN if none."""
+    """Highest similarity of the windows of ``clip``, cut like those of a query, to windows of other pieces; or NaN."""
     rate = embedder.feature_extractor.sampling_rate
     windows = query_windows(_hear(clip, embedder), rate, embedder)[1]
     similarities, numbers = index.search_windows(embed_windows(windows, rate, embedder), 2 * SECOND_CHECK)
@@ -200,14 +202,14 @@ def _windows_elsewhere(index: NoveltyIndex, piece: int, clip: Clip, embedder: Cl
 
 
 def _hear(clip: Clip, embedder: ClapEmbedder) -> np.ndarray:
-    """Waveform (L,) of ``clip`` at the rate of ``embedder``, at most as long as it hears."""
+    """Waveform (L,) of ``clip`` at the rate of ``embedder``, at most as long as it reads."""
     rate = embedder.feature_extractor.sampling_rate
     waveform = read_clip(clip, rate, round(embedder.clip_s * rate))
     return waveform[: max(1, round(clip.duration_s * rate))]
 
 
 class EmbedPart:
-    """``part(clips)``: embeddings and semitone bands of those that sound, as arrays; for one machine or many."""
+    """A function of clips that returns embeddings and semitone bands of those that are not silent, as arrays."""
 
     def __init__(self, embedder: ClapEmbedder, batch_size: int, windows: bool):
         self.embedder, self.batch_size, self.windows = embedder, batch_size, windows
@@ -254,7 +256,7 @@ class EmbedPart:
 def _gather(
     parts: dict[Path, list[Clip]], windows: bool
 ) -> tuple[list[Clip], np.ndarray, list[np.ndarray], Windows | None]:
-    """The clips that sound, their embeddings (N, D), their semitone bands and, if there are any, their windows."""
+    """The clips that are not silent, their embeddings (N, D), semitone bands and, if there are any, windows."""
     kept, embeddings, frames, found = [], [], [], []
     for path, some in parts.items():
         with np.load(path) as made:
@@ -271,7 +273,7 @@ def _gather(
 def _make_parts(
     work: Path, clips: list[Clip], embed: EmbedPart, ray: str | None, progress: bool
 ) -> dict[Path, list[Clip]]:
-    """The files of all parts below ``work`` and whose clips they hold, once those that are missing are made."""
+    """Make the missing parts below ``work``; returns the files of all parts with their clips."""
     parts = {
         work / f"part-{first:08d}.npz": clips[first : first + CLIPS_A_PART]
         for first in range(0, len(clips), CLIPS_A_PART)
@@ -289,7 +291,7 @@ def _make_parts(
 
 
 def _embed_parts(parts: dict[Path, list[Clip]], embed: EmbedPart, ray: str | None) -> Iterator[tuple[Path, dict]]:
-    """The arrays of each of ``parts``, as they are done."""
+    """The arrays of each of ``parts``, in the order in which they are finished."""
     if ray is None:
         for path, clips in parts.items():
             yield path, embed(clips)
@@ -303,7 +305,7 @@ def _embed_parts(parts: dict[Path, list[Clip]], embed: EmbedPart, ray: str | Non
 
 
 def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder, windows: bool) -> None:
-    """Make the working folder; parts that an earlier run left of another collection or embedding are removed."""
+    """Make the working folder; parts of an earlier run with another collection or embedding are removed."""
     recordings = {path: recording_identity(path) for path in dict.fromkeys(clip.path for clip in clips)}
     listing = [[str(clip.path), clip.start_s, recordings[clip.path]] for clip in clips]
     plan = [embedder.name, str(data), CLIPS_A_PART, [WINDOW_S, HOP_S] if windows else None, listing]
@@ -319,7 +321,7 @@ def _begin(work: Path, data: Path, clips: list[Clip], embedder: ClapEmbedder, wi
 
 
 def _clear(work: Path) -> None:
-    """Remove what an index grew from."""
+    """Remove the parts from which an index was made."""
     shutil.rmtree(work / READY, ignore_errors=True)
     for file in (*work.glob("part-*.npz"), work / PLAN):
         file.unlink(missing_ok=True)

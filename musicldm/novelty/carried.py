@@ -1,4 +1,4 @@
-"""The index of its training set that a model carries, in the folder ``novelty_index/`` beside its parts."""
+"""The novelty index of a model's training set, stored in the model folder as ``novelty_index/``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MEASURES = {  # of an index's base rate
 
 
 def index_of(pipeline: PublishMixin) -> Path | None:
-    """The folder of the index that ``pipeline`` carries, fetched first if its model came from a hub; None without one.
+    """The folder of the index in the model of ``pipeline``, downloaded if the model came from a hub; or None.
 
     Raises:
-        OSError: if the hub refuses.
+        OSError: if the hub refuses the download.
     """
     return pipeline.companion(NOVELTY_INDEX)
 
 
 def attach_index(pipeline: PublishMixin, folder: str | Path) -> None:
-    """Let the index in ``folder`` go where the model goes, whose card tells what it holds when it is saved.
+    """Store the index in ``folder`` with the model whenever it is saved, and describe it in the model card.
 
     Raises:
         OSError: if there is none.
@@ -36,7 +36,7 @@ def attach_index(pipeline: PublishMixin, folder: str | Path) -> None:
 
 
 def index_text(index: Path) -> str:
-    """What a card says of the novelty index in the folder ``index``: its size, CLAP and base rate."""
+    """Text for a model card about the novelty index in the folder ``index``: its size, CLAP and base rate."""
     about = read_json(index / "index.json")
     base_rate = about["base_rate"]
     text = (

@@ -1,4 +1,4 @@
-"""The check of a recording against an index: nearest clips and window, the passage that agrees best, and a verdict.
+"""The check of a recording against an index: nearest clips and window, best matching passage, and a verdict.
 
 waveform (L,) -> clips -> embeddings -> nearest 2000 -> alignment -> copy | close | new
               -> windows of 2 s -> embeddings -> nearest          -> close | new
@@ -23,26 +23,26 @@ from musicldm.novelty.windows import WINDOW_S, embed_windows, query_windows
 
 
 class Verdict(NamedTuple):
-    """What a check found."""
+    """Result of a check."""
 
-    verdict: str  # copy: a passage agrees as in 1 % of other music at most; close: the sound as a whole does; new
+    verdict: str  # copy: a passage matches as in at most 1 % of other music; close: the clip as a whole does; new
     similarity: float  # to the nearest clip, cosine
-    nearest: list[tuple[Neighbour, float]]  # with the second of the query where each was found
-    match: Match  # its candidate is a clip's number
-    window: tuple[Neighbour, float] | None  # the nearest of 2 s, as in ``nearest``; None in an index without windows
-    test: PassageTest  # what the score of the passage was judged by
+    nearest: list[tuple[Neighbour, float]]  # each with its time in the query, in seconds
+    match: Match  # the best passage; its candidate is a clip number
+    window: tuple[Neighbour, float] | None  # nearest window of 2 s, as in ``nearest``; None without windows
+    test: PassageTest  # the test of the passage's score
 
 
 def check(waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder: ClapEmbedder, count: int = 5):
     """`Verdict` on ``waveform (L,)``; long recordings are checked clip by clip, half a clip apart.
 
     Raises:
-        ValueError: if it is silent, shorter than 2 s, or the index belongs to another CLAP.
+        ValueError: if the recording is silent or shorter than 2 s, or the index was made with another CLAP.
     """
     index.check_embedder(embedder.name)
     waveform = np.asarray(waveform, np.float32)
     if np.abs(waveform).max(initial=0) < SILENCE:
-        raise ValueError("the recording is silent; there is nothing to compare")
+        raise ValueError("the recording is silent; give one with sound")
     if len(waveform) < WINDOWS_S[0] * sample_rate:
         raise ValueError(
             f"{len(waveform) / sample_rate:.2f} s are too short to compare; give {WINDOWS_S[0]:g} s or more"
@@ -75,7 +75,7 @@ def check(waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder:
 def nearest_window(
     waveform: np.ndarray, sample_rate: int, index: NoveltyIndex, embedder: ClapEmbedder
 ) -> tuple[Neighbour, float] | None:
-    """The window of the index nearest to one of ``waveform (L,)``, and the second of that one; None if none sounds."""
+    """The window of the index nearest to a window of ``waveform (L,)``, and the time of the latter; None in silence."""
     starts_s, windows = query_windows(waveform, sample_rate, embedder)
     if not windows:
         return None
@@ -88,10 +88,10 @@ def nearest_window(
 def judge(
     similarity: float, score: float, window_similarity: float, base_rate: dict, threshold: float | None = None
 ) -> str:
-    """copy, close or new, by how near ``base_rate`` says that other music comes.
+    """The verdict copy, close or new, by the thresholds in ``base_rate``.
 
-    Only a passage makes a copy: what CLAP hears alike, in a clip or a window, may be the same instruments alone.
-    Its score must exceed ``threshold``, that of a `PassageTest`; by default that of the base rate.
+    Only a passage can make it a copy: similar CLAP embeddings may just mean the same instruments. The passage's score
+    must exceed ``threshold``, that of a `PassageTest`, by default that of the base rate.
     """
     if score > (base_rate["score_99"] if threshold is None else threshold):
         return "copy"
@@ -142,7 +142,7 @@ def record(path: str | Path, found: Verdict, index: NoveltyIndex) -> dict:
 
 
 def save_match_figure(path: str | Path, waveform: np.ndarray, sample_rate: int, found: Verdict, index: NoveltyIndex):
-    """A PNG of both spectrograms in semitone bands, the passage that agrees best framed in both."""
+    """Write a PNG of both spectrograms in semitone bands, with the best matching passage framed in both."""
     from matplotlib.patches import Rectangle
 
     match = found.match

@@ -1,8 +1,8 @@
-"""The copy guard: music is compared with the training set as it is made, and drawn again where it comes too near.
+"""The copy guard: outputs of a pipeline are compared with the training set, and drawn again if they are too similar.
 
-waveforms (B, L) -> check against the index -> what is new enough, best first
-                 -> new noise, steered away from the latents of what was not, once more -> ... | CopyError
-                    (less where that left a hum)
+waveforms (B, L) -> check against the index -> accepted draws, best first
+                 -> new noise, steered away from the latents of rejected draws -> check -> ... | CopyError
+                    (steering is halved after it left a hum)
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from musicldm.sampling.denoising import Correct, make_generators
 from vocoder import mel_config
 
 MODES = ("report", "avoid", "least_similar")
-ROUNDS = 4  # draws before a prompt is given up
+ROUNDS = 4  # limit of draws for a prompt
 STRENGTH = 0.5  # of steering in the second draw; measured in benchmarks/NOTES_novelty.md
 PER_PROMPT = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
 
 
 class Drawn(NamedTuple):
-    """One candidate."""
+    """A candidate and the result of its check."""
 
     waveform: np.ndarray  # (L,)
     score: float | None  # similarity to the prompt, if candidates were ranked
@@ -51,19 +51,19 @@ class Drawn(NamedTuple):
 
 
 class CopyGuard:
-    """A pipeline whose music is compared with a training set, by its CLAP; called like the pipeline itself.
+    """Wraps a pipeline, compares its outputs with a training set, and is called like the pipeline.
 
     Args:
-        pipeline: whose CLAP is the one that the index was made with.
-        index: the training set, or the folder of its index; by default the one that the model carries.
-        strength: of the steering away from rejected draws, at first: it is halved after a round that left a hum; 0
-            only draws again.
+        pipeline: with the CLAP that the index was made with.
+        index: a `NoveltyIndex`, or its folder; by default the index that the model carries.
+        strength: of steering away from rejected draws. It is halved after a draw that was a hum; 0 draws again without
+            steering.
 
     Raises:
-        FileNotFoundError: if there is no index.
-        ValueError: if it is damaged, or was made with another CLAP, or the model carries none; or for a strength that
-            is no finite number from 0.
-        OSError: if a hub has the index and refuses it.
+        FileNotFoundError: if there is no index in the folder.
+        ValueError: if the index is damaged or of another CLAP, the model carries none, or the strength is not a finite
+            number of at least 0.
+        OSError: if the model's hub refuses the download of the index.
     """
 
     def __init__(
@@ -83,13 +83,14 @@ class CopyGuard:
         self.index.check_embedder(self.embedder.name)
 
     def judge(self, waveform: np.ndarray, sample_rate: int, max_similarity: float | None = None) -> dict:
-        """What `musicldm.novelty.check` finds of ``waveform`` (L,) or (A, L), ``movement_db`` (of
-        `musicldm.novelty.steering`), and ``too_close``: a copied passage, or more similar to some clip than
-        ``max_similarity``. By default that is the similarity that 1 % of other music exceeds, and a window of 2 s may
-        not be nearer than in 1 % either.
+        """The result of `musicldm.novelty.check` for ``waveform`` (L,) or (A, L), with two more entries.
+
+        ``movement_db`` comes from `musicldm.novelty.steering`. ``too_close`` is true for a copied passage, or a
+        similarity to some clip above ``max_similarity``. By default that is the similarity that 1 % of other music
+        exceeds, and the same applies to windows of 2 s.
 
         Raises:
-            ValueError: for something else than such a waveform, with NaN, or at no rate.
+            ValueError: if the waveform has another shape, is empty or not finite, or the rate is wrong.
         """
         _check_similarity(max_similarity)
         check_whole("sample_rate", sample_rate, LOWEST_RATE, HIGHEST_RATE)
@@ -99,7 +100,7 @@ class CopyGuard:
                 f"waveform must be floats (L,) or (A, L), at least one sample, got {waveform.dtype} {waveform.shape}"
             )
         if not np.isfinite(waveform).all():
-            raise ValueError("waveform holds NaN or infinity, so there is nothing to compare")
+            raise ValueError("waveform holds NaN or infinity; give finite samples")
         waveform = waveform if waveform.ndim == 1 else waveform.mean(axis=0)
         most = self.index.similarity_threshold if max_similarity is None else max_similarity
         if np.abs(waveform).max(initial=0) < SILENCE:
@@ -117,17 +118,18 @@ class CopyGuard:
     def __call__(
         self, *args, mode: str = "avoid", max_similarity: float | None = None, **options
     ) -> MusicLDMPipelineOutput | tuple:
-        """The pipeline's output for the same arguments, with ``novelty``: for each waveform what `judge` finds, the
-        draws of its prompt, the strength of its ``steering``, and whether that left a ``hum`` (`steering.is_hum`).
+        """The pipeline's output for the same arguments, with an additional field ``novelty``.
 
-        "report" changes nothing else. "avoid" draws all candidates of a prompt again, steered away from what was
-        rejected, up to `ROUNDS` times in all, until as many as are to be returned are neither too close nor hums; the
-        best of those are returned. "least_similar" does too, and fills up with hums and then with the least similar
-        ones where "avoid" raises.
+        ``novelty`` has for each waveform the result of `judge`, the number of draws of its prompt, the strength of its
+        ``steering``, and whether it is a ``hum`` (`steering.is_hum`).
+
+        Mode "report" only compares. Mode "avoid" draws all candidates of a prompt again, steered away from rejected
+        draws, up to `ROUNDS` times in all, until enough of them are neither too close nor hums; the best are returned.
+        Mode "least_similar" does the same, but where "avoid" raises it returns hums, and then the least similar draws.
 
         Raises:
-            ValueError: for an unknown mode, or arguments that leave nothing to compare or draw.
-            CopyError: (a ValueError) if a prompt has too few.
+            ValueError: for an unknown mode, or arguments with which nothing can be compared or drawn again.
+            CopyError: (a ValueError) if too few draws of a prompt are accepted.
         """
         call = inspect.signature(self.pipeline.__call__).bind(*args, **options)
         call.apply_defaults()
@@ -194,7 +196,7 @@ class CopyGuard:
     def _steering(
         self, rejected: list[list[torch.Tensor]], strengths: list[float], correct: Correct | None
     ) -> Correct | None:
-        """What keeps each waveform away from its ``rejected`` latents, after the caller's own ``correct``."""
+        """A correction that steers each item away from its ``rejected`` latents, after the caller's own ``correct``."""
         if not any(strengths):
             return correct
         pipeline, mel = self.pipeline, mel_config(self.pipeline.vocoder)
@@ -231,20 +233,20 @@ def _check_similarity(most: float | None) -> None:
 
 
 def _rows(value, rows: list[int]):
-    """The entries of ``rows`` of something that there is one of for each prompt, or one for all."""
+    """The entries ``rows`` of ``value``, if it has one for each prompt; otherwise ``value``."""
     if isinstance(value, list):
         return [value[row] for row in rows]
     return value[rows] if isinstance(value, torch.Tensor) else value
 
 
 def _left_a_hum(found: dict, before: list[Drawn]) -> bool:
-    """Whether steering away from what was too close ``before`` left no music of a draw."""
+    """Whether a draw that was steered away from the draws ``before`` is a hum."""
     unsteered = [one.found["movement_db"] for one in before if one.found["too_close"] and not one.found["steering"]]
     return not found["too_close"] and is_hum(found["movement_db"], unsteered)
 
 
 def choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
-    """The best ``wanted`` of the new candidates, then hums that move most, then the least similar of the others."""
+    """The ``wanted`` best candidates: accepted ones first, then hums with most movement, then the least similar."""
 
     def best(drawn: Drawn) -> float:
         return 0.0 if drawn.score is None else -drawn.score
@@ -258,12 +260,12 @@ def choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
 
 
 def closeness(drawn: Drawn) -> tuple[bool, float]:
-    """By which draws that are too near the training set are ordered, the least near first."""
+    """Sort key of draws that are too similar to the training set, the least similar first."""
     return drawn.found["verdict"] == "copy", drawn.found["similarity"]
 
 
 def refusal(names: list[str], drawn: list[list[Drawn]]) -> str:
-    """Words for prompts, by name, of whose draws too few are new."""
+    """Error message for prompts, by name, with too few accepted draws."""
     parts = []
     for name, candidates in zip(names, drawn, strict=True):
         found = min((one for one in candidates if one.found["too_close"]), key=closeness).found

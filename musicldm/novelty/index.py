@@ -1,4 +1,4 @@
-"""The index of a training set: what is in it, where, and how near other music comes by itself.
+"""The index of a training set: embeddings and levels of its clips, and its base rate.
 
     folder of recordings -> clips -> CLAP embeddings -> FAISS index    INDEX/clips.faiss
                                   -> semitone bands (uint8)            INDEX/frames.npy
@@ -20,17 +20,17 @@ from musicldm.audio.output import fitting, write_whole
 from musicldm.audio.text import read_lines
 from musicldm.novelty.alignment import BANDS, FRAMES_PER_S, Match, best_match
 
-VERSION = 4  # version 2 knows no windows; thresholds of versions 1 and 3 belong to other scores
+VERSION = 4  # version 2 has no windows; thresholds of versions 1 and 3 are for other scores
 FILES = ("clips.faiss", "clips.npz", "frames.npy", "recordings.jsonl")
-WINDOW_FILES = ("windows.faiss", "windows.npz")  # there unless windows were left out
-EXACT_UP_TO = 20_000  # vectors; more are searched in cells
-CELLS_VISITED = 0.1  # share of the cells that a search looks into
-SECOND_CHECK = 2000  # nearest clips whose frames are compared: all of a small collection, whatever CLAP makes of it
+WINDOW_FILES = ("windows.faiss", "windows.npz")  # absent if the index was built without windows
+EXACT_UP_TO = 20_000  # vectors; above that, search is approximate, in cells
+CELLS_VISITED = 0.1  # share of the cells that a search visits
+SECOND_CHECK = 2000  # nearest clips whose passages are compared; in small collections these are all clips
 REBUILD = "build it again with `musicldm novelty index`"
 
 
 class Neighbour(NamedTuple):
-    """A clip of the training set near to a query, or a window of it."""
+    """A clip of the training set, or a window of it, that is near a query."""
 
     clip: int
     similarity: float  # cosine of the embeddings
@@ -42,15 +42,15 @@ class Windows(NamedTuple):
     """The windows of a training set."""
 
     embeddings: np.ndarray  # (W, D) float16, unit vectors
-    clip: np.ndarray  # (W,) int32, of which each is
+    clip: np.ndarray  # (W,) int32, number of the clip of each window
     start_s: np.ndarray  # (W,) float32, in the recording
 
 
 def make_faiss(embeddings: np.ndarray, small: bool = False):
     """A FAISS index of unit-norm ``embeddings (N, D)``: exact for small collections, else cells of 16-bit vectors.
 
-    With ``small``, cells of 8-bit vectors, and squared distances instead of products: what rounding takes from the
-    similarity of two equal vectors is then its square only.
+    With ``small``, cells of 8-bit vectors are used, with squared distances instead of products: rounding errors then
+    affect the similarity of two equal vectors only in second order.
     """
     import faiss
 
@@ -71,14 +71,14 @@ def make_faiss(embeddings: np.ndarray, small: bool = False):
 
 
 class NoveltyIndex:
-    """A training set to compare music with. Make one with `musicldm.novelty.build.build_index`.
+    """The index of a training set. `musicldm.novelty.build_index` makes one.
 
     Args:
         folder: that `build_index` wrote.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is half-written, damaged or of another version.
+        FileNotFoundError: if there is no index in the folder.
+        ValueError: if the index is incomplete, damaged or of another version.
     """
 
     def __init__(self, folder: str | Path):
@@ -93,7 +93,9 @@ class NoveltyIndex:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{about} is damaged ({error}); {REBUILD}") from error
         if version != VERSION:
-            raise ValueError(f"{self.folder} is an index of version {version}, this is version {VERSION}; {REBUILD}")
+            raise ValueError(
+                f"{self.folder} is an index of version {version}, but version {VERSION} is needed; {REBUILD}"
+            )
         for name in dict.fromkeys((*FILES, *files)):
             path = self.folder / name
             if not path.is_file() or _digest(path) != files.get(name):
@@ -117,37 +119,39 @@ class NoveltyIndex:
 
     @property
     def embedder(self) -> str:
-        """Name of the embedding, which queries must be made with."""
+        """Name of the embedding; queries must have the same."""
         return self.about["embedder"]
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits of what it holds."""
+        """12 hexadecimal digits that identify the contents."""
         return hashlib.sha256(json.dumps(self.about["files"], sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def similarity_threshold(self) -> float:
-        """Similarity to the nearest clip that one clip in a hundred of music that is no copy exceeds."""
+        """Similarity to the nearest clip that 1 % of clips of unrelated music exceed."""
         return self.about["base_rate"]["similarity_99"]
 
     @property
     def score_threshold(self) -> float:
-        """The same for the alignment's score."""
+        """Score of the best passage that 1 % of clips of unrelated music exceed."""
         return self.about["base_rate"]["score_99"]
 
     @property
     def window_threshold(self) -> float:
-        """The same for the similarity of the nearest window of 2 s; 1, which none exceeds, without a base rate."""
+        """Similarity of the nearest window of 2 s that 1 % of unrelated clips exceed; 1 without a base rate."""
         return self.about["base_rate"].get("window_similarity_99", 1.0)
 
     def check_embedder(self, name: str) -> None:
-        """ValueError unless embeddings called ``name`` can be compared with the index."""
+        """Raise ValueError unless embeddings with this ``name`` can be compared with the index."""
         if "bfloat16" in name:
-            raise ValueError("CLAP in bfloat16 hears other vectors than an index holds; load it in float32 or float16")
+            raise ValueError(
+                "embeddings by CLAP in bfloat16 cannot be compared with an index; load CLAP in float32 or float16"
+            )
         if name.startswith(self.embedder + "-"):
             raise ValueError(
-                f"{self.folder} holds music at the full rate of CLAP, the model's ends lower: build the index anew, by "
-                f"`musicldm novelty index --model MODEL` or with the ClapEmbedder's music_rate ({name})"
+                f"{self.folder} holds embeddings at the full rate of CLAP, the model's is lower ({name}); build the "
+                "index again with `musicldm novelty index --model MODEL`, or with music_rate of ClapEmbedder"
             )
         if name != self.embedder:
             raise ValueError(
@@ -176,7 +180,7 @@ class NoveltyIndex:
         return (1 - squares / 2).clip(-1, 1), windows
 
     def nearest(self, embeddings: np.ndarray, count: int = 1) -> list[list[Neighbour]]:
-        """The nearest clips of each row."""
+        """The nearest clips for each row of ``embeddings (N, D)``."""
         found = zip(*self.search(embeddings, count), strict=True)
         return [[self.neighbour(int(c), float(s)) for s, c in zip(*row, strict=True) if c >= 0] for row in found]
 
@@ -185,7 +189,7 @@ class NoveltyIndex:
         return Neighbour(clip, similarity, recording, float(self.start_s[clip]))
 
     def window(self, number: int, similarity: float) -> Neighbour:
-        """The window ``number``, with where it begins."""
+        """The window ``number``, with its clip and start."""
         clip = int(self.clip_of_window[number])
         return self.neighbour(clip, similarity)._replace(start_s=float(self.window_start_s[number]))
 
@@ -195,7 +199,7 @@ class NoveltyIndex:
         return np.asarray(self.frames[first : first + int(self.n_frames[clip])])
 
     def align(self, query: np.ndarray, clips: np.ndarray) -> Match:
-        """The second check: ``query (T, P)`` against the frames of ``clips``; ``candidate`` is the clip's number."""
+        """The best passage of ``query (T, P)`` in the frames of ``clips``; ``candidate`` is the clip's number."""
         clips = [int(clip) for clip in clips if clip >= 0]
         found = best_match(query, [self.clip_frames(clip) for clip in clips])
         clip = clips[found.candidate]
@@ -203,7 +207,7 @@ class NoveltyIndex:
 
 
 def partial(folder: Path) -> Path:
-    """Where an index grows until it is whole."""
+    """The working folder of an index that is not finished."""
     return folder.with_name(fitting(folder.parent, folder.name, len(".partial")) + ".partial")
 
 
@@ -215,7 +219,7 @@ def write_index(
     about: dict,
     windows: Windows | None = None,
 ) -> None:
-    """Write all files of an index; ``index.json``, without which it is none, comes last."""
+    """Write all files of an index; ``index.json``, which makes it valid, is written last."""
     import faiss
 
     faiss.write_index(make_faiss(embeddings), str(folder / "clips.faiss"))
@@ -233,7 +237,7 @@ def write_index(
 
 
 def finish(folder: Path, about: dict) -> None:
-    """Write ``index.json`` with checksums of the rest."""
+    """Write ``index.json`` with checksums of the other files."""
     files = {name: _digest(folder / name) for name in (*FILES, *WINDOW_FILES) if (folder / name).is_file()}
     record = {"version": VERSION, "frames_per_s": FRAMES_PER_S, **about, "files": files}
     write_whole(folder / "index.json", (json.dumps(record, indent=1) + "\n").encode())
@@ -245,7 +249,7 @@ def _checked(embeddings: np.ndarray, width: int) -> np.ndarray:
     if embeddings.ndim != 2 or embeddings.shape[1] != width:
         raise ValueError(f"the index holds vectors of {width} dimensions, got {embeddings.shape}")
     if not np.isfinite(embeddings).all():
-        raise ValueError("the query's embedding holds NaN or infinity")
+        raise ValueError("the query's embedding holds NaN or infinity; give finite audio")
     return embeddings
 
 

@@ -1,35 +1,35 @@
-"""Whether the levels of a copy confirm it: what lies under other music is as loud as it should be, or covered.
+"""Confirmation of a copied passage by levels, also where the copy lies under other music.
 
-    frames of the query (T, P) and of what it seems to copy, laid over each other -> agreement, -1 to 1
+    aligned frames of the query (T, P) and of the candidate (T, P) -> agreement, -1 to 1
 
-A passage's pattern (`musicldm.novelty.alignment`) is weak where louder music covers half of it, and unrelated music of
-one kind reaches the same score. But of two sounds in one band the louder is heard, so that no partial of what was
-copied can be weaker than its level times one gain for all of it, and those that nothing covers have just that level.
-Music that only shares a pattern has partials at all other levels. After the log-max approximation of mixtures (Roweis,
-2000, One microphone source separation).
+The pattern of a passage (`musicldm.novelty.alignment`) scores low where louder music covers half of it, and unrelated
+music of the same kind can reach the same score. Levels decide: the level of a mixture in a band is about the maximum of
+its parts (log-max approximation; Roweis, 2000, One microphone source separation). So no partial of a copy is weaker
+than its original level times one common gain, and uncovered partials have exactly that level. In music that only shares
+the pattern, partials have other levels.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-RANGE_DB = 60.0  # of frames, kept in 255 steps
-ENVELOPE = 11  # bands over which the spectral envelope is taken
-PROMINENT_DB = 6.0  # above the envelope: a partial
-HEARD_DB = 15.0  # above the lowest level kept
-SAME_DB = 3.0  # about as much do mixing and neighbouring partials change a level
-MISSING_DB = 5.0  # below its level a partial is not there
-GAINS_DB = np.arange(-40.0, 30.0)  # of the copy, that are tried
-SHORTEST = 20  # frames laid over each other; fewer agree by chance
-FEWEST = 30  # partials
-CHANCE = 0.2  # agreement that music which copied nothing has too
+RANGE_DB = 60.0  # range of frames, stored in 255 steps
+ENVELOPE = 11  # bands of the spectral envelope's filter
+PROMINENT_DB = 6.0  # least level of a partial above the envelope
+HEARD_DB = 15.0  # least level of a partial above the lowest stored level
+SAME_DB = 3.0  # tolerance of equal levels: mixing and neighbouring partials change a level by about as much
+MISSING_DB = 5.0  # a partial that is weaker than expected by more than this is missing
+GAINS_DB = np.arange(-40.0, 30.0)  # gains of the copy that are tried
+SHORTEST = 20  # least number of aligned frames; fewer agree by chance
+FEWEST = 30  # least number of partials
+CHANCE = 0.2  # agreement that unrelated music reaches too
 
 
 def agreement(heard: np.ndarray, copied: np.ndarray) -> float:
-    """Share of the partials of ``copied (T, P)`` with one gain in ``heard (T, P)``, less the share that is missing.
+    """Share of the partials of ``copied (T, P)`` with one common gain in ``heard (T, P)``, minus the share missing.
 
-    Both are uint8 frames of `musicldm.novelty.alignment.pitch_frames`. The gain is the one that makes it largest. 0 if
-    too little is laid over each other to tell.
+    Both are aligned uint8 frames of `musicldm.novelty.alignment.pitch_frames`. The gain is chosen to maximise the
+    result. 0 if fewer than `SHORTEST` frames are aligned.
     """
     from scipy.ndimage import uniform_filter1d
 
@@ -46,5 +46,5 @@ def agreement(heard: np.ndarray, copied: np.ndarray) -> float:
 
 
 def confirmation(heard: np.ndarray, copied: np.ndarray) -> float:
-    """What the levels add to a passage's score: by how much they agree beyond chance."""
+    """Addition to a passage's score: the agreement of levels above `CHANCE`."""
     return max(0.0, agreement(heard, copied) - CHANCE)

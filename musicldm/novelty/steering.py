@@ -1,13 +1,13 @@
-"""Steering: while latents are denoised, patterns in time that they are to keep away from are taken out of them.
+"""Steering: while latents are denoised, their similarity to rejected draws is reduced.
 
-    prediction (B, C, T, F) of the UNet -> estimate of x0 -> less of what it shares with rejected draws -> prediction
+    prediction (B, C, T, F) of the UNet -> estimate of x0 -> minus its component along rejected draws -> prediction
 
-What it shares is judged in windows of 2 s. The gradient of that similarity with respect to the estimate is the
-rejected pattern itself, so that a step costs no further evaluation of any network. After the dissimilarity guidance
-of Chen, Liu and Xu (2024), Towards memorization-free diffusion models, https://arxiv.org/abs/2404.00922.
+Similarity is computed in windows of 2 s. Its gradient with respect to the estimate is the rejected pattern itself, so
+that a step needs no further evaluation of a network. After the dissimilarity guidance of Chen, Liu and Xu (2024),
+Towards memorization-free diffusion models, https://arxiv.org/abs/2404.00922.
 
-Where a model knows nothing else, what is left of its music is a hum: the pitches of a rejected draw, held all along.
-`is_hum` tells it from music by `movement_db`.
+If a model can play nothing else, steering leaves a hum: the pitches of a rejected draw, held throughout. `is_hum`
+detects it by `movement_db`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch.nn import functional
 from musicldm.analysis.waveforms import SILENCE
 from vocoder import MelConfig, log_mel_spectrogram
 
-FLOOR_DB = 2.5  # movement of 2 s that more than 99 % of recordings and of rendered scores exceed
-RANGE_DB = 50.0  # below the loudest point of the spectrogram, that is heard
+FLOOR_DB = 2.5  # movement that more than 99 % of stretches of 2 s of recordings and rendered scores exceed
+RANGE_DB = 50.0  # range below the loudest point of the spectrogram
 DB = 20 / np.log(10)  # in a natural logarithm of magnitudes
 
 
 def movement_db(waveform: np.ndarray, sample_rate: int) -> float:
-    """How far the mel bands of ``waveform (L,)`` move: standard deviation over time of their levels in dB.
+    """Movement of ``waveform (L,)``: standard deviation over time of the levels of its mel bands, in dB.
 
-    It is the mean over the bands that come within `RANGE_DB` of the loudest point, so that neither loudness nor
-    silent bands matter. 0 for silence.
+    The mean over bands that come within `RANGE_DB` of the loudest point, so that loudness and silent bands have no
+    influence. 0 for silence.
     """
     peak = np.abs(waveform).max(initial=0)
     if peak < SILENCE:
@@ -50,9 +50,9 @@ def movement_db(waveform: np.ndarray, sample_rate: int) -> float:
 
 
 def is_hum(movement: float, unsteered: list[float]) -> bool:
-    """Whether a steered draw is no music: its ``movement`` in dB is below `FLOOR_DB`, and that of no unsteered one was.
+    """Whether a steered draw is a hum: its ``movement`` in dB is below `FLOOR_DB`, and that of no unsteered draw was.
 
-    Music that held its notes before it was steered, as a drone does, may go on to do so.
+    So prompts whose music holds its notes without steering, such as drones, are not rejected.
     """
     return movement < FLOOR_DB <= min(unsteered)
 
@@ -61,11 +61,11 @@ class Steering:
     """Corrects the predictions of a run of `musicldm.sampling.denoising.denoise`, as its ``correct``.
 
     Args:
-        scheduler: of diffusers' Karras family; tells what the UNet predicts and how noisy each step is.
-        window: latent frames over which similarity is judged.
-        strength: 1 takes out all that is shared, more leads to the opposite; one for all items of the batch, or a
-            list with that of each.
-        avoid: for each item of the batch, latents (C, T, F) to keep away from.
+        scheduler: of diffusers' Karras family; gives the kind of prediction and the noise level of each step.
+        window: latent frames over which similarity is computed.
+        strength: 1 removes the whole component, more makes it negative; one value, or a list with one for each item of
+            the batch.
+        avoid: for each item of the batch, latents (C, T, F) to steer away from.
     """
 
     def __init__(self, scheduler, window: int, strength: float | list[float], avoid: list[list[Tensor]]):
@@ -83,9 +83,9 @@ class Steering:
         return prediction + (corrected - estimate) / gain
 
     def without(self, latents: Tensor, pattern: Tensor, strength: float = 1.0) -> Tensor:
-        """``latents (C, T, F)`` less ``strength`` times what they share with ``pattern`` around each frame.
+        """``latents (C, T, F)`` minus ``strength`` times their component along ``pattern`` around each frame.
 
-        Both are compared without their means over time: timbre and loudness may be alike.
+        Both are compared without their means over time, so that timbre and loudness may be similar.
         """
         pattern = pattern - pattern.mean(dim=1, keepdim=True)
         centred = latents - latents.mean(dim=1, keepdim=True)
@@ -101,13 +101,13 @@ class Steering:
 
 
 def estimate_terms(scheduler, t: Tensor) -> tuple[float, float]:
-    """What to multiply the prediction and the UNet's input with for an estimate of x0 at time ``t``.
+    """Factors of the prediction and of the UNet's input in the estimate of x0 at time ``t``.
 
-    Whatever the scheduler's own coordinates, the UNet gets what it was trained on: signal and noise of total power 1,
-    or for flows a straight line between them.
+    The UNet's input is in the coordinates of training, whatever the scheduler's own: signal and noise of total power 1,
+    or for flows a linear interpolation.
 
     Raises:
-        ValueError: for a scheduler whose predictions are of an unknown kind.
+        ValueError: for a scheduler with an unknown prediction type.
     """
     if not hasattr(scheduler, "alphas_cumprod"):  # a flow: input = (1 - sigma) x0 + sigma noise, velocity = noise - x0
         return -float(t) / scheduler.config.num_train_timesteps, 1.0

@@ -1,9 +1,9 @@
-"""Windows of 2 s: what CLAP hears in them, in a collection and in music that is compared with it.
+"""CLAP embeddings of windows of 2 s, of a collection and of music that is compared with it.
 
     waveform (L,) -> windows of 2 s that sound (W, L') -> each repeated to the length of a clip -> embeddings (W, D)
 
-A short copied passage hardly moves the embedding of a clip that holds it; that of a window it fills. How a window
-is brought to the length that CLAP hears is up to its feature extractor: "repeatpad" for those of Wu et al. (2023).
+A short copied passage hardly changes the embedding of a whole clip, but that of a window which it fills. CLAP's feature
+extractor extends a window to the length that CLAP reads ("repeatpad" for those of Wu et al., 2023).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from musicldm.audio.resampling import resample
 from musicldm.models.clap_embedder import ClapEmbedder
 
 WINDOW_S = 2.0
-HOP_S = 2.0  # in the collection: every second is kept once
-QUERY_HOP_S = 0.5  # in what is compared: some window begins within a quarter of a second of any place
+HOP_S = 2.0  # between windows of the collection, which do not overlap
+QUERY_HOP_S = 0.5  # between windows of a query: one starts within a quarter of a second of any time
 AT_ONCE = 32  # windows of a query embedded at a time
 
 
 def cut_windows(waveform: np.ndarray, sample_rate: int, hop_s: float) -> tuple[list[float], list[np.ndarray]]:
     """Starts in seconds, and windows (L',) of ``waveform (L,)`` from ``hop_s`` to ``hop_s``, the last at its end.
 
-    Silent windows are left out, as all of them are alike. Shorter waveforms than a window have none.
+    Silent windows are left out, since all of them are equal. Waveforms shorter than a window have none.
     """
     length, hop = round(WINDOW_S * sample_rate), round(hop_s * sample_rate)
     last = len(waveform) - length

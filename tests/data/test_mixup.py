@@ -192,7 +192,7 @@ def test_a_recording_without_partner_gives_none(collection):
     dataset = mixtures_of(collection)
     alone = next(i for i, clip in enumerate(clips) if clip.path.name == "4.wav")
     assert dataset[Item(0, alone)] is None
-    with pytest.raises(IndexError, match="asked for number 99"):
+    with pytest.raises(IndexError, match="item 99 is out of range"):
         dataset[Item(0, 99)]
 
 
@@ -239,7 +239,7 @@ def test_analysis_is_measured_once_and_only_what_is_new(tmp_path):
     assert file.read_text().splitlines()[:2] == lines
     assert len(file.read_text().splitlines()) == 3
     file.write_text("nonsense\n" + lines[1] + "\n")
-    with pytest.raises(ValueError, match="line 1, is no line of an analysis"):
+    with pytest.raises(ValueError, match="line 1, is not a line of an analysis"):
         analyse_collection(tmp_path)
 
 

@@ -426,7 +426,7 @@ def test_captions_say_what_is_sure_and_nothing_else(tmp_path):
     assert not any(word in unsure for word in ("BPM", "3/4", "F major"))
     assert metadata_of(tmp_path / "a.wav", {"tags": "rock, pop", "text": " x "})["tags"] == ["rock", "pop"]
     (tmp_path / "a.json").write_text("[1")
-    with pytest.raises(ValueError, match=r"a\.json beside it is no JSON object"):
+    with pytest.raises(ValueError, match=r"a\.json beside it is not a JSON object"):
         metadata_of(tmp_path / "a.wav", None)
 
 

@@ -97,7 +97,7 @@ def test_lines_end_at_newlines_only(folder, mark):
 @pytest.mark.parametrize("value", [120, True, {"en": "x"}, "half \ud83c"])
 def test_captions_that_are_no_text_are_refused(folder, field, value):
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a2.wav", field: value}))
-    with pytest.raises(ValueError, match=r"a2\.wav.*(must be strings|half a character)"):
+    with pytest.raises(ValueError, match=r"a2\.wav.*(must be strings|unpaired surrogate)"):
         load_clips(folder, 1.0)
 
 
@@ -279,7 +279,7 @@ def test_prepare_lists_what_it_cannot_use(tmp_path, capsys):
     assert "silent" in errors["silent.wav"]
     assert "ends after 1.8" in errors["cut.wav"]
     assert "its header states 2.00 s" in errors["cut.wav"]
-    assert "half a character" in errors["half.wav"]
+    assert "unpaired surrogate" in errors["half.wav"]
     assert errors["GONE.wav"] == "is named in the metadata, and not there"
     assert "none of .wav" in errors["notes.txt"]
     assert prepare(folder, out, config).recordings == 2  # what is done is done

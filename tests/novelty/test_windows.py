@@ -174,7 +174,7 @@ def test_older_indexes_and_wrong_vectors_are_refused(index, tmp_path):
         index.search_windows(np.full((1, 60), np.nan))
     about = json.loads((index.folder / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(about | {"version": 2}))
-    with pytest.raises(ValueError, match=f"index of version 2, this is version {VERSION}; build it again"):
+    with pytest.raises(ValueError, match=f"index of version 2, but version {VERSION} is needed; build it again"):
         NoveltyIndex(tmp_path)
 
 

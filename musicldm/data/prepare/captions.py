@@ -1,4 +1,4 @@
-"""Captions of recordings: those that come with them, or sentences of their tags and of what was measured.
+"""Captions of recordings: existing ones, or sentences made from tags and measurements.
 
     metadata.jsonl | metadata.csv | NAME.txt | NAME.json  ->  texts, tags, piece_id, split, licence
     tags, tempo, metre, key  ->  "A fast rock track in 4/4, 140 BPM."
@@ -29,7 +29,7 @@ from musicldm.data.metadata import (
 from musicldm.scores.captions import tempo_words
 
 CAPTIONS = ("keep", "tags", "none")
-SURE_BEATS, SURE_KEY = 0.4, 0.04  # confidence and clarity from which tempo and key are said
+SURE_BEATS, SURE_KEY = 0.4, 0.04  # least confidence of a tempo, and clarity of a key, to be mentioned
 TEMPLATES = (
     "{A} {kind}{details}.",
     "{Kind}{details}.",
@@ -39,14 +39,14 @@ TEMPLATES = (
 
 
 def find_metadata(folder: Path) -> dict[str, dict]:
-    """What ``metadata.jsonl`` or ``metadata.csv`` in ``folder`` says, by file name.
+    """Rows of ``metadata.jsonl`` or ``metadata.csv`` in ``folder``, by file name.
 
     Raises:
-        ValueError: a row that cannot be read, without ``file_name``, or with a split of another name.
+        ValueError: if a row cannot be read, has no ``file_name``, or has an unknown split.
     """
     rows: dict[str, dict] = {}
     for row in read_metadata(folder) or []:
-        split = named_split(row)  # before the work rather than after it
+        split = named_split(row)  # errors are raised before the slow part
         if (before := rows.get(row["file_name"])) is not None:
             other = named_split(before)
             if split and other and split != other:
@@ -58,19 +58,17 @@ def find_metadata(folder: Path) -> dict[str, dict]:
 
 
 def metadata_of(path: Path, row: Mapping | None) -> dict:
-    """Texts, tags, piece and split of the recording at ``path``: its ``row``, or the file of its name beside it.
-
-    And its ``licence``, where there is one.
+    """Texts, tags, piece, split and licence of the recording at ``path``, from its ``row`` or from a sidecar file.
 
     Raises:
-        ValueError: a sidecar that is not JSON, captions or tags that are not strings, or a split of another name.
+        ValueError: if a sidecar is not JSON, captions or tags are not strings, or the split is unknown.
     """
     row = dict(row or {})
     if (file := path.with_suffix(".json")).is_file():
         try:
             row |= by_known_names(file, 1, json.loads(read_text(file)))
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"{file.name} beside it is no JSON object") from error
+            raise ValueError(f"{file.name} beside it is not a JSON object") from error
     texts = row_texts(row)
     if (file := path.with_suffix(".txt")).is_file():
         try:
@@ -89,12 +87,12 @@ def metadata_of(path: Path, row: Mapping | None) -> dict:
     }
     known |= {"licence": licence} if (licence := licence_of(row)) else {}
     if not is_text(json.dumps(known, ensure_ascii=False)):
-        raise ValueError("its metadata holds half a character: mend it where it was written")
+        raise ValueError("its metadata have an unpaired surrogate; write the file as UTF-8 again")
     return known
 
 
 def write_caption(row: Mapping) -> str:
-    """A sentence about a row of the index, drawn by its digest: the same recording always gets the same one."""
+    """A caption for a row of the index. The template is chosen by the digest, so that results are reproducible."""
     rng = np.random.default_rng(int(hashlib.sha256(row["digest"].encode()).hexdigest()[:16], 16))
     words = list(row["tags"][:2])
     details = []
@@ -114,28 +112,30 @@ def write_caption(row: Mapping) -> str:
 
 
 def caption_function(name: str) -> Callable[[dict], list[str]]:
-    """The function called ``module:function``, which gets a row of the index, with its ``path``, and returns captions.
+    """The function ``module:function``, which takes a row of the index with its ``path`` and returns captions.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if there is no such function.
     """
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"no function {name!r}: write MODULE:FUNCTION, with the module on the path") from error
+        raise ValueError(
+            f"there is no function {name!r}; give MODULE:FUNCTION, with the module on Python's path"
+        ) from error
 
 
 def texts_of(row: Mapping, captions: str, own: Callable[[dict], list[str]] | None, path: Path) -> list[str]:
-    """The captions of a row, of the recording at ``path``: by ``own`` if there is one, else as ``captions`` asks.
+    """The captions of a row for the recording at ``path``: from ``own`` if given, otherwise as ``captions`` says.
 
     Raises:
-        ValueError: ``own`` returns no list of strings.
+        ValueError: if ``own`` does not return a list of strings.
     """
     if own:
         texts = own(dict(row) | {"path": str(path)})
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"a caption function returns a list of strings, got {texts!r} for {row['file_name']}")
+            raise ValueError(f"a caption function must return a list of strings, got {texts!r} for {row['file_name']}")
         return list(texts)
     if captions == "none":
         return []

@@ -1,4 +1,4 @@
-"""Recordings that are the same, whatever their gain, rate, compression or start.
+"""Finds copies of the same recording at another gain, rate, compression or start.
 
     waveform (L,)  ->  energy of 33 bands over time  ->  one 32-bit word every 32 ms  ->  pairs that share words
 
@@ -15,19 +15,21 @@ FRAME_S, HOP_S = 0.37, 0.032
 BANDS, LOWEST_HZ, HIGHEST_HZ = 33, 300.0, 2000.0
 SAME = 0.3  # share of bits that may differ between two copies; between different recordings it is about a half
 LEAST_S = 3.0  # in common
-LEAST_SHARE = 0.5  # of the shorter recording, in common
-VOTES = 3  # words in common, at one distance, before bits are compared
-COMMON = 64  # a word that occurs more often tells nothing
+LEAST_SHARE = 0.5  # of the shorter recording that two copies have in common
+VOTES = 3  # words in common, at the same offset, before bits are compared
+COMMON = 64  # words that occur more often are ignored
 
 
 def fingerprint(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
     """Words (T,) uint32 of ``waveform`` (L,), one every `HOP_S`; 0 in digital silence, empty below half a second.
 
     Raises:
-        ValueError: the rate is too low to hear the bands.
+        ValueError: if the rate is too low for the bands.
     """
     if sample_rate < 2 * HIGHEST_HZ:
-        raise ValueError(f"a fingerprint needs {2 * HIGHEST_HZ:.0f} Hz or more, got {sample_rate} Hz")
+        raise ValueError(
+            f"a fingerprint needs {2 * HIGHEST_HZ:.0f} Hz or more, got {sample_rate} Hz; prepare at a higher rate"
+        )
     hop, length = round(HOP_S * sample_rate), round(FRAME_S * sample_rate)
     if len(waveform) < length + 2 * hop:
         return np.empty(0, np.uint32)
@@ -45,7 +47,7 @@ def fingerprint(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def find_duplicates(prints: list[np.ndarray]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of ``prints`` (T,) that are of one recording, in order."""
+    """Sorted pairs (i, j), i < j, of ``prints`` (T,) that belong to the same recording."""
     votes = _votes(prints)
     pairs = []
     for (i, j), distances in sorted(votes.items()):
@@ -58,7 +60,7 @@ def find_duplicates(prints: list[np.ndarray]) -> list[tuple[int, int]]:
 
 
 def _votes(prints: list[np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
-    """For pairs that share at least `VOTES` words: the distances (V,) between their places."""
+    """Offsets (V,) between equal words, for pairs that share at least `VOTES` words."""
     words = np.concatenate([*prints, np.empty(0, np.uint32)])
     owner = np.repeat(np.arange(len(prints)), [len(p) for p in prints])
     place = np.concatenate([*(np.arange(len(p)) for p in prints), np.empty(0, int)])
@@ -82,7 +84,7 @@ def _votes(prints: list[np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
 
 
 def _are_same(a: np.ndarray, b: np.ndarray, distance: int) -> bool:
-    """Whether ``b`` from ``distance`` words on is ``a``."""
+    """Whether ``b``, shifted by ``distance`` words, is the same recording as ``a``."""
     start = max(0, -distance)
     n = min(len(a) - start, len(b) - (start + distance))
     if n < max(LEAST_S / HOP_S, LEAST_SHARE * min(len(a), len(b))):
@@ -95,7 +97,7 @@ def _are_same(a: np.ndarray, b: np.ndarray, distance: int) -> bool:
 
 
 def group_of_each(n: int, pairs: list[tuple[int, int]]) -> list[int]:
-    """For each of ``n`` recordings the first of those that ``pairs`` connect it with."""
+    """For each of ``n`` recordings, the first recording that ``pairs`` connect it with."""
     first = list(range(n))
 
     def root(i: int) -> int:

@@ -1,6 +1,6 @@
 """The index of a prepared collection: one row per recording, in row groups of fixed size.
 
-What the columns mean is in `musicldm.data.prepare`.
+`musicldm.data.prepare.run` describes the columns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One recording of any format, decoded, resampled and measured.
+"""Decodes, resamples and measures one recording of any format.
 
     file  ->  PyAV, mean over channels or both, soxr  ->  parts of some minutes  ->  FLAC and numbers
 
-A file is read as a stream, so that memory does not grow with its length. Numbers are of the mean over channels.
+A file is read as a stream, so that memory does not grow with its length. Measurements are of the mean over channels.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from musicldm.scores.facts import MAJOR_PROFILE, MINOR_PROFILE, key_name
 LEAST_RATE = 8000  # Hz
 MOST_CHANNELS = 2
 LEAST_S = 0.5
-SAMPLE_SHARE = 0.97  # of the length that the file states, has to be there
-STEP = 2**-15  # of what is stored; a recording that never moves by more is silent
+SAMPLE_SHARE = 0.97  # least share of the stated length that must be present
+STEP = 2**-15  # quantisation step; a recording whose samples span less is silent
 GUESSED = ("mp3", "aac")  # formats whose length is not stated
 
 
@@ -34,15 +34,15 @@ class Part(NamedTuple):
     """A recording, or a part of a long one."""
 
     flac: bytes
-    row: dict  # of the index, without what depends on other recordings
-    words: np.ndarray  # (T,) its fingerprint
+    row: dict  # row of the index, without columns that depend on other recordings
+    words: np.ndarray  # (T,) fingerprint
 
 
 def decode(path: Path, sample_rate: int, channels: int = 1) -> Iterator[np.ndarray]:
-    """Blocks float32 of ``path`` at ``sample_rate``: (L,), or with 2 ``channels`` (L, 2), of mono files the same twice.
+    """Float32 blocks of ``path`` at ``sample_rate``: (L,), or with 2 ``channels`` (L, 2), duplicated for mono files.
 
     Raises:
-        ValueError: the file is no audio, damaged, ends early, or is not mono or stereo music of 8 kHz or more.
+        ValueError: if the file is not audio, damaged, ends early, or is not mono or stereo at 8 kHz or more.
     """
     import av
     import soxr
@@ -60,7 +60,7 @@ def decode(path: Path, sample_rate: int, channels: int = 1) -> Iterator[np.ndarr
                 mono = frames.mean(axis=0)
                 if not np.isfinite(mono).all():
                     at = n + int(np.flatnonzero(~np.isfinite(mono))[0])
-                    raise ValueError(f"holds a sample that is no number at {at / rate:.3f} s")
+                    raise ValueError(f"has a sample that is not finite at {at / rate:.3f} s")
                 n += len(mono)
                 loudest = max(loudest, float(np.abs(frames).max()))
                 lowest, highest = min(lowest, float(mono.min())), max(highest, float(mono.max()))
@@ -80,7 +80,7 @@ def decode(path: Path, sample_rate: int, channels: int = 1) -> Iterator[np.ndarr
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple]:
-    """The file, and its first audio stream, which is one that can be used."""
+    """The file and its first audio stream, once both are checked."""
     import av
 
     try:
@@ -100,17 +100,17 @@ def _opened(path: Path) -> Iterator[tuple]:
 
 
 def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float, channels: int = 1) -> Iterator[Part]:
-    """The parts of the recording ``path`` that sound, of 1 or 2 ``channels``: one, unless longer than ``part_s``.
+    """The parts of a recording that are not silent: one, unless it is longer than ``part_s`` seconds.
 
     Raises:
-        ValueError: as `decode`, or it is silent.
-        OSError: the file cannot be read.
+        ValueError: as in `decode`, or if all of it is silent.
+        OSError: if the file cannot be read.
     """
     if path.is_dir():
         raise ValueError("is a folder")
     if not path.stat().st_size:
         raise ValueError("is empty")
-    if early := doubt(path):  # which PyAV does not notice, as it takes the length from the file
+    if early := doubt(path):  # PyAV does not notice it, since it takes the length from the file
         raise ValueError(early)
     blocks, held, number, sounding, most = [], 0, 0, 0, round(part_s * sample_rate)
     with _opened(path) as (_, stream):
@@ -136,7 +136,7 @@ def measure_file(path: Path, sample_rate: int, tracker: str, part_s: float, chan
 
 
 def measure(waveform: np.ndarray, sample_rate: int, tracker: str, known: dict) -> Part | None:
-    """``waveform`` (L,) or (L, 2) as stored, 16 bits within -1 to 1, and what was measured; None for silence."""
+    """Encode and measure ``waveform`` (L,) or (L, 2), clipped to -1 to 1 at 16 bits; None for silence."""
     import soundfile
 
     peak = float(np.abs(waveform).max())
@@ -164,10 +164,11 @@ def measure(waveform: np.ndarray, sample_rate: int, tracker: str, known: dict) -
 
 
 def find_key(waveform: np.ndarray, sample_rate: int) -> tuple[str | None, float]:
-    """The key of ``waveform`` (L,), such as "C major", and how much better it fits than the next one, 0 to 1.
+    """The key of ``waveform`` (L,), such as "C major", and its margin over the next best key, 0 to 1.
 
     Correlation of the energy of the twelve pitch classes with the profiles of Krumhansl and Kessler (1982); None where
-    nothing fits.
+    no correlation reaches 0.5. `musicldm.analysis.estimate_key` uses other profiles and bands. This one stays because
+    its results are part of collections, and because it needs little memory for long recordings.
     """
     length = 2 ** round(math.log2(sample_rate / 4))  # 4 Hz apart
     energy = np.zeros(length // 2 + 1)

@@ -1,4 +1,4 @@
-"""A folder of recordings, made into training data.
+"""Makes training data from a folder of recordings.
 
     FOLDER  ->  decode, measure (one file at a time, kept in DIR/.work)  ->  duplicates, captions, split
             ->  DIR/shards/*.tar, DIR/index.parquet, DIR/errors.jsonl
@@ -6,24 +6,27 @@
 The index has one row per recording, or per 20 minutes of a longer one (part_s), sorted by file and part:
 
     file_name              relative to FOLDER
-    part                   from 0; which of the parts of a long recording
-    group                  recordings of one group are versions of one piece: its piece_id, else a file name
-    duplicate_of           the file that it is a copy of; copies are listed, and not in the shards
+    part                   number of the part of a long recording, from 0
+    group                  the same for versions of one piece: its piece_id, otherwise a file name
+    duplicate_of           the file that this one is a copy of; copies are listed, but not in the shards
     split                  train, validation or test; one for a whole group
-    shard, member          where it is, below DIR/shards; null for copies
+    shard, member          location below DIR/shards; null for copies
     texts, tags            captions and keywords
-    licence                as the metadata has it
+    licence                from the metadata
     duration_s             seconds
-    source_sample_rate_hz, source_channels    of the file; what is stored has the rate and the channels asked for
-    peak                   largest magnitude before storing; above 1 was clipped; what follows is of the channels' mean
+    source_sample_rate_hz, source_channels    of the file; shards have the rate and channels of the settings
+    peak                   largest magnitude before storing; samples above 1 are clipped
+
+and, measured on the mean of the channels:
+
     loudness_lufs          integrated, ITU-R BS.1770; null for silence
     block_loudness_lufs    of each gating block: 0.4 s long, one every 0.1 s
-    silence_share          of these blocks
-    tracker, beats_s, downbeats_s, beats_per_bar, tempo_bpm, confidence    as `augment.track_beats` has them
-    key, key_clarity       "C major"; how much better it fits than the next key
+    silence_share          share of silent blocks
+    tracker, beats_s, downbeats_s, beats_per_bar, tempo_bpm, confidence    from `augment.track_beats`
+    key, key_clarity       such as "C major"; its margin over the next best key
     digest                 of the stored samples
 
-Numbers are rounded to four decimals or fewer, nothing depends on the time, the machine's paths or the number of
+Numbers are rounded to four decimals or fewer. Nothing depends on the time, on absolute paths or on the number of
 workers: two runs over one folder give equal files.
 """
 
@@ -58,20 +61,20 @@ from musicldm.data.shards import INDEX_FILE, SHARD_BYTES, ShardWriter
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff")
 DONE_FILE, ERRORS_FILE = "prepared.json", "errors.jsonl"
-WORK, SETTINGS = ".work", "settings.json"  # of a run that is under way; the second marks the folder as ours
+WORK, SETTINGS = ".work", "settings.json"  # working folder of a run; its settings, which mark the output folder
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What to make of a folder."""
+    """Settings of `prepare`."""
 
-    sample_rate: int = 16_000  # Hz, of what is stored
+    sample_rate: int = 16_000  # Hz, of the shards
     tracker: str = "madmom"  # or beat_this, librosa
-    captions: str = "keep"  # and write what is missing; tags: write all, from tags and measurements; or none
-    caption_function: str = ""  # MODULE:FUNCTION, which gets a row of the index and its path, and returns captions
+    captions: str = "keep"  # keep: write missing ones; tags: write all from tags and measurements; none
+    caption_function: str = ""  # MODULE:FUNCTION, takes a row of the index with its path, returns captions
     shard_bytes: int = SHARD_BYTES
-    part_s: float = 1200.0  # seconds; a longer recording becomes several
-    channels: int = 1  # of what is stored: 1, their mean, or 2
+    part_s: float = 1200.0  # seconds; longer recordings are stored in several parts
+    channels: int = 1  # of the shards: 1 (the mean) or 2
 
     def __post_init__(self):
         if not 8000 <= self.sample_rate <= 48_000:
@@ -86,16 +89,16 @@ class PrepareConfig:
             raise ValueError(f"shard_bytes must be positive, got {self.shard_bytes}")
 
     def settings(self) -> dict:
-        """What a folder is marked with; mono is not named, as in those of earlier versions."""
+        """The settings that mark a folder; mono is left out, as in folders of earlier versions."""
         return {name: value for name, value in asdict(self).items() if (name, value) != ("channels", 1)}
 
 
 class Prepared(NamedTuple):
-    """What a run made."""
+    """Result of a run."""
 
     recordings: int  # in the shards
     duplicates: int
-    failed: int  # files that cannot be used, each a line in errors.jsonl
+    failed: int  # files that cannot be used; errors.jsonl lists them
     audio_s: float  # in the shards
 
 
@@ -103,15 +106,15 @@ def find_files(folder: Path, leave_out: Sequence[Path] = ()) -> list[str]:
     """Names of all recordings below ``folder`` but not below ``leave_out``, sorted; links to folders are not followed.
 
     Raises:
-        FileNotFoundError: no folder, or no recordings in it.
+        FileNotFoundError: if there is no such folder, or no recording in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of recordings at {folder}")
+        raise FileNotFoundError(f"there is no folder of recordings {folder}; check the path")
     names = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if Path(root, name) not in leave_out]
-        named = [*files, *folders]  # a folder called x.wav is somebody's mistake, and is listed as one
-        named = [name for name in named if not name.startswith("._")]  # what macOS leaves beside files
+        named = [*files, *folders]  # folders with names such as x.wav are listed as errors
+        named = [name for name in named if not name.startswith("._")]  # files of macOS
         names += [Path(root, name).relative_to(folder).as_posix() for name in named if name.lower().endswith(SUFFIXES)]
     if not names:
         raise FileNotFoundError(f"no recordings in {folder} ({', '.join(SUFFIXES)})")
@@ -121,7 +124,7 @@ def find_files(folder: Path, leave_out: Sequence[Path] = ()) -> list[str]:
 def prepare(
     folder: Path, out: Path, config: PrepareConfig, workers: int | None = None, ray: str | None = None
 ) -> Prepared:
-    """Make training data of the recordings in ``folder``; a run that was stopped continues where it was.
+    """Make training data from the recordings in ``folder``; a stopped run continues when it is called again.
 
     Args:
         workers: files measured at once; by default 1, and on a cluster one for each processor.
@@ -129,12 +132,12 @@ def prepare(
             machine belongs to. ``folder`` and ``out`` must be on storage that all of them share, at the same paths.
 
     Raises:
-        ValueError: ``out`` holds something made of other files or with other settings.
-        FileExistsError: ``out`` holds files of other origin under names that this writes.
-        BlockingIOError: another process prepares into ``out``.
-        FileNotFoundError: no folder, or no recordings in it; or a machine of the cluster does not see them.
-        ImportError: something that this needs is not installed.
-        ConnectionError: there is no such cluster.
+        ValueError: if ``out`` holds data made from other files or with other settings.
+        FileExistsError: if ``out`` holds files of other origin under names that this writes.
+        BlockingIOError: if another process works in ``out``.
+        FileNotFoundError: if there is no folder or no recording in it, or a machine of the cluster does not see them.
+        ImportError: if a package is missing.
+        ConnectionError: if there is no such cluster.
     """
     folder, out = Path(os.path.abspath(folder)), Path(os.path.abspath(out))  # other machines have other current ones
     for package in ("av", "pyarrow", "pyloudnorm"):  # needed at the latest at the end of the work
@@ -162,7 +165,7 @@ def prepare(
 
 
 def account(folder: Path, names: list[str], metadata: dict) -> str:
-    """One line: how many recordings there are, and what of the metadata does not fit them."""
+    """One line: how many recordings there are, and how many do not match the metadata."""
     words = [f"{folder}: {len(names)} recordings"]
     if metadata:
         counts = len(metadata.keys() - set(names)), len(set(names) - metadata.keys())
@@ -174,7 +177,7 @@ def account(folder: Path, names: list[str], metadata: dict) -> str:
 
 
 def measure_files(names: list[str], measure: Measure, workers: int | None, ray: str | None) -> None:
-    """Measure those of ``names`` that an earlier run has not; errors of `prepare`."""
+    """Measure those of ``names`` that are not measured yet; raises the errors of `prepare`."""
     folder, work, config = measure.folder, measure.work, measure.config
     work.mkdir(parents=True, exist_ok=True)
     settings = work / SETTINGS
@@ -196,7 +199,7 @@ def measure_files(names: list[str], measure: Measure, workers: int | None, ray: 
 
 
 def _here(measure: Measure, jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Crash | None]]:
-    """The places of ``jobs`` as they are done, in processes of this machine."""
+    """Run ``jobs`` in processes of this machine; gives the index of each when it is done."""
     with Workers(measure, min(workers, max(1, len(jobs)))) as pool:
         yield from pool.map(jobs)
 
@@ -247,7 +250,7 @@ class Measure:
                     f"{socket.gethostname()} does not see {shared}: all machines of a cluster must share the "
                     "recordings and the result, at the same paths"
                 )
-        load_tracker(self.config.tracker)  # what is missing there is not the file's fault
+        load_tracker(self.config.tracker)  # a missing package is not an error of the file
         rows: list[dict] = []
         error = None
         try:
@@ -278,16 +281,16 @@ class Measure:
 
 
 def reason_of(error: Exception) -> str:
-    """What a line of errors.jsonl says, without paths of this machine."""
+    """The reason in a line of errors.jsonl, without absolute paths."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) if isinstance(error, ValueError) and str(error) else f"{type(error).__name__}: {error}"
 
 
 def assemble(folder: Path, names: list[str], out: Path, config: PrepareConfig, metadata: dict, own) -> Prepared:
-    """Write shards, errors and index from what was measured: one writer, in the order of the names.
+    """Write shards, errors and index from the measurements, in the order of the names.
 
-    In memory is of each row only what concerns other rows: about 1 kB, and 8 kB of fingerprint for a minute.
+    Memory holds about 1 kB per recording, and 8 kB of fingerprint per minute of it.
     """
     work = out / WORK
     rows, places, errors = [], [], []
