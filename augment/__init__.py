@@ -1,4 +1,4 @@
-"""Beat-synchronous augmentation: where the beats of a recording are, and mixtures of recordings that share them."""
+"""Beat-synchronous augmentation: beat tracking, and mixtures of recordings aligned at their beats."""
 
 from augment.beats import Beats, track_beats
 from augment.mixup import mix_latents, mix_waveforms

@@ -3,7 +3,7 @@
     waveform (L,)  -> onset features or networks ->  activation (T, 2)  -> decoding ->  Beats
 
 The default tracker is madmom's: Boeck, Krebs and Widmer (2016), Joint Beat and Downbeat Tracking with Recurrent Neural
-Networks, ISMIR. Every tracker sees long recordings in windows and keeps only a few numbers a frame of them.
+Networks, ISMIR. All trackers process long recordings in windows and keep only a few numbers per frame.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import numpy as np
 from augment.madmom_compat import madmom_compatibility, map_to_rows
 
 METRES = (3, 4)  # beats per bar
-THRESHOLD = 0.05  # what madmom's decoder takes for no activation at the ends of a recording
-SLOWEST_BPM, SLOW_BPM = 55.0, 75.0  # madmom's lower limit, and up to where it may count a pulse twice
-DOUBLED = 3.0  # how much more the networks must hear in every other beat: 4 to 7 was seen in doubled pulses, else 2
-FLOOR = -690.0  # log density, about log(1e-300), of what a network holds to be impossible
+THRESHOLD = 0.05  # activations below this count as none, as in madmom's decoder
+SLOWEST_BPM, SLOW_BPM = 55.0, 75.0  # madmom's lower limit, and the tempo up to which it may double a pulse
+DOUBLED = 3.0  # ratio of activations at alternate beats that indicates a doubled pulse (4 to 7; otherwise about 2)
+FLOOR = -690.0  # log density, about log(1e-300), for probability 0
 
 
 class Beats(NamedTuple):
-    """Beats of a recording; where fewer than two were found, the arrays are empty and the numbers 0."""
+    """Beats of a recording; if fewer than two were found, the arrays are empty and the numbers 0."""
 
     times_s: np.ndarray  # (N,) float64, ascending, from the first sample
     downbeats_s: np.ndarray  # (M,) a subset of times_s
     beats_per_bar: int  # one for the whole recording; 0 if beat_this found no bar
-    tempo_bpm: float  # of the straight line through all beats
+    tempo_bpm: float  # of a straight line fitted to all beats
     confidence: float  # 0 to 1
 
 
@@ -40,22 +40,29 @@ NO_BEATS = Beats(np.empty(0), np.empty(0), 0, 0.0, 0.0)
 
 
 def track_beats(waveform: np.ndarray, sample_rate: int, tracker: str = "madmom") -> Beats:
-    """Find the beats of ``waveform`` (L,), mono, floating point, about -1 to 1, at ``sample_rate`` in Hz.
+    """Find the beats of ``waveform`` (L,), mono, floating point, about -1 to 1, at ``sample_rate`` Hz.
 
-    For 20 minutes at 16 kHz ``madmom`` takes 0.5 GB, ``librosa`` 0.3 GB of memory; longer recordings little more.
+    For 20 minutes at 16 kHz, ``madmom`` needs 0.5 GB and ``librosa`` 0.3 GB of memory; longer recordings little more.
+
+    Examples:
+        >>> import numpy as np
+        >>> clicks = np.zeros(16_000 * 8, dtype=np.float32)
+        >>> clicks[::8_000] = 0.9  # two in a second
+        >>> round(track_beats(clicks, 16_000, tracker="librosa").tempo_bpm)
+        120
 
     Trackers:
         ``madmom``: recurrent networks and a dynamic Bayesian network over 3/4 and 4/4 bars, 55 to 215 BPM, at 100
-            frames a second; a pulse below 75 BPM that madmom counts twice, against its own networks, is counted once.
+            frames a second. Pulses below 75 BPM that madmom's decoder doubles against its networks are corrected.
             The confidence is the networks' mean output at the beats. madmom's model files are licensed
             CC BY-NC-SA 4.0: not for commercial use. Installed by ``make beats``.
         ``beat_this``: a transformer (Foscarin, Schlueter and Widmer, 2024), MIT licence; needs
             ``pip install beat_this``, and downloads its weights when it is first used.
-        ``librosa``: onset strength and dynamic programming, always there, ISC licence. Finds beats only; metre and
-            downbeats are those of which the downbeats are loudest, and the confidence is at most 0.5.
+        ``librosa``: onset strength and dynamic programming, ISC licence, always available. It finds beats only; metre
+            and downbeats are chosen so that downbeats are loudest, and the confidence is at most 0.5.
 
-    Silence, and sound without any beat, give empty `Beats`. Noise may give beats, of low confidence.
-    A recording has one metre, the likelier one; its tempo may change.
+    Silence, and sound without any beat, give empty `Beats`. Noise may give beats of low confidence.
+    A recording has one metre, the more probable one; its tempo may change.
 
     Raises:
         ValueError: if the tracker is unknown, the waveform is not mono, floating point, finite and in range, or the
@@ -80,13 +87,13 @@ def track_beats(waveform: np.ndarray, sample_rate: int, tracker: str = "madmom")
                 f"sample {at} ({at / sample_rate:.3f} s) is {waveform[at]}; a waveform must be finite and lie between "
                 "about -1 and 1: repair or scale it"
             )
-    if len(waveform) < 0.1 * sample_rate:  # shorter than the frames of some trackers, and than any two beats
+    if len(waveform) < 0.1 * sample_rate:  # shorter than the frames of some trackers, and than two beats
         return NO_BEATS
     return TRACKERS[tracker](waveform.astype(np.float32, copy=False), int(sample_rate))
 
 
 def beat_numbers(beats: Beats) -> np.ndarray:
-    """Place of each beat in its bar (N,), from 1; before the first downbeat counted back from it. 0: unknown."""
+    """Position of each beat in its bar (N,), from 1; 0 if unknown. Beats before the first downbeat count backwards."""
     numbers = np.zeros(len(beats.times_s), dtype=int)
     if not beats.beats_per_bar or not len(beats.downbeats_s):
         return numbers
@@ -111,10 +118,10 @@ def _madmom(waveform: np.ndarray, sample_rate: int) -> Beats:
 
 
 def _madmom_activations(waveform: np.ndarray, sample_rate: int, window_s: int = 300, context_s: int = 20) -> np.ndarray:
-    """Probability of a beat that is no downbeat, and of a downbeat, (T, 2), 100 times a second.
+    """Probabilities of beats other than downbeats, and of downbeats, (T, 2), 100 frames a second.
 
-    Features reach 8 frames, so that their windows change nothing; the networks hear everything, but little beyond
-    ``context_s``.
+    Features depend on 8 frames, so that computing them in windows is exact. The networks are recurrent, but sound
+    beyond ``context_s`` has little influence.
     """
     front_end, networks, without_rest, _ = _madmom_processors()
 
@@ -129,8 +136,8 @@ def _madmom_activations(waveform: np.ndarray, sample_rate: int, window_s: int = 
 def _madmom_decode(activations: np.ndarray) -> np.ndarray:
     """Time and position in the bar (N, 2) of the beats in ``activations`` (T, 2), as madmom's decoder finds them.
 
-    That doubles some slow pulses with even eighths, though the networks hardly hear a beat between the beats. Where its
-    tempo could be twice a slow one and every other beat has so little support, it decodes again with that range only.
+    The decoder doubles some slow pulses with even eighths, although the activations between the beats are low. If the
+    tempo could be twice a slow one, and every other beat has low activations, decoding is repeated in that range only.
     """
     beats = _madmom_processors()[-1].process(activations)
     if len(beats) < 4:
@@ -145,7 +152,7 @@ def _madmom_decode(activations: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _madmom_processors() -> tuple:
-    """Front end, networks, choice of their outputs, and decoder, each a function of what the one before it gives."""
+    """Front end, networks, selection of outputs, and decoder; each takes the output of the one before it."""
     try:
         from madmom.features.downbeats import RNNDownBeatProcessor
     except ImportError as error:
@@ -165,8 +172,8 @@ def _madmom_decoder(max_bpm: float = 215.0):
 def _viterbi(model, observations: np.ndarray) -> tuple[np.ndarray, float]:
     """The best path (T,) through madmom's hidden Markov model for ``observations`` (T, 2), and its log probability.
 
-    What ``model.viterbi`` finds, where that keeps T x S back pointers for S states, 7 GB for 20 minutes. But within a
-    beat a state has one predecessor; only the J first states of the beats (1 in 60) have more, and need a pointer.
+    The result is that of ``model.viterbi``, which stores T x S back pointers for S states: 7 GB for 20 minutes. Within
+    a beat, a state has only one predecessor; only the J first states of beats (1 in 60) have more and need a pointer.
     """
     transitions, emissions = model.transition_model, model.observation_model
     start = transitions.pointers[:-1].astype(np.intp)  # (S,) where the predecessors of each state begin
@@ -228,7 +235,7 @@ def _librosa(waveform: np.ndarray, sample_rate: int) -> Beats:
 def _likeness_a_beat_apart(onsets: np.ndarray, frames: np.ndarray) -> float:
     """Correlation of onset strength (T,) with itself one beat later; ``frames`` (N,) are the beats.
 
-    It says how regular the pulse is, for a method that has no probabilities.
+    A measure of the regularity of the pulse, since this method gives no probabilities.
     """
     if len(frames) < 2:
         return 0.0
@@ -240,8 +247,8 @@ def _likeness_a_beat_apart(onsets: np.ndarray, frames: np.ndarray) -> float:
 def _strongest_phase(strength: np.ndarray) -> tuple[int, int]:
     """Beats per bar and index of the first downbeat for which the downbeats stand out most in ``strength`` (N,).
 
-    Differences of means are weighted by the square root of the counts, as in a t-test: 3 and 4 beats then compare
-    fairly. Without any difference it is 4/4 from the first beat.
+    Differences of means are weighted by the square root of the counts, as in a t-test, so that bars of 3 and 4 beats
+    can be compared. Without any difference the result is 4/4 from the first beat.
     """
     best, answer = 1e-6, (4, 0)
     for beats_per_bar in (4, 3):
@@ -280,9 +287,9 @@ def _beat_this_model() -> tuple:
         ) from error
     try:
         return Audio2Frames("final0"), Postprocessor("minimal")
-    except ValueError as error:  # what beat_this makes of every failure to download
+    except ValueError as error:  # beat_this raises it for all failed downloads
         raise OSError(
-            "beat_this downloads its weights when it is first used, and could not: connect to a network, put the file "
+            "beat_this could not download its weights, which its first use needs: connect to a network, put the file "
             "beat_this-final0.ckpt into torch's hub cache, or choose tracker='librosa'"
         ) from error
 
@@ -291,10 +298,10 @@ TRACKERS = {"madmom": _madmom, "beat_this": _beat_this, "librosa": _librosa}
 
 
 def load_tracker(tracker: str) -> None:
-    """Load, or compile, what ``tracker`` needs; to be called first in each of several processes that track beats.
+    """Load and compile what ``tracker`` needs. Call it first in each of several processes that track beats.
 
-    Processes that compile librosa's functions for the first time at once leave a cache behind with which every later
-    call crashes (librosa 0.11, numba 0.68): here they wait for one another.
+    Processes that compile librosa's functions at the same time leave a broken cache, with which later calls crash
+    (librosa 0.11, numba 0.68). Here they wait for one another.
 
     Raises:
         ImportError: if its package is not installed.
@@ -321,7 +328,7 @@ def _beats(times_s: np.ndarray, is_downbeat: np.ndarray, beats_per_bar: int, con
     """`Beats` from times and marks (N,); none from fewer than two, which have no tempo."""
     if len(times_s) < 2:
         return NO_BEATS
-    # A line through all beats: first and last alone would carry the whole of their errors into the tempo.
+    # A line through all beats: with the first and the last beat alone, their errors would enter the tempo.
     interval_s = np.polyfit(np.arange(len(times_s)), times_s, 1)[0]
     return Beats(
         times_s, times_s[is_downbeat], beats_per_bar, float(60 / interval_s), float(np.clip(confidence, 0.0, 1.0))

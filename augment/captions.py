@@ -1,6 +1,6 @@
-"""What is said of a mixture.
+"""Captions of mixtures.
 
-A, B, lambda  ->  "A, layered with B": the louder part comes first, and a part that is hardly heard is called soft.
+A, B, lambda  ->  "A, layered with B": the louder part comes first, and a much quieter part is called soft.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ SOFT = 0.3  # share below which a part is called soft: 7 dB quieter than the oth
 
 
 def mixed_caption(a: str, b: str, lam: float) -> str:
-    """Caption of ``lam`` of what ``a`` describes and ``1 - lam`` of ``b``; of one alone if the other is empty.
+    """Caption of a mixture with shares ``lam`` of caption ``a`` and ``1 - lam`` of ``b``; one of them may be empty.
+
+    Examples:
+        >>> mixed_caption("a slow waltz", "solo flute", 0.4)
+        'solo flute, layered with a slow waltz'
 
     Raises:
-        ValueError: ``lam`` is not from 0 to 1.
+        ValueError: if ``lam`` is not from 0 to 1.
     """
     if not 0 <= lam <= 1:
         raise ValueError(f"lambda is a share from 0 to 1, got {lam}")

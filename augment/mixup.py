@@ -2,8 +2,8 @@
 
     a (L,), b (L,), lambda  ->  lambda a + (1 - lambda) b
 
-Zhang et al. (2018), mixup, https://arxiv.org/abs/1710.09412. Lambda speaks of what is heard only where both are equally
-loud: loudness is that of ITU-R BS.1770-4.
+Zhang et al. (2018), mixup, https://arxiv.org/abs/1710.09412. Lambda is the share that is heard only if both are equally
+loud; loudness is measured by ITU-R BS.1770-4.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 BLOCK_S, HOP_S = 0.4, 0.1  # gating blocks of BS.1770
-SILENCE_LUFS = -70.0  # the absolute gate: quieter blocks are not heard
+SILENCE_LUFS = -70.0  # the absolute gate: quieter blocks are ignored
 BETA = 5.0  # lambda is drawn from Beta(5, 5)
 PEAK = 0.5  # of a mixed waveform
 MAX_STRETCH = 0.04
@@ -27,8 +27,12 @@ def draw_lambda(rng: np.random.Generator) -> float:
 def mix_waveforms(a, b, lam):
     """``lam * a + (1 - lam) * b`` for waveforms (L,) or (B, L), arrays or tensors; ``lam`` a number or (B,).
 
+    Examples:
+        >>> mix_waveforms(np.array([0.4, 0.0]), np.array([0.0, 0.8]), 0.25).round(6).tolist()
+        [0.1, 0.6]
+
     Raises:
-        ValueError: the shapes differ, or ``lam`` is not from 0 to 1.
+        ValueError: if the shapes differ, or ``lam`` is not from 0 to 1.
     """
     return _mix(a, b, lam)
 
@@ -37,7 +41,7 @@ def mix_latents(a, b, lam):
     """``lam * a + (1 - lam) * b`` for latents (C, T, F) or (B, C, T, F), arrays or tensors; ``lam`` a number or (B,).
 
     Raises:
-        ValueError: the shapes differ, or ``lam`` is not from 0 to 1.
+        ValueError: if the shapes differ, or ``lam`` is not from 0 to 1.
     """
     return _mix(a, b, lam)
 
@@ -58,7 +62,7 @@ def _mix(a, b, lam):
 
 
 def normalise_peak(waveform: np.ndarray, peak: float = PEAK) -> np.ndarray:
-    """``waveform`` (..., L) without its channels' means and with its largest magnitude at ``peak``; silence stays."""
+    """``waveform`` (..., L) minus the means of its channels, scaled to the peak ``peak``; silence is unchanged."""
     centred = waveform - waveform.mean(axis=-1, keepdims=True)
     largest = max(centred.max(), -centred.min())
     return centred * (peak / largest) if largest > 1e-8 else centred
@@ -106,11 +110,11 @@ def stretch(waveform: np.ndarray, sample_rate: int, speed: float) -> np.ndarray:
     Signalsmith Stretch; the same input gives the same output.
 
     Raises:
-        ValueError: the speed differs from 1 by more than 4 %.
-        ImportError: python-stretch is not installed.
+        ValueError: if the speed differs from 1 by more than 4 %.
+        ImportError: if python-stretch is not installed.
     """
     if not abs(speed - 1) <= MAX_STRETCH + 1e-9:
-        raise ValueError(f"speed must be within {MAX_STRETCH:.0%} of 1, beyond which it is heard, got {speed}")
+        raise ValueError(f"speed must be within {MAX_STRETCH:.0%} of 1, since more is audible, got {speed}")
     if speed == 1:
         return waveform
     try:

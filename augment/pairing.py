@@ -1,11 +1,11 @@
-"""Which recordings may be mixed, and where to cut them so that their beats fall together.
+"""Selects pairs of recordings to mix, and aligns their beats.
 
     Recording, Recording  ->  same pulse? same metre?  ->  Alignment(a_start_s, b_start_s, speed)
 
 Mode ``paper`` is what the authors of MusicLDM (Chen et al., 2023, https://arxiv.org/abs/2308.01546) do: groups of tempo
-3 BPM wide, and one downbeat of each recording drawn at random. Mode ``synchronous`` keeps the idea and bounds what is
-heard: the beats of both differ by at most ``TOLERANCE_S`` all through the clip, after the partner's speed was changed
-by a few percent at most. Everything here is a pure function of the analysis; randomness comes in as a generator.
+3 BPM wide, and one downbeat of each recording drawn at random. Mode ``synchronous`` limits the
+error: the beats of both differ by at most ``TOLERANCE_S`` throughout the clip, after a change of the partner's speed by
+a few percent at most. All functions depend on the analysis and a random generator only.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import NamedTuple
 import numpy as np
 
 MODES = ("paper", "synchronous")
-TOLERANCE_S = 0.02  # between beats that belong together, anywhere in the clip
-SPEED_STEP = 0.001  # speeds are multiples of it, so that a changed recording can serve again; +-2.6 ms in 10.24 s
-MIN_CONFIDENCE = 0.3  # of the beats; below it their positions say little
-BEATS_AT_LEAST = 4  # in common, for a line through them to mean something
-PULSES = (1.0, 2.0, 0.5)  # beats of the partner on each of the anchor's that count as the same pulse
+TOLERANCE_S = 0.02  # largest distance of corresponding beats
+SPEED_STEP = 0.001  # speeds are multiples of it, so that stretched recordings can be reused; +-2.6 ms in 10.24 s
+MIN_CONFIDENCE = 0.3  # least confidence of the beats
+BEATS_AT_LEAST = 4  # corresponding beats for fitting a line
+PULSES = (1.0, 2.0, 0.5)  # beats of the partner for each beat of the anchor
 GROUP_BPM = 3  # width of a tempo group in mode ``paper``
 
 
 class Recording(NamedTuple):
-    """What pairing needs to know of a recording."""
+    """The properties of a recording that pairing needs."""
 
     name: str
-    group: str  # recordings of one group are versions of one piece, and never mixed
+    group: str  # the same for versions of one piece, which are never mixed
     duration_s: float
     beats_s: np.ndarray  # (N,) ascending
     downbeats_s: np.ndarray  # (M,) a subset
@@ -40,11 +40,11 @@ class Recording(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Cut ``a`` at ``a_start_s``; play ``b`` ``speed`` times as fast and cut it where its ``b_start_s`` was."""
+    """An alignment: cut ``a`` at ``a_start_s`` and ``b``, played ``speed`` times as fast, at its ``b_start_s``."""
 
     a_start_s: float
     b_start_s: float  # in b's own time, before its speed changes
-    speed: float  # 1: as it is; 1.04: 4 % faster, and as much shorter
+    speed: float  # 1: unchanged; 1.04: 4 % faster and shorter
 
 
 def paper_tempo(beats_s: np.ndarray) -> int:
@@ -60,7 +60,7 @@ def paper_group(beats_s: np.ndarray) -> int:
 
 
 def pulse_ratio(tempo_a: float, tempo_b: float) -> tuple[float, float]:
-    """``(pulse, speed)``: beats of b on each of a's (1, 2 or 0.5), and how much faster b must play for them to meet.
+    """``(pulse, speed)``: beats of b for each beat of a (1, 2 or 0.5), and the factor of b's speed that aligns them.
 
     The pulse is the one whose speed is nearest to 1.
     """
@@ -92,12 +92,13 @@ def _fifths(key: str) -> int:
 
 
 class Pairing:
-    """The partners of each of ``recordings``, found by tempo without comparing all with all.
+    """Finds partners for each of ``recordings`` by tempo, without comparing all pairs.
 
     Args:
+        recordings: with their beats.
         clip_s: length of the mixtures in seconds.
         mode: ``paper`` or ``synchronous``.
-        max_stretch: by how much of its speed a partner may be changed (synchronous only).
+        max_stretch: largest relative change of a partner's speed (synchronous only).
         same_key: only partners in a compatible key (synchronous only).
     """
 
@@ -112,7 +113,7 @@ class Pairing:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         if not 0 <= max_stretch <= 0.04:
-            raise ValueError(f"max_stretch must be from 0 to 0.04, beyond which it is heard, got {max_stretch}")
+            raise ValueError(f"max_stretch must be from 0 to 0.04, since more is audible, got {max_stretch}")
         if not clip_s > 0:
             raise ValueError(f"clip_s must be positive, got {clip_s}")
         self.recordings, self.clip_s, self.mode = list(recordings), clip_s, mode
@@ -183,10 +184,10 @@ def usable(recording: Recording) -> bool:
 
 
 def check_fit(a: Recording, b: Recording, max_stretch: float = 0.04) -> None:
-    """See that both have beats, of one metre, and tempos that ``max_stretch`` can bring together.
+    """Check that both have beats and the same metre, and that ``max_stretch`` can bring their tempi together.
 
     Raises:
-        ValueError: if not, saying what is in the way.
+        ValueError: if not; the message names the reason.
     """
     for recording in (a, b):
         if not usable(recording):

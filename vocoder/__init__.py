@@ -1,4 +1,4 @@
-"""The vocoder: log-mel spectrograms from waveforms, waveforms from log-mel spectrograms, and how to train that."""
+"""The vocoder: log-mel spectrograms from waveforms, waveforms from log-mel spectrograms, and its training losses."""
 
 from vocoder.hifigan import make_generator, mel_config
 from vocoder.match import install_matching, match_mel

@@ -1,4 +1,4 @@
-"""The HiFi-GAN generator (`transformers.SpeechT5HifiGan`) and its training step.
+"""The HiFi-GAN generator (`transformers.SpeechT5HifiGan`) with the mel parameters in its config.
 
     log-mel (B, T, F)  -> transposed convolutions ->  waveform (B, hop * T)
 
@@ -27,7 +27,15 @@ def make_generator(
     resblock_kernel_sizes: tuple[int, ...] = RESBLOCK_KERNELS,
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = RESBLOCK_DILATIONS,
 ) -> SpeechT5HifiGan:
-    """A freshly initialised generator whose config holds ``mel``.
+    """A newly initialised generator whose config contains ``mel``.
+
+    Args:
+        mel: parameters of the log-mel spectrograms.
+        channels: of the first layer; halved at each level.
+        upsample_rates: of the levels; their product is the hop length.
+        upsample_kernel_sizes: of the levels.
+        resblock_kernel_sizes: of the residual blocks.
+        resblock_dilation_sizes: of the residual blocks.
 
     Raises:
         ValueError: if the upsampling rates do not multiply to the hop length, or sizes disagree.
@@ -62,10 +70,10 @@ def make_generator(
 
 
 def mel_config(generator: SpeechT5HifiGan) -> MelConfig:
-    """The front end that ``generator`` was trained with: ``mel`` of its config.
+    """The mel parameters that ``generator`` was trained with: ``mel`` of its config.
 
-    A published vocoder carries no such entry; its rate, hop and bands follow from its own sizes, the rest is what
-    MusicLDM's authors use (1024-point frames, 0 Hz to half the rate).
+    Published vocoders have no such entry. Their rate, hop length and bands follow from their sizes; for the rest the
+    values of MusicLDM's authors are assumed (1024-point frames, 0 Hz to half the rate).
     """
     config = generator.config
     if getattr(config, "mel", None) is not None:

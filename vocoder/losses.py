@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from vocoder.mel import MelConfig, log_mel_spectrogram
 
-RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # FFT, hop and window in samples, of about 20 kHz
+RESOLUTIONS = (
+    (512, 50, 240),
+    (1024, 120, 600),
+    (2048, 240, 1200),
+)  # FFT, hop and window in samples, for rates of about 20 kHz
 
 
 def mel_loss(generated: Tensor, real: Tensor, config: MelConfig) -> Tensor:
@@ -24,7 +28,7 @@ def mel_loss(generated: Tensor, real: Tensor, config: MelConfig) -> Tensor:
 def multi_resolution_stft_loss(generated: Tensor, real: Tensor, scale: int = 1) -> Tensor:
     """Spectral convergence plus mean absolute log-magnitude difference, averaged over `RESOLUTIONS` times ``scale``.
 
-    The former is a ratio of norms over the whole batch: of a silent item alone it would be beyond all others.
+    Spectral convergence is a ratio of norms over the whole batch; for a silent item alone it would be very large.
     """
     losses = []
     for resolution in RESOLUTIONS:
@@ -58,7 +62,7 @@ class AdversarialLosses(nn.Module):
         self.feature_matching = hifigan.MelganFeatureLoss()
 
     def discriminator_loss(self, generated: Tensor, real: Tensor) -> Tensor:
-        """Least-squares loss that asks for 1 on ``real`` and 0 on ``generated``, both (B, L), summed over parts.
+        """Least-squares loss with targets 1 for ``real`` and 0 for ``generated``, both (B, L), summed over parts.
 
         Both go through the discriminators as one batch, so that weights are normalised once.
         """
@@ -67,7 +71,7 @@ class AdversarialLosses(nn.Module):
         return sum(self.least_squares_discriminator(fake, true)[0] for fake, true in pairs)
 
     def generator_losses(self, generated: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """``adversarial`` (summed over parts) and ``features`` losses of the generator."""
+        """``adversarial`` (summed over discriminators) and ``features`` losses of the generator."""
         fake_scores, fake_features = self.discriminator(generated.unsqueeze(1))
         with torch.no_grad():
             _, real_features = self.discriminator(real.unsqueeze(1))
@@ -78,10 +82,10 @@ class AdversarialLosses(nn.Module):
 
 
 def _drop_redirects() -> None:
-    """Take speechbrain's redirects of old names out of ``sys.modules``.
+    """Remove speechbrain's redirects of old names from ``sys.modules``.
 
-    They import, and fail for want of k2 or spacy, when anything reads an attribute of them, as all code does that looks
-    through the loaded modules.
+    They import when any attribute of them is read, as happens in code that inspects all loaded modules, and fail if k2
+    or spacy is not installed.
     """
     from speechbrain.utils.importutils import LazyModule
 

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms: the one front end that every part of the package shares.
+"""Log-mel spectrograms, as all parts of the package compute them.
 
     waveform (B, L)  -> clip, STFT magnitude, mel filters, logarithm ->  log-mel (B, T, F)
 
@@ -15,12 +15,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-ADDED = ("audio_channels", "bands_per_row")  # fields that configurations of mono models need not, and do not, name
+ADDED = ("audio_channels", "bands_per_row")  # fields that configurations of mono models leave out
 
 
 @dataclass(frozen=True, repr=False)
 class MelConfig:
-    """Parameters of the front end, and of the sound that it is made for; ``mel`` in the vocoder's ``config.json``."""
+    """Parameters of log-mel spectrograms and of their audio; stored as ``mel`` in the vocoder's ``config.json``."""
 
     sample_rate: int = 16_000  # Hz
     n_fft: int = 1024  # samples, also the length of the Hann window
@@ -28,10 +28,10 @@ class MelConfig:
     n_mels: int = 64
     f_min: float = 0.0  # Hz
     f_max: float = 8000.0  # Hz
-    floor: float = 1e-5  # magnitudes below it are raised to it
+    floor: float = 1e-5  # lower magnitudes are raised to it
     clip_s: float = 10.24  # seconds of one training clip
     audio_channels: int = 1  # of waveforms: 1, or 2 for stereo, whose spectrogram has three planes (vocoder.planes)
-    bands_per_row: int = 1  # neighbouring mel bands that lie side by side, as channels of one row, before the VAE
+    bands_per_row: int = 1  # neighbouring mel bands that the VAE gets as channels of one row
 
     def __post_init__(self):
         for name in ("sample_rate", "n_fft", "hop_length", "n_mels"):
@@ -56,12 +56,12 @@ class MelConfig:
             raise ValueError(f"bands_per_row must divide n_mels ({self.n_mels}), got {self.bands_per_row}")
 
     def __repr__(self) -> str:
-        """As a dataclass says it, of `mel_to_dict`: digests of mono configurations stay what they were."""
+        """The fields of `mel_to_dict`, so that digests of mono configurations do not change."""
         return f"MelConfig({', '.join(f'{name}={value!r}' for name, value in mel_to_dict(self).items())})"
 
     @property
     def planes(self) -> int:
-        """Planes of the spectrogram: 1 of mono sound; mid, side and balance of stereo."""
+        """Planes of the spectrogram: 1 for mono; 3 for stereo (mid, side and balance)."""
         return 1 if self.audio_channels == 1 else 3
 
     @property

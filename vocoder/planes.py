@@ -1,11 +1,11 @@
-"""The planes of a spectrogram, and the waveform that they stand for.
+"""Planes of a spectrogram, for mono and stereo, and their conversion to a waveform.
 
     mono     waveform (B, L)     <->  log-mel                                       planes (B, 1, T, F)
     stereo   waveform (B, 2, L)  <->  log-mel of mid, log-mel of side, balance      planes (B, 3, T, F)
 
-Mid m = (L + R) / 2 and side s = (L - R) / 2, so L = m + s and R = m - s. Magnitudes M and S of them cannot tell left
-from right; the balance b = (|L|^2 - |R|^2) / (|L|^2 + |R|^2) of each band and frame can. One vocoder makes m from M and
-s from S, each with phases of its own, and `pan` joins them so that the sum of both channels is m alone.
+Mid m = (L + R) / 2 and side s = (L - R) / 2, so L = m + s and R = m - s. Their magnitudes M and S do not distinguish
+left from right; the balance b = (|L|^2 - |R|^2) / (|L|^2 + |R|^2) of each band and frame does. One vocoder makes m from
+M and s from S, with independent phases, and `pan` combines them so that the sum of both channels is 2 m.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from vocoder.match import LOOK_AHEAD, MOST_GAIN, bin_weights, frames_of, framing, limit
 from vocoder.mel import MelConfig, log_mel_spectrogram, magnitude, mel_filters
 
-SILENCE = 1e-12  # power of a band, far below one of which the spectrogram knows
+SILENCE = 1e-12  # power of a band, far below the spectrogram's floor
 
 
 def mid_and_side(waveform: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,11 +31,11 @@ def mid_and_side(waveform: Tensor) -> tuple[Tensor, Tensor]:
 def spectrogram_planes(waveform: Tensor, config: MelConfig) -> Tensor:
     """Planes ``(B, P, T, F)`` of ``waveform (B, L)`` or (B, A, L); T = 1 + L // hop_length. Differentiable.
 
-    Of mono sound `log_mel_spectrogram`; of stereo that of mid and side, and the balance, from -1 (right) to 1 (left),
-    which goes to 0 where both channels are below the floor. Samples are clipped to [-1, 1].
+    For mono `log_mel_spectrogram`; for stereo the log-mels of mid and side, and the balance, from -1 (right) to 1
+    (left), which approaches 0 where both channels are below the floor. Samples are clipped to [-1, 1].
 
     Raises:
-        ValueError: if the channels are not as many as ``config`` says, or the waveform is too short for a frame.
+        ValueError: if the number of channels is not that of ``config``, or the waveform is too short for a frame.
     """
     channels = 1 if waveform.ndim == 2 else waveform.shape[1]
     if waveform.ndim not in (2, 3) or channels != config.audio_channels:
@@ -67,8 +67,8 @@ def unpack_rows(packed: Tensor, bands_per_row: int) -> Tensor:
 def vocode_planes(generator: Callable[[Tensor], Tensor], planes: Tensor, config: MelConfig) -> Tensor:
     """Waveform ``(B, L)`` of mono ``planes (B, 1, T, F)``, ``(B, 2, L)`` of stereo ``(B, 3, T, F)``.
 
-    ``generator`` makes waveforms (N, L) of log-mels (N, T, F). No sample of stereo is beyond `vocoder.match.CEILING`. A
-    sample depends on `planes_reach` samples to either side of what the generator makes.
+    ``generator`` makes waveforms (N, L) from log-mels (N, T, F). Stereo is limited to `vocoder.match.CEILING`. A
+    sample depends on `planes_reach` samples of the generator's output on either side.
     """
     if config.audio_channels == 1:
         return generator(planes[:, 0]).reshape(len(planes), -1)
@@ -78,14 +78,14 @@ def vocode_planes(generator: Callable[[Tensor], Tensor], planes: Tensor, config:
 
 
 def pan(mid: Tensor, side: Tensor, planes: Tensor, config: MelConfig) -> Tensor:
-    """Stereo (B, 2, L) of vocoded ``mid`` and ``side`` (B, L) by ``planes (B, 3, T, F)``; their sum is twice ``mid``.
+    """Stereo (B, 2, L) from vocoded ``mid`` and ``side`` (B, L) and ``planes (B, 3, T, F)``; its sum is twice ``mid``.
 
-    In each band |L|^2 - |R|^2 = 4 Re(m s*) and |L|^2 + |R|^2 = 2 (|M|^2 + |S|^2). So the part of s that goes with m is
-    g m, g = Re(m s*) / |M|^2 = b (|M|^2 + |S|^2) / (2 |M|^2), and |S|^2 - g^2 |M|^2 is the power of the rest. With
-    d = log |S| - log |M| the correlation of m and s is c = b cosh d, from -1 to 1, and g = c exp d. More than 20 dB
-    apart, d is taken as 20 dB: the balance says nothing there. For the rest stands the vocoded side, less what goes
-    with the vocoded mid (vocoders give similar spectra similar phases), at the same level. Where a channel would be
-    beyond `CEILING`, both are turned down together.
+    In each band |L|^2 - |R|^2 = 4 Re(m s*) and |L|^2 + |R|^2 = 2 (|M|^2 + |S|^2). So the part of s that is correlated
+    with m is g m, g = Re(m s*) / |M|^2 = b (|M|^2 + |S|^2) / (2 |M|^2), and the rest has the power |S|^2 - g^2 |M|^2.
+    With d = log |S| - log |M| the correlation of m and s is c = b cosh d, from -1 to 1, and g = c exp d. Level
+    differences are limited to 20 dB, beyond which the balance has no information. The rest is taken from the vocoded
+    side, minus its component along the vocoded mid (vocoders give similar spectra similar phases), at the right level.
+    Where a channel would exceed `CEILING`, both are turned down together.
     """
     mid, side = (signal.to(torch.promote_types(signal.dtype, torch.float32)) for signal in (mid, side))
     of_mid, of_side, balance = frames_of(planes, mid, config).unbind(dim=1)  # (B, T, F) each
@@ -106,11 +106,11 @@ def pan(mid: Tensor, side: Tensor, planes: Tensor, config: MelConfig) -> Tensor:
 
 
 def planes_reach(config: MelConfig) -> int:
-    """Samples to either side on which a sample of `pan` depends; 0 of mono, which has nothing to join."""
+    """Samples on either side that a sample of `pan` depends on; 0 for mono."""
     return 0 if config.audio_channels == 1 else config.n_fft + 2 * round(LOOK_AHEAD * config.n_fft)
 
 
 def _everywhere(weights: Tensor) -> Tensor:
-    """``weights (F, K)`` of bins in which those outside all bands, such as 0 Hz, take after the nearest bin inside."""
+    """``weights (F, K)``, with bins outside all bands, such as 0 Hz, set to the nearest bin inside."""
     inside = (weights.sum(dim=0) > 0.5).nonzero()[:, 0]  # 1, but for rounding
     return weights[:, torch.arange(weights.shape[1], device=weights.device).clamp(inside[0], inside[-1])]

@@ -1,4 +1,4 @@
-"""What an absolute error smooths away: how much spectrograms change from frame to frame and from band to band.
+"""Texture loss: compares how much spectrograms change from frame to frame and from band to band.
 
 After the statistics of McDermott and Simoncelli (2011), Sound texture perception via statistics of the auditory
 periphery.
@@ -30,9 +30,9 @@ def roughness(mel: Tensor) -> Tensor:
 
 
 def texture_loss(mel: Tensor, reconstruction: Tensor) -> Tensor:
-    """Mean absolute difference of the `roughness` of both ``(B, 1, T, F)``, in nats: how much was smoothed away.
+    """Mean absolute difference of the `roughness` of both ``(B, 1, T, F)``, in nats.
 
-    An absolute error is smallest where every change that cannot be told exactly is left out; this asks for changes of
-    the right size, wherever they come.
+    A mean absolute error of spectrograms is minimised by leaving out changes that cannot be predicted exactly, which
+    smooths them. This loss requires changes of the right size, at any place.
     """
     return (roughness(reconstruction.float()) - roughness(mel)).abs().mean()

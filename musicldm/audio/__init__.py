@@ -1,4 +1,4 @@
-"""Audio files and pictures of them: waveforms in and out, recipes inside files."""
+"""Audio files: reading and writing of waveforms and recipes, and pictures of waveforms."""
 
 from musicldm.audio.files import FORMATS, read_audio, write_audio, write_whole
 from musicldm.audio.tags import read_recipe

@@ -1,6 +1,6 @@
-"""A waveform and its mel spectrogram as a picture (PNG), with axes in seconds and Hz.
+"""Pictures (PNG) of waveforms and their mel spectrograms, with axes in seconds and Hz.
 
-The spectrogram is for the eye: finer than the one the models work on, in dB below the loudest point.
+These spectrograms are finer than those of the models, and in dB below the loudest point.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from musicldm.audio import write_whole
 
 DYNAMIC_RANGE_DB = 80.0
-MAX_COLUMNS = 1600  # time steps of the picture; more than its pixels show nothing
-NEW = "#f0820f"  # the colour of what is marked as new
+MAX_COLUMNS = 1600  # time steps of the picture; more would not be visible
+NEW = "#f0820f"  # colour of regions that are marked as new
 ROUND_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16000)
 
 
@@ -28,19 +28,19 @@ class Shown:
 
     label: str
     waveform: np.ndarray  # (L,), or the mean of (A, L)
-    starts_s: float = 0.0  # where it begins on the picture's axis of time
+    starts_s: float = 0.0  # its start on the picture's time axis
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What is marked in a picture, in seconds on its axis of time."""
+    """Marked regions and seams of a picture, in seconds on its time axis."""
 
-    regions_s: Sequence[tuple[float, float]] = ()  # shaded: what is new
+    regions_s: Sequence[tuple[float, float]] = ()  # new sound, shaded
     seams_s: Sequence[float] = ()  # dashed lines: where new and kept sound meet
 
 
 def new_figure(width: float, height: float, dpi: int = 120):
-    """An empty matplotlib figure of that size in inches, which belongs to no window and no global state."""
+    """An empty matplotlib figure of this size in inches, without a window and without global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -84,7 +84,7 @@ def spectrogram_png(waveform: np.ndarray, sample_rate: int) -> bytes:
 
 
 def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_rate: int, title: str = "") -> None:
-    """The same for several waveforms, one above the other under their labels; all spectrograms share one scale."""
+    """`save_figure` for several waveforms, one above the other with their labels; all spectrograms share one scale."""
     shown = [Shown(label, waveform) for label, waveform in waveforms.items()]
     write_whole(path, png_bytes(_drawn(shown, sample_rate, title, Marks())))
 
@@ -92,7 +92,7 @@ def save_comparison(path: str | Path, waveforms: dict[str, np.ndarray], sample_r
 def save_edit(
     path: str | Path, old: Shown, new: Shown, sample_rate: int, marks: Marks | None = None, title: str = ""
 ) -> None:
-    """A PNG of a recording above what it was made into, on one axis of time, with ``marks`` in both.
+    """Write a PNG of a recording above its edited version, on one time axis, with ``marks`` in both.
 
     Raises:
         ValueError: if a waveform has another shape than (L,) or (A, L), or is empty.
@@ -139,7 +139,7 @@ def _draw_marks(above, below, marks: Marks) -> None:
 
 
 def save_log_mels(path: Path, log_mels: dict[str, np.ndarray]) -> None:
-    """A PNG of log-mels (T, F) one above the other under their labels, in the colours of the first one's range."""
+    """Write a PNG of log-mels (T, F), one above the other with their labels, on the colour scale of the first."""
     figure = new_figure(10, 2.6 * len(log_mels))
     first = next(iter(log_mels.values()))
     rows = figure.subplots(len(log_mels), 1, sharex=True, squeeze=False)[:, 0]

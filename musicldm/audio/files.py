@@ -1,11 +1,11 @@
-"""Audio files: recordings in, waveforms out.
+"""Reading and writing of audio files.
 
     file  -> decode, mean over channels or both of them, resample ->  waveform (L,) or (2, L), float32, about -1 to 1
     waveform (L,) or (L, channels)  -> 16-bit PCM and a JSON comment ->  WAV or FLAC
 
-Models have channels first, files last: a model's waveform, (L,) or (A, L), is written as its transpose ``waveform.T``.
+Waveforms of models have channels first, files have them last: write ``waveform.T`` of a model's waveform (A, L).
 
-Files are written whole or not at all: encoded in memory, written beside their place, then moved into it.
+Files are written completely or not at all: encoded in memory, written to a temporary file, then renamed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from musicldm.audio.reading import open_audio
 from musicldm.audio.tags import append_comment
 
 FORMATS = ("wav", "flac")
-MOST_CHANNELS = 8  # of a file: more are taken for a waveform with channels first
+MOST_CHANNELS = 8  # of a file; more are assumed to be a waveform with channels first
 
 
 def read_audio(
@@ -32,14 +32,14 @@ def read_audio(
 ) -> tuple[np.ndarray, int]:
     """Decode ``path`` (WAV, FLAC, Ogg, MP3, ...): waveform ``(L,)`` or ``(2, L)`` float32 and its rate in Hz.
 
-    With 1 of ``channels`` the file's are averaged, with 2 they are those of a stereo file, or twice that of a mono one.
-    With ``sample_rate`` the result is resampled to it (soxr, high quality). ``file`` is read in place of that at
-    ``path``. What is wrong with a file that can be read all the same (it ends early, ...) is a warning.
+    With ``channels=1`` the file's channels are averaged; with 2 a mono file gives two equal channels. With
+    ``sample_rate`` the result is resampled (soxr, high quality). If ``file`` is given, it is read instead of ``path``.
+    Problems of files that can still be read, such as an early end, are warnings.
 
     Raises:
         OSError: if the file is missing, a folder, or may not be read.
-        ValueError: if it is no audio, has no samples, a rate below 1 kHz or above 768 kHz, holds NaN or infinite
-            values, or more channels than the 2 asked for.
+        ValueError: if it is not audio, has no samples, a rate below 1 kHz or above 768 kHz, NaN or infinite values, or
+            more than two channels where 2 are wanted.
     """
     import soxr
 
@@ -51,7 +51,7 @@ def read_audio(
         waveform = soxr.resample(waveform, rate, sample_rate, quality="HQ")
         rate = sample_rate
         if not len(waveform):
-            raise ValueError(f"{path} is shorter than one sample at {sample_rate} Hz")
+            raise ValueError(f"{path} is shorter than one sample at {sample_rate} Hz; give a longer recording")
     return np.ascontiguousarray(waveform.T), rate
 
 
@@ -59,7 +59,7 @@ def with_channels(frames: np.ndarray, channels: int, path: str | Path) -> np.nda
     """``frames (L, n)`` of the file ``path`` as their mean (L,), or for 2 ``channels`` as (L, 2).
 
     Raises:
-        ValueError: if 2 are wanted of a file that has more.
+        ValueError: if 2 channels are wanted and the file has more.
     """
     if channels == 1:
         return frames.mean(axis=1)
@@ -78,12 +78,12 @@ def write_audio(
 ) -> None:
     """Write ``waveform`` (L,) or (L, channels) as 16-bit PCM; the suffix, ``.wav`` or ``.flac``, names the format.
 
-    ``recipe`` is stored as JSON in the file's comment, ``mark`` in the place that `musicldm.audio.marks` names, and
-    that all of it is a ``loop`` in the chunks of `musicldm.audio.loop_chunks`, which only WAV has. Levels are never
-    changed: scale or clip before. A model's waveform, (L,) or (A, L), is given as ``waveform.T``.
+    ``recipe`` is stored as JSON in the file's comment, ``mark`` as `musicldm.audio.marks` describes, and ``loop`` in
+    the chunks of `musicldm.audio.loop_chunks`, which only WAV has. Levels are never changed: scale or clip before. Give
+    a model's waveform, (L,) or (A, L), as ``waveform.T``.
 
     Raises:
-        ValueError: if the suffix is another one, or the samples are none, not finite or beyond -1 to 1.
+        ValueError: if the suffix is another one, or samples are missing, not finite or beyond -1 to 1.
         OSError: if the file cannot be written; nothing is left behind.
     """
     import soundfile
@@ -97,7 +97,7 @@ def write_audio(
         raise ValueError(f"a waveform must be (samples,) or (samples, channels) and not empty, got {waveform.shape}")
     if waveform.ndim == 2 and waveform.shape[1] > MOST_CHANNELS:
         raise ValueError(
-            f"a file takes up to {MOST_CHANNELS} channels, got {waveform.shape}; transpose what is (channels, samples)"
+            f"a file has up to {MOST_CHANNELS} channels, got {waveform.shape}; transpose (channels, samples)"
         )
     if not (peak := float(np.abs(waveform).max())) <= 1.0:  # NaN fails this comparison too
         raise ValueError(

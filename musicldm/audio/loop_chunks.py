@@ -1,4 +1,4 @@
-"""What tells an audio workstation that a WAV file is a loop: the chunks ``smpl`` and ``acid``.
+"""Loop points and tempo in WAV files for audio workstations: the chunks ``smpl`` and ``acid``.
 
     smpl   one forward loop over the whole file, and the MIDI note at which it plays unchanged
     acid   a loop that may be stretched: beats, meter, tempo
@@ -22,12 +22,12 @@ SMPL_LOOP = struct.Struct("<6I")  # name, type, first sample, last sample, fract
 ACID = struct.Struct("<IHHfIHHf")  # flags, root note, 0x8000, 0, beats, meter's denominator and numerator, tempo
 ONE_SHOT, ROOT_NOTE, STRETCH = 1, 2, 4  # flags of acid
 MIDDLE_C = 60
-UNKNOWN = 0x8000  # what every acid chunk has there
+UNKNOWN = 0x8000  # constant in every acid chunk
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A file that is played over and over, all of it; ``beats`` is 0 where the tempo is not known."""
+    """A file that loops as a whole; ``beats`` is 0 if the tempo is not known."""
 
     beats: int = 0
     numerator: int = 4  # of the meter
@@ -37,22 +37,22 @@ class Loop:
 
 @dataclass(frozen=True)
 class Looped:
-    """What a WAV file says of its loop; None where it says nothing."""
+    """Loop information of a WAV file; None where it is missing."""
 
     first_sample: int | None  # of the smpl chunk's first loop
     last_sample: int | None  # counted in
     unity_note: int | None  # MIDI, 60 is middle C
     loop: Loop | None  # of the acid chunk; None for a one-shot too
-    stretches: bool  # the acid chunk asks for stretching to the tempo of the project
+    stretches: bool  # whether the acid chunk asks for stretching to the project's tempo
 
 
 def add_loop(file: BinaryIO, loop: Loop, n_samples: int, sample_rate: int) -> None:
-    """Write the chunks of ``loop`` behind all others of ``file``, a whole WAV file of ``n_samples`` a channel.
+    """Append the chunks of ``loop`` to ``file``, a complete WAV file of ``n_samples`` per channel.
 
     ``file`` is open for reading and writing. Without beats there is no acid chunk.
 
     Raises:
-        ValueError: if ``file`` is no WAV file.
+        ValueError: if ``file`` is not a WAV file.
     """
     if kind_of(file) not in ("RIFF", "RF64"):
         raise ValueError("only WAV files have a place for loop points; write WAV")
@@ -64,11 +64,11 @@ def add_loop(file: BinaryIO, loop: Loop, n_samples: int, sample_rate: int) -> No
 
 
 def read_loop(path: str | Path) -> Looped | None:
-    """The loop that the WAV file ``path`` says it is, whoever wrote it; None if it has neither chunk.
+    """Loop information of the WAV file ``path``, by any program; None if it has neither chunk.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if a chunk is shorter than its kind must be.
+        ValueError: if a chunk is too short.
     """
     found: dict[bytes, bytes] = {}
     with Path(path).open("rb") as file:

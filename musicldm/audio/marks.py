@@ -1,12 +1,12 @@
-"""What marks audio as made by AI: the IPTC's DigitalSourceType, where each kind of file keeps it.
+"""Marks of AI-made audio: the IPTC's DigitalSourceType, stored where each file format has a place for it.
 
     WAV, RF64   an XMP packet in a chunk _PMX             FLAC, Ogg, Opus   a Vorbis comment, DIGITALSOURCETYPE
     AIFF        an XMP packet in a chunk APPL             MP3               an XMP packet in an ID3 frame PRIV
 
-A packet in a file of the same name with the suffix .xmp, a sidecar, stands beside other kinds.
+Other formats get a sidecar: a file of the same name with the suffix .xmp.
 
 The value is a URI of the IPTC's vocabulary, https://cv.iptc.org/newscodes/digitalsourcetype/. The places are those of
-Adobe's XMP Specification, Part 3 (Storage in Files); for Vorbis comments, where it has none, the field's own name.
+Adobe's XMP Specification, Part 3 (Storage in Files). It has none for Vorbis comments; there the field's name is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 NEW = VOCABULARY + "trainedAlgorithmicMedia"  # all of it made by a model
 CHANGED = VOCABULARY + "algorithmicallyEnhanced"  # a recording that went through a model as a whole
 EDITED = VOCABULARY + "compositeWithTrainedAlgorithmicMedia"  # a recording with parts made by a model
-BESIDE = ("W64", "CAF", "AU")  # libsndfile's names of containers without a place for it: a sidecar has it
+BESIDE = ("W64", "CAF", "AU")  # libsndfile's names of containers that need a sidecar
 FIELD = "DIGITALSOURCETYPE"
 EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -43,11 +43,11 @@ PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="w"?>"""
-LONGEST_PACKET = 2**20  # bytes that are read of one
+LONGEST_PACKET = 2**20  # bytes of a packet that are read
 
 
 def xmp_packet(source_type: str) -> bytes:
-    """The XMP packet that says ``source_type``, `NEW` or `EDITED`."""
+    """The XMP packet for ``source_type``, such as `NEW` or `EDITED`."""
     text = PACKET.format(rdf=RDF, extension=EXTENSION, value=source_type, creator=CREATOR)
     return text.encode("utf-8")
 
@@ -56,7 +56,7 @@ def add_mark(file: BinaryIO, source_type: str) -> None:
     """Write ``source_type`` into an encoded audio ``file`` that is open for reading and writing.
 
     Raises:
-        ValueError: for a kind of file that has no place for it.
+        ValueError: for a format without a place for it.
     """
     kind = kind_of(file)
     if kind in ("RIFF", "RF64"):
@@ -80,7 +80,7 @@ def add_mark(file: BinaryIO, source_type: str) -> None:
 
 
 def read_mark(path: str | Path) -> str | None:
-    """The DigitalSourceType that the audio file ``path`` carries, whoever wrote it; None without one.
+    """The DigitalSourceType of the audio file ``path``, written by any program; None without one.
 
     Raises:
         OSError: if the file cannot be read.
@@ -106,7 +106,7 @@ def read_mark(path: str | Path) -> str | None:
 
 
 def write_sidecar(path: str | Path, source_type: str) -> None:
-    """Write ``source_type`` for the audio file ``path`` into a file beside it.
+    """Write ``source_type`` for the audio file ``path`` into a sidecar.
 
     Raises:
         OSError: if it cannot be written.
@@ -143,10 +143,10 @@ def kind_of(file: BinaryIO) -> str | None:
 
 
 def append_chunk(file: BinaryIO, name: bytes, content: bytes) -> None:
-    """Write a chunk behind all others of a RIFF, RF64 or AIFF ``file``, and its new size into the header.
+    """Append a chunk to a RIFF, RF64 or AIFF ``file``, and update the size in its header.
 
     Raises:
-        ValueError: if the file would become larger than its kind can say.
+        ValueError: if the file would become too large for its format.
     """
     kind = kind_of(file)
     order = ">" if kind == "AIFF" else "<"
@@ -165,7 +165,7 @@ def append_chunk(file: BinaryIO, name: bytes, content: bytes) -> None:
 
 
 def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Name and size of each chunk of a RIFF, RF64 or AIFF ``file``, which then stands at the chunk's content."""
+    """Name and size of each chunk of a RIFF, RF64 or AIFF ``file``, positioned at the chunk's content."""
     kind = kind_of(file)
     order, end = ">" if kind == "AIFF" else "<", file.seek(0, os.SEEK_END)
     samples = None  # bytes of the chunk data of RF64
@@ -190,7 +190,7 @@ def _xmp_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _id3(file: BinaryIO) -> ID3:
-    """The ID3 tags of an MP3 ``file``, empty if it has none; the file then stands at its beginning."""
+    """The ID3 tags of an MP3 ``file``, empty if it has none; rewinds the file."""
     from mutagen.id3 import ID3, ID3NoHeaderError, error
 
     file.seek(0)
@@ -203,7 +203,7 @@ def _id3(file: BinaryIO) -> ID3:
 
 
 def _opened(file: BinaryIO):
-    """What mutagen makes of ``file``; None for a kind that it does not know, or a damaged one."""
+    """``file`` opened by mutagen; None for an unknown format or a damaged file."""
     import mutagen
 
     file.seek(0)

@@ -1,9 +1,9 @@
-"""How long an MP3 file is, where its header does not say or says something else.
+"""Lengths of MP3 files whose header has none, or a wrong one.
 
-frames of the file, one after another  ->  the same frames behind a header that counts them
+frames of the file  ->  the same frames after a header with their number
 
-MP3 has no length. Encoders put one into a first frame without sound (Xing, Info); without it decoders guess from the
-size and the first frames' bitrate, and read no further than that.
+MP3 has no field for the length. Encoders store it in a first frame without sound (Xing, Info). Without it, decoders
+estimate the length from the size and the bitrate of the first frames, and stop reading there.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ KBITS = {  # per second, by version and index 1 to 14, of layer III
 RATES = (44100, 48000, 32000)  # Hz, of version 1
 ASIDE = {(1, False): 32, (1, True): 17, (2, False): 17, (2, True): 9}  # bytes before the tag, by version and mono
 TAG = b"Xing"
-LEAST_TAGGED = 192  # bytes of a frame that decoders look for a tag in
-SLACK = 512  # bytes behind the last frame that may be tags
+LEAST_TAGGED = 192  # least bytes of a frame in which decoders look for a tag
+SLACK = 512  # bytes after the last frame that may be tags
 SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 
 
 class Header(NamedTuple):
-    """What the four first bytes of a frame say."""
+    """The fields of a frame header (four bytes)."""
 
     kind: tuple[int, int, bool]  # version, rate in Hz, mono: equal for all frames of a file
     size: int  # bytes
@@ -32,11 +32,11 @@ class Header(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """An MP3 whose length is known."""
+    """An MP3 file with a known length."""
 
     content: bytes
-    declared: int  # samples that the file's own header states, 0 if none does
-    foreign: int  # bytes between frames that were left out
+    declared: int  # samples according to the file's own header, 0 without one
+    foreign: int  # bytes between frames that were skipped
 
 
 def frame_at(content: bytes, at: int) -> Header | None:
@@ -55,7 +55,7 @@ def frame_at(content: bytes, at: int) -> Header | None:
 
 
 def frames_of(content: bytes) -> tuple[list[tuple[int, int]], int, int]:
-    """Stretches (begin, end) of frames that follow each other, how many frames, and how many bytes lie between."""
+    """Ranges (begin, end) of consecutive frames, the number of frames, and the number of bytes between ranges."""
     at, kind, n, foreign = _after_tag(content, 0), None, 0, 0
     stretches: list[tuple[int, int]] = []
     while at < len(content):
@@ -78,9 +78,9 @@ def frames_of(content: bytes) -> tuple[list[tuple[int, int]], int, int]:
 
 
 def stated_frames(file: BinaryIO, size: int) -> int | None:
-    """Frames that the header of an MP3 ``file`` of ``size`` bytes states, -1 without one; None where it can be trusted.
+    """Frames that the header of an MP3 ``file`` of ``size`` bytes states; -1 without one, None if it is reliable.
 
-    It can where the size that stands beside it is that of the file.
+    It is reliable if the size that it states is that of the file.
     """
     file.seek(0)
     at = _after_tag(file.read(10), 0)
@@ -97,16 +97,16 @@ def stated_frames(file: BinaryIO, size: int) -> int | None:
 
 
 def counted(content: bytes, stated: int) -> Counted | None:
-    """``content`` of an MP3 file behind a header with its length; None if that is the one ``stated``, or it is no MP3.
+    """``content`` of an MP3 file with a correct header; None if the ``stated`` length is correct, or it is not MP3.
 
-    Files joined one behind the other and damaged ones have a header of their own, which is wrong.
+    Concatenated and damaged files have headers with a wrong length.
     """
     stretches, n, foreign = frames_of(content)
     if not stretches:
         return None
     header = frame_at(content, stretches[0][0])
     if stated >= 0:
-        n -= 1  # the frame that states it holds no sound
+        n -= 1  # the frame with the header has no sound
         if abs(n - stated) <= 1 and not foreign:
             return None
         stretches[0] = stretches[0][0] + header.size, stretches[0][1]
@@ -116,7 +116,7 @@ def counted(content: bytes, stated: int) -> Counted | None:
 
 
 def counted_file(file: BinaryIO, size: int) -> Counted | None:
-    """`counted` of the MP3 ``file`` of ``size`` bytes, read whole only where its header cannot be trusted."""
+    """`counted` of the MP3 ``file`` of ``size`` bytes, read completely only if its header is not reliable."""
     if (stated := stated_frames(file, size)) is None:
         return None
     file.seek(0)
@@ -124,7 +124,7 @@ def counted_file(file: BinaryIO, size: int) -> Counted | None:
 
 
 def _tagged(sound: bytes, header: Header, n: int) -> bytes:
-    """A frame without sound that says ``n`` frames and their size follow, in the manner of the first of ``sound``."""
+    """A frame without sound that states ``n`` following frames and their size, in the format of ``sound``."""
     version, _, mono = header.kind
     for bits in range(1, 15):
         head = bytes([0xFF, sound[1] | 1, bits << 4 | sound[2] & 0x0C, sound[3]])
@@ -136,7 +136,7 @@ def _tagged(sound: bytes, header: Header, n: int) -> bytes:
 
 
 def _after_tag(content: bytes, at: int) -> int:
-    """Behind the ID3v2 tags that begin at ``at``."""
+    """Position after the ID3v2 tags that begin at ``at``."""
     while content[at : at + 3] == b"ID3" and len(content) >= at + 10:
         size = 0
         for byte in content[at + 6 : at + 10]:
@@ -146,7 +146,7 @@ def _after_tag(content: bytes, at: int) -> int:
 
 
 def _foreign(content: bytes, begin: int, end: int) -> int:
-    """How many bytes from ``begin`` to ``end`` are neither frames nor tags."""
+    """Number of bytes from ``begin`` to ``end`` that are neither frames nor tags."""
     if content[begin : begin + 3] == b"TAG":
         begin += 128
     return max(0, end - _after_tag(content, begin))

@@ -22,13 +22,13 @@ def decoded(path: Path, source: BinaryIO, stack: ExitStack) -> Path:
     """The first audio stream of ``source``, which ``path`` names, as a float W64 file that ``stack`` removes.
 
     Raises:
-        ValueError: PyAV is missing, or cannot decode it.
+        ValueError: if PyAV is missing, or cannot decode the file.
     """
     try:
         import av
     except ImportError as error:
         raise ValueError(
-            f"{path} cannot be read as audio without a decoder of AAC: `pip install av`, or convert it to WAV or FLAC"
+            f"{path} cannot be read without a decoder for AAC: run `pip install av`, or convert it to WAV or FLAC"
         ) from error
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="musicldm-"))
     place = Path(folder) / "decoded.w64"

@@ -1,7 +1,7 @@
-"""Output: files that are written whole, names that are free, folders that belong to one run and have one writer.
+"""Output: files that are written atomically, free names, and folders that belong to one run with one writer.
 
-A command that goes on where it stopped owns its folder, by the file of settings that it writes there first (the mark).
-Without that mark whatever the command would write must not be there yet: see `check_mark`.
+A command that can be resumed owns its folder. It first writes a file of settings there, the mark. Without the mark, no
+file that the command would write may exist yet; see `check_mark`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LONGEST_TEXT = 60  # characters of a text that become part of a file's name
-LONGEST_NAME = 255  # bytes, where the file system does not tell
+LONGEST_TEXT = 60  # characters of a prompt in a file name
+LONGEST_NAME = 255  # bytes, if the file system does not state a limit
 LOCK_FILE = ".musicldm.lock"
-PART = re.compile(r"\.[0-9a-f]{16}\.part")  # names of what `write_whole` has not finished
+PART = re.compile(r"\.[0-9a-f]{16}\.part")  # names of unfinished files of `write_whole`
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How libraries that write files word it, beside the operating system: numpy, torch, safetensors, pyarrow.
+# Messages of libraries for a full disk, besides the operating system's: numpy, torch, safetensors, pyarrow.
 FULL_WORDS = re.compile(
     r"No space left|File too large|Disk quota|\d+ requested and \d+ written|PytorchStreamWriter failed writing|"
     r"enforce fail at inline_container|could not write"
@@ -37,7 +37,7 @@ _locks: set[int] = set()  # descriptors of the locks of this process
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that, whatever fails, ``path`` is either as before or complete.
+    """Write ``content`` to ``path`` atomically: whatever fails, ``path`` is either unchanged or complete.
 
     Raises:
         OSError: with the name of ``path``.
@@ -50,7 +50,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """A file, open for writing and reading, that becomes ``path`` when the context ends without an error.
 
-    Whatever fails, ``path`` is either as before or complete.
+    Whatever fails, ``path`` is either unchanged or complete.
 
     Raises:
         OSError: with the name of ``path``.
@@ -61,7 +61,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         with temporary.open("x+b") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # a disk that fills up may say so only now
+            os.fsync(file.fileno())  # a full disk may be reported only here
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether ``error``, or one that it came from, says that a disk is full."""
+    """Whether ``error``, or one of its causes, says that a disk is full."""
     while error is not None:
         if getattr(error, "errno", None) in FULL or FULL_WORDS.search(str(error)):
             return True
@@ -82,7 +82,7 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Errors of all libraries that a full disk causes become an OSError that names ``folder`` and the way out."""
+    """Turn the errors of all libraries for a full disk into an OSError that names ``folder`` and what to do."""
     try:
         yield
     except Exception as error:
@@ -105,9 +105,9 @@ def slug(text: str) -> str:
 
 
 def free_name(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
-    """``folder/stem`` (without suffix), numbered if a file of that name with one of ``suffixes`` is there.
+    """``folder/stem`` (without suffix), with a number if a file of that name with one of ``suffixes`` exists.
 
-    A stem that is longer than the file system takes is cut.
+    A stem that is too long for the file system is cut.
     """
     suffix_bytes = max(len(suffix.encode()) for suffix in suffixes)
     for number in itertools.count(1):
@@ -119,7 +119,7 @@ def free_name(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
 
 
 def fitting(folder: Path, name: str, more: int = 0) -> str:
-    """``name``, cut so that it and ``more`` bytes are a file's name in ``folder`` or, if need be, above it."""
+    """``name``, cut so that with ``more`` bytes it is a valid file name in ``folder``."""
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     try:
@@ -131,14 +131,17 @@ def fitting(folder: Path, name: str, more: int = 0) -> str:
 
 
 def check_mark(folder: Path, mark: str, writes: Sequence[str], command: str) -> bool:
-    """Whether ``folder`` holds the file ``mark`` of an earlier run of ``command``; without it nothing is in the way.
+    """Whether ``folder`` holds the ``mark`` of an earlier run of ``command``. Without it, no file may be in the way.
 
     Args:
-        writes: patterns of all names in ``folder`` that the command writes, beside the mark.
+        folder: the output folder.
+        mark: name of the file of settings.
+        writes: patterns of all other names in ``folder`` that the command writes.
+        command: for the message.
 
     Raises:
-        FileExistsError: something is in the way; the message names it.
-        NotADirectoryError: ``folder`` is a file.
+        FileExistsError: if a file is in the way; the message names it.
+        NotADirectoryError: if ``folder`` is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"the output folder {folder} is a file; give another one with --out")
@@ -148,23 +151,23 @@ def check_mark(folder: Path, mark: str, writes: Sequence[str], command: str) -> 
     if there := sorted(path.relative_to(folder).as_posix() for path in found):
         names = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
         raise FileExistsError(
-            f"{folder} holds {names}, but no {mark} of `musicldm {command}`: nothing was "
-            "changed; give another folder with --out, or move them away"
+            f"{folder} holds {names}, but no {mark} of `musicldm {command}`; nothing was "
+            "changed. Give another folder with --out, or move these files away"
         )
     return False
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether ``path`` is more than what a run leaves that was killed before it wrote its mark."""
+    """Whether ``path`` holds more than the remains of a run that was killed before it wrote its mark."""
     names = [child.name for child in path.iterdir()] if path.is_dir() else [path.name]
     return not all(PART.fullmatch(name) or name == LOCK_FILE for name in names)
 
 
 def read_mark(file: Path, command: str, *keys: str) -> Any:
-    """The JSON of the mark ``file``, which is an object with ``keys`` if there are any, else a text.
+    """The JSON in the mark ``file``: an object with ``keys`` if any are given, otherwise a string.
 
     Raises:
-        FileExistsError: it is something else, which `musicldm COMMAND` has not written.
+        FileExistsError: if it is something else, which `musicldm COMMAND` has not written.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -176,10 +179,10 @@ def read_mark(file: Path, command: str, *keys: str) -> Any:
 
 
 def remove_own(folder: Path, *patterns: str) -> None:
-    """Remove ``folder`` with the files in it that match ``patterns``; nothing at all if there is anything else.
+    """Remove ``folder`` and the files in it that match ``patterns``; nothing if there are other files.
 
     Raises:
-        FileExistsError: there is; the message names it.
+        FileExistsError: if there are other files; the message names one.
     """
     if not folder.is_dir():
         return
@@ -191,12 +194,12 @@ def remove_own(folder: Path, *patterns: str) -> None:
 
 @contextmanager
 def output_folder(path: Path) -> Iterator[Path]:
-    """Make ``path`` and see that files can be written there; folders made for nothing are removed again.
+    """Make the folder ``path`` and check that it can be written; empty new folders are removed at the end.
 
-    A disk that fills up meanwhile is named in the error, whatever library wrote.
+    The error for a disk that becomes full names the folder, whichever library was writing.
 
     Raises:
-        OSError: if it is a file, or may not be written.
+        OSError: if ``path`` is a file, or cannot be written.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     if path.exists() and not path.is_dir():
@@ -226,12 +229,12 @@ def _remove_empty(folders: list[Path]) -> None:
 
 @contextmanager
 def sole_writer(folder: Path, work: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Let no second process, nor a second call in this one, work on ``folder``, which is made, as long as it lasts.
+    """Lock ``folder``, which is made, against other processes and other calls for the time of the context.
 
-    The operating system ends the lock with its process, however that ends. ``wait_s`` is how long to wait for it.
+    The operating system releases the lock when the process ends for any reason. ``wait_s`` is how long to wait for it.
 
     Raises:
-        BlockingIOError: another one works there; the message says which.
+        BlockingIOError: if another process works there; the message names it.
     """
     with output_folder(folder):
         until = time.monotonic() + wait_s
@@ -247,13 +250,15 @@ def sole_writer(folder: Path, work: str, wait_s: float = 0.0) -> Iterator[None]:
             yield
         finally:
             if lock is not None:
-                (folder / LOCK_FILE).unlink(missing_ok=True)  # before others can have it, who look whether it is there
+                (folder / LOCK_FILE).unlink(
+                    missing_ok=True
+                )  # before the lock is released; `_lock` checks that it exists
                 _locks.discard(lock)
                 os.close(lock)
 
 
 def _lock(folder: Path, work: str) -> int | None:
-    """The descriptor of the lock file of ``folder``, locked; None, with a warning, where there are no locks."""
+    """The descriptor of the locked lock file of ``folder``; None, with a warning, if the file system has no locks."""
     path = folder / LOCK_FILE
     try:
         import fcntl
@@ -270,14 +275,14 @@ def _lock(folder: Path, work: str) -> int | None:
             raise BlockingIOError(
                 f"{folder} is being written by {holder}; wait until that ends, or give another folder with --out"
             ) from error
-        except OSError as error:  # a network's file system, for one
+        except OSError as error:  # such as on network file systems
             os.close(lock)
             path.unlink(missing_ok=True)
             _warn_unlocked(folder, f"its file system ({error.strerror})")
             return None
         if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
             break
-        os.close(lock)  # whoever had it has removed it
+        os.close(lock)  # the previous holder has removed the file
     os.ftruncate(lock, 0)
     os.write(lock, f"process {os.getpid()} on {socket.gethostname()} (musicldm {work})".encode())
     _locks.add(lock)
@@ -286,12 +291,12 @@ def _lock(folder: Path, work: str) -> int | None:
 
 def _warn_unlocked(folder: Path, where: str) -> None:
     warnings.warn(
-        f"{where} has no file locks: nothing keeps a second run from writing to {folder} at the same time", stacklevel=4
+        f"{where} has no file locks; do not start a second run that writes to {folder} at the same time", stacklevel=4
     )
 
 
 def _forget_locks() -> None:
-    """In a forked process: its copies of the descriptors would keep the locks of a parent that was killed."""
+    """In a forked process: close its copies of the descriptors, which would keep the locks of a killed parent."""
     for lock in _locks:
         os.close(lock)
     _locks.clear()

@@ -1,9 +1,9 @@
-"""Recordings, opened in one way by every command, which says what is not as it should be.
+"""Opens recordings; all commands use it. Problems of a file are reported by name.
 
-    file, or a stretch of one  ->  `open_audio`  ->  rate, channels, frames, what the header declared, blocks of samples
+    file, or a part of one  ->  `open_audio`  ->  rate, channels, frames, what the header declared, blocks of samples
 
-The length that a header declares is compared with the file (WAV, AIFF, AU, FLAC, Ogg) or counted (MP3). WAV files whose
-sizes a streaming program left at 0 are read whole.
+The length in the header is compared with the file (WAV, AIFF, AU, FLAC, Ogg) or counted (MP3). WAV files with sizes of
+0, as streaming programs write them, are read completely.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     import soundfile
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000  # Hz
-BLOCK = 2**18  # frames decoded at a time, so that channels of a long recording that are averaged never fill memory
-END = 2**16  # bytes at either end of a file that tell whether it changed
+BLOCK = 2**18  # frames per decoded block, so that the channels of a long recording do not fill the memory
+END = 2**16  # bytes at either end of a file that its identity depends on
 UNKNOWN_FRAMES = 2**40
-UNKNOWN = 0x7FFF0000  # bytes; a size in a header from here on says that its writer did not know it
+UNKNOWN = 0x7FFF0000  # bytes; sizes in a header from here upwards mean that the size is unknown
 SIZES = {"WAV": "data", "WAVEX": "data", "AIFF": "SSND", "AU": "Data Size", "W64": "riff", "RF64": "Riff size"}
 STATED = {  # the line of libsndfile's log with the size that a header declares and that which the file has
     kind: rf"^\s*{name}\s*:\s*(\d+) \(should be (\d+)\)" for kind, name in SIZES.items()
 }
-MISSING_S = 0.1  # which may lack at the end without a word
-CANCELLED = 1e-3  # of the loudest sample; a mean of channels that never exceeds it is what is left of opposite ones
+MISSING_S = 0.1  # seconds that may be missing at the end without a warning
+CANCELLED = 1e-3  # of the loudest sample; if the mean of the channels stays below, the channels cancel each other
 REPAIR = "give the whole file or leave it out"
 
 
@@ -48,12 +48,12 @@ class Audio:
     """A recording that is open for reading.
 
     Attributes:
-        rate: Hz.
-        channels: how many.
-        frames: how many there are.
-        declared: frames that the file's header states.
+        rate: in Hz.
+        channels: number of channels.
+        frames: number of frames.
+        declared: number of frames according to the header.
         container: libsndfile's name of it, or MP4 for AAC.
-        remark: what is wrong with the file, or None.
+        remark: a problem of the file, or None.
     """
 
     def __init__(self, name: str | Path, sound: soundfile.SoundFile, declared: int = 0):
@@ -68,7 +68,7 @@ class Audio:
         return self.frames / self.rate
 
     def read(self, start: int, n: int) -> np.ndarray:
-        """Frames (up to n, channels) float32 from ``start`` on; ValueError for NaN and infinite values."""
+        """At most ``n`` frames from ``start``, float32 (n, channels); ValueError for NaN and infinite values."""
         self.sound.seek(min(start, self.frames))
         frames = self.sound.read(n, dtype="float32", always_2d=True)
         self._check(frames, start)
@@ -77,10 +77,10 @@ class Audio:
     def blocks(self) -> Iterator[np.ndarray]:
         """All frames as blocks (L, channels) float32.
 
-        Warns of a recording that ends early, is silent or whose channels cancel each other.
+        Warns if the recording ends early, is silent, or its channels cancel each other.
 
         Raises:
-            ValueError: NaN or infinite values, or no frames.
+            ValueError: for NaN or infinite values, or no frames.
         """
         import soundfile
 
@@ -109,12 +109,12 @@ class Audio:
             warnings.warn(f"{self.name}: its channels cancel each other; their mean is silent", stacklevel=2)
 
     def warn(self) -> None:
-        """Warn of what is wrong with the file, if anything is."""
+        """Give the `remark` as a warning, if there is one."""
         if self.remark:
             warnings.warn(f"{self.name} {self.remark}", stacklevel=2)
 
     def check_end(self) -> None:
-        """Look for the last frame, where a container without sizes (FLAC) declares one; `Ends` if it is missing."""
+        """Read the last frame if the container (FLAC) has no sizes; raises `Ends` if it is missing."""
         import soundfile
 
         if self.sound.format != "FLAC" or not self.frames:
@@ -133,7 +133,7 @@ class Audio:
         return n < self.declared - MISSING_S * self.rate
 
     def ends(self, n: int) -> str:
-        """Words for a recording of ``n`` frames that lacks some."""
+        """Message for a recording that has only ``n`` frames."""
         return f"ends after {n / self.rate:.2f} s; its header states {self.declared / self.rate:.2f} s"
 
     def _check(self, frames: np.ndarray, start: int) -> None:
@@ -144,7 +144,7 @@ class Audio:
 
 
 def doubt(path: Path) -> str | None:
-    """Words for a recording that libsndfile can open and that ends early; None for another, or another kind of file."""
+    """Message for a recording that libsndfile can open but that ends early; None for all other files."""
     try:
         with open_audio(path) as audio:
             audio.check_end()
@@ -157,13 +157,13 @@ def doubt(path: Path) -> str | None:
 
 @contextmanager
 def open_audio(path: str | Path, file: BinaryIO | None = None) -> Iterator[Audio]:
-    """The recording at ``path`` (WAV, FLAC, Ogg, MP3, ...), or in ``file``, which ``path`` then only names.
+    """Open the recording at ``path`` (WAV, FLAC, Ogg, MP3, ...), or in ``file``, for which ``path`` is only the name.
 
-    AAC (``.m4a``) is decoded where PyAV is installed. Pipes are read whole.
+    AAC (``.m4a``) is decoded if PyAV is installed. Pipes are read completely.
 
     Raises:
-        OSError: the file is missing, a folder, or may not be read.
-        ValueError: it is no audio, or of a rate below 1 kHz or above 768 kHz; also of reading it in this context.
+        OSError: if the file is missing, a folder, or may not be read.
+        ValueError: if it is not audio, or its rate is below 1 kHz or above 768 kHz; also while reading in this context.
     """
     import soundfile
 
@@ -171,7 +171,7 @@ def open_audio(path: str | Path, file: BinaryIO | None = None) -> Iterator[Audio
     with ExitStack() as stack:
         source = file
         if file is None:
-            source = stack.enter_context(path.open("rb"))  # the system's own errors, which libsndfile words poorly
+            source = stack.enter_context(path.open("rb"))  # for the system's error messages; libsndfile's are vague
             if not source.seekable():
                 file = source = io.BytesIO(source.read())
         start = source.read(8)
@@ -195,14 +195,14 @@ def open_audio(path: str | Path, file: BinaryIO | None = None) -> Iterator[Audio
 
 
 def _opened(path: Path, source: BinaryIO, place: bytes | BinaryIO, stack: ExitStack) -> Audio:
-    """``source`` as `Audio`, after a look at its length."""
+    """``source`` as `Audio`, once its length is checked."""
     import soundfile
 
     sound = stack.enter_context(soundfile.SoundFile(place))
     rate = sound.samplerate
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise ValueError(
-            f"{path} has a rate of {rate} Hz, and recordings have {LOWEST_RATE} to {HIGHEST_RATE} Hz: repair its "
+            f"{path} has a rate of {rate} Hz, but {LOWEST_RATE} to {HIGHEST_RATE} Hz are supported: repair its "
             "header or leave it out"
         )
     at, size = source.tell(), source.seek(0, io.SEEK_END)  # libsndfile goes on at this place if it reads ``source``
@@ -215,7 +215,7 @@ def _opened(path: Path, source: BinaryIO, place: bytes | BinaryIO, stack: ExitSt
             return Audio(path, sound)
     elif sound.format == "FLAC":
         if sound.frames > UNKNOWN_FRAMES:
-            raise ValueError(f"{path} states no length, as streaming programs leave it; encode it again with `flac`")
+            raise ValueError(f"{path} has no length in its header (it was streamed); encode it again with `flac`")
     elif sound.format == "MP3" and (found := counted_file(source, size)):
         sound = stack.enter_context(soundfile.SoundFile(io.BytesIO(found.content)))
         declared = found.declared
@@ -226,7 +226,7 @@ def _opened(path: Path, source: BinaryIO, place: bytes | BinaryIO, stack: ExitSt
     line = STATED.get(sound.format)
     if line and (sizes := re.search(line, sound.extra_info, re.MULTILINE)):
         stated, there = map(int, sizes.groups())
-        if there and stated - there > 8 and stated < UNKNOWN:  # some writers forget a byte of padding
+        if there and stated - there > 8 and stated < UNKNOWN:  # some writers leave out a byte of padding
             declared = round(sound.frames * stated / there)
     source.seek(at)
     opened = Audio(path, sound, declared)
@@ -235,7 +235,7 @@ def _opened(path: Path, source: BinaryIO, place: bytes | BinaryIO, stack: ExitSt
 
 
 class Stretch(io.RawIOBase):
-    """``size`` bytes of ``file`` from ``offset`` on, as a file; its first bytes are ``head``, whatever they were."""
+    """``size`` bytes of ``file`` from ``offset``, as a file, with its first bytes replaced by ``head``."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int, head: bytes = b""):
         self.file, self.offset, self.size, self.head, self.at = file, offset, size, head, 0
@@ -270,7 +270,7 @@ class Stretch(io.RawIOBase):
 
 
 def sized_header(file: BinaryIO, size: int) -> bytes | None:
-    """The first bytes of a WAV ``file`` that says 0 bytes of samples, as they should be; None if there are none."""
+    """A corrected header for a WAV ``file`` that states 0 bytes of samples; None if there are none."""
     file.seek(0)
     head = file.read(END)
     if head[:4] != b"RIFF" or (data := _chunk(head, 12, b"data")) is None or _chunk(head, data, None) == size:
@@ -280,7 +280,7 @@ def sized_header(file: BinaryIO, size: int) -> bytes | None:
 
 
 def _chunk(head: bytes, at: int, name: bytes | None) -> int | None:
-    """Where the chunk ``name`` of a WAV file begins, from ``at`` on; without a name where the last chunk ends."""
+    """Position of the chunk ``name`` of a WAV file, from ``at`` onwards; without a name the end of the last chunk."""
     while at + 8 <= len(head) and head[at : at + 4].isalnum() | (head[at : at + 3] == b"fmt"):
         if head[at : at + 4] == name:
             return at
@@ -290,10 +290,10 @@ def _chunk(head: bytes, at: int, name: bytes | None) -> int | None:
 
 
 def _ogg_remark(path: Path, file: BinaryIO, size: int) -> str | None:
-    """What is wrong with an Ogg file: it ends without its last page.
+    """Message for an Ogg file that ends without its last page.
 
     Raises:
-        ValueError: several streams one behind the other, of which libsndfile reads the first.
+        ValueError: for several concatenated streams, of which libsndfile reads only the first.
     """
     pages = []
     for at in range(0, size, max(END, size // 16)):  # all of a small file, and parts of others

@@ -31,5 +31,5 @@ def text_lines(text: str) -> list[str]:
 
 
 def is_text(text: str) -> bool:
-    """Whether ``text`` holds whole characters only: no lone surrogates, as half an emoji in JSON leaves them."""
+    """Whether ``text`` has no unpaired surrogates, which JSON escapes can produce."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,8 +1,8 @@
-"""A function over many items, in processes that may die.
+"""Applies a function to many items in worker processes that may crash.
 
-    items  ->  n processes, each with its own copy of the function  ->  (place, value or Crash), as they are done
+    items  ->  n processes, each with its own copy of the function  ->  (index, value or Crash)
 
-Decoders are written in C: what is wrong with one file may end the process that reads it, and must cost that file only.
+Decoders are written in C: a bad file may crash the process that reads it. That must affect this file only.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, cast
 
-TRIES = 2  # for an item: a process may have died for want of memory, which others took
+TRIES = 2  # for an item: a process may have crashed because others used the memory
 
 
 class Crash(NamedTuple):
-    """What comes in place of a value where the process died each time."""
+    """The result for an item whose process crashed at every try."""
 
     reason: str
 
@@ -26,8 +26,8 @@ class Crash(NamedTuple):
 class Workers:
     """``n`` processes that compute ``function(item)``; use as a context.
 
-    ``function`` is sent to each of them when it starts, so it and the items must be picklable. What it raises is raised
-    here. A process that dies is replaced.
+    ``function`` is sent to each of them when it starts, so it and the items must be picklable. Its exceptions
+    are raised here. A process that crashes is replaced.
     """
 
     def __init__(self, function: Callable[[Any], Any], n: int = 1):
@@ -41,10 +41,10 @@ class Workers:
             child.stop()
 
     def map(self, items: Sequence) -> Iterator[tuple[int, Any]]:
-        """``(i, function(items[i]))`` in the order in which they are done; a `Crash` where it cannot be had.
+        """``(i, function(items[i]))`` in the order in which they are done; a `Crash` in place of a missing value.
 
         Raises:
-            RuntimeError: a process ended before it could begin.
+            RuntimeError: if a process ended before it could start.
         """
         waiting = [(i, 1) for i in reversed(range(len(items)))]  # places, and which try it is
         busy: dict[Connection, tuple[_Child, int, int]] = {}
@@ -63,12 +63,12 @@ class Workers:
                     else:
                         yield i, value
         finally:
-            for child, _, _ in busy.values():  # nobody waits for these answers any more
+            for child, _, _ in busy.values():  # these results are no longer needed
                 child.stop()
 
 
 class Apart:
-    """``function`` in a process of its own, which may die: ``apart(item)`` is its value or a `Crash`."""
+    """``function`` in a separate process: ``apart(item)`` is its value, or a `Crash`."""
 
     def __init__(self, function: Callable[[Any], Any]):
         self.function = function
@@ -81,7 +81,7 @@ class Apart:
 
 
 class _Child:
-    """One process, started when there is something to do."""
+    """One worker process, started when it is first needed."""
 
     def __init__(self, function: Callable[[Any], Any]):
         self.function = function
@@ -89,7 +89,7 @@ class _Child:
         self.connection: Connection | None = None
 
     def send(self, item: Any) -> Connection:
-        """Begin with ``item``; returns what becomes ready when it is done."""
+        """Start ``item``; returns a connection that becomes ready when it is done."""
         if self.process is not None and not self.process.is_alive():
             self.stop()
         if self.process is None:
@@ -103,14 +103,14 @@ class _Child:
             except EOFError as error:
                 self.stop()
                 raise RuntimeError(
-                    "a worker process ended before it could begin, see above; a script that starts workers does so "
-                    "below `if __name__ == '__main__':`"
+                    "a worker process ended before it could start (see above); a script must start workers below "
+                    "`if __name__ == '__main__':`"
                 ) from error
         self.connection.send(item)
         return self.connection
 
     def receive(self) -> Any:
-        """What became of the item."""
+        """The result of the item."""
         try:
             value, error = self.connection.recv()
         except (EOFError, ConnectionError):

@@ -1,4 +1,4 @@
-"""Recordings and pieces that are changed in part: sources, regions, joins, tempo and stretching."""
+"""Editing of recordings: sources, regions, joins, tempo and stretching."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Beats of a recording where it is edited, so that borders of regions can be moved to them."""
+"""Beats near the regions of a recording, to which their borders can be moved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from musicldm.editing.regions import Region
 from musicldm.editing.source import Source
 from musicldm.editing.tempo import choose_tracker, measure_tempo
 
-HEARD_S = 10.0  # to either side of a border, of which beats are tracked
+HEARD_S = 10.0  # seconds on either side of a border in which beats are tracked
 
 
 def beats_near(source: Source, regions: Sequence[Region]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Sound that goes on where a recording ends, for some hundredths of a second: linear prediction.
+"""Extrapolation of a recording beyond its end by some hundredths of a second: linear prediction.
 
 samples (N,)  ->  Burg's method  ->  coefficients (P,), whose filter is stable  ->  samples (n,) that follow
 
@@ -11,24 +11,25 @@ from __future__ import annotations
 import numpy as np
 from scipy.signal import lfilter, lfiltic
 
-FITTED_S = 0.1  # of sound that the prediction is fitted to
-ORDER_S = 0.025  # how far back it looks: a period of the lowest notes
+FITTED_S = 0.1  # seconds of sound that the prediction is fitted to
+ORDER_S = 0.025  # length of the prediction filter in seconds: a period of the lowest notes
 MOST_ORDER = 2048
 
 
 def burg(samples: np.ndarray, order: int) -> np.ndarray:
     """Coefficients ``(order,)`` that predict a sample from those before it, the latest first.
 
-    Burg's recursion: reflection coefficients are at most 1 in magnitude, so the prediction never grows. Where nothing
-    is left to predict (silence, or fewer samples than ``order``) the remaining coefficients are 0.
+    Burg's recursion: reflection coefficients are at most 1 in magnitude, so the prediction is stable. Where nothing is
+    left to predict (silence, or fewer samples than ``order``) the remaining coefficients are 0.
 
     Args:
         samples: (N,) floating point.
+        order: number of coefficients.
     """
     forward, backward = samples[1:].astype(float), samples[:-1].astype(float)
     polynomial = np.zeros(order + 1)
     polynomial[0] = 1.0
-    least = 1e-18 * float(np.square(samples).sum())  # rounding of what is predicted entirely
+    least = 1e-18 * float(np.square(samples).sum())  # energy below which the residual is rounding noise
     for i in range(min(order, len(samples) - 1)):
         power = forward @ forward + backward @ backward
         if not power > least:
@@ -40,10 +41,10 @@ def burg(samples: np.ndarray, order: int) -> np.ndarray:
 
 
 def extrapolate(samples: np.ndarray, n: int, rate: int) -> np.ndarray:
-    """The ``n`` samples that follow ``samples (A, N)``, each channel by itself: (A, n).
+    """Predict the ``n`` samples after ``samples (A, N)``, separately for each channel: (A, n).
 
-    They are predicted from the last 0.1 s, or what there is; a constant offset goes on, and what would become
-    louder than that was is turned down.
+    The prediction is fitted to the last 0.1 s, or to what there is. A constant offset is continued; a prediction that
+    becomes louder than the fitted sound is turned down.
     """
     fitted = samples[:, -max(2, round(FITTED_S * rate)) :].astype(float)
     order = min(round(ORDER_S * rate), MOST_ORDER, fitted.shape[1] // 2)

@@ -1,8 +1,8 @@
-"""New sound joined to a recording, inside the region that is made new.
+"""Joins new sound to a recording, inside the region that is replaced.
 
 what a model made in a window  ->  the recording's levels, rate and channels        (`levels`)
-                               ->  in a hole: phases near the seams like the old sound's, crossfade from it to the new
-                               ->  at an end of the recording: crossfade from what linear prediction continues it with
+                               ->  between kept parts: phases matched near the seams, crossfade from old to new sound
+                               ->  at an end of the recording: crossfade from its linear prediction to the new sound
                                ->  `Patch` for the region, times of its seams
 """
 
@@ -21,55 +21,56 @@ from musicldm.editing.patches import Patch
 from musicldm.editing.source import Source
 
 CROSSFADE_S = 0.04
-PHASE_FRAME_S = 0.064  # of the spectrum in which phases are compared
-RETURN_S = 0.12  # after the crossfade, in which the new sound's phases become its own again
-BAND_FRAME_S = 0.016  # of the spectrum in which a crossfade's power is kept
+PHASE_FRAME_S = 0.064  # frame of the spectrum for comparing phases
+RETURN_S = 0.12  # time after the crossfade in which the phase correction fades out
+BAND_FRAME_S = 0.016  # frame of the spectrum for keeping a crossfade's power
 N_BANDS = 16
-CONTINUED_S = 0.03  # for which linear prediction goes on at an end of the recording
-STEEPNESS = 6  # power of the cosine by which it fades: it is true for a few milliseconds only
-MOST_CHANGE = 2.0  # of a band's amplitude in a crossfade
-TAPER = 0.15  # of a crossfade at either end, in which that change begins and ends
-ATTACK = 4.0  # times the energy before: a note of the new sound begins
+CONTINUED_S = 0.03  # length of the linear prediction at an end of the recording
+STEEPNESS = 6  # exponent of the cosine that fades the prediction, which is accurate for milliseconds only
+MOST_CHANGE = 2.0  # largest factor of a band's amplitude in a crossfade
+TAPER = 0.15  # share of a crossfade, at either end, in which that factor fades in and out
+ATTACK = 4.0  # ratio of energies at which a note of the new sound begins
 ATTACK_BLOCK_S, ATTACK_PAST_S = 0.004, 0.03
-TAIL_S = 0.1  # of the old sound that is needed beyond a seam
+TAIL_S = 0.1  # old sound that is needed beyond a seam
 
 
 class Join(NamedTuple):
-    """A region that is ready to be put in place."""
+    """A region that is ready to be inserted."""
 
     patch: Patch
-    seams_s: list[float]  # where it meets kept sound, in seconds of the source
+    seams_s: list[float]  # times of the seams with kept sound, in seconds of the source
 
 
 class New(NamedTuple):
-    """What a model made."""
+    """Sound that a model made."""
 
     waveform: np.ndarray  # (n,) or (A', n)
     rate: int  # Hz
-    start: int  # sample of the source at which it begins; below 0 before it
+    start: int  # its first sample, counted in the source; may be negative
 
 
 class _Frame(NamedTuple):
-    """The stretch of the source in which one region is joined; places count from its beginning."""
+    """The part of the source in which one region is joined; positions count from its beginning."""
 
     begin: int  # sample of the source
     old: np.ndarray  # (A, m), continued beyond the ends of the source where the region needs it
-    there: tuple[int, int]  # where the source is
+    there: tuple[int, int]  # the samples that belong to the source
     region: tuple[int, int]
     rate: int
 
 
 def join(source: Source, region: tuple[int, int], new: New, crossfade_s: float = CROSSFADE_S) -> Join:
-    """``new`` brought to ``source``'s rate, channels and levels, and joined to it inside ``region``.
+    """Convert ``new`` to the rate, channels and levels of ``source``, and join it to the source inside ``region``.
 
     Args:
-        region: samples ``[start, stop)`` of the source, beyond whose ends it may reach.
-        new: at least the region; what is beside it, where the source is kept, tells its level.
-        crossfade_s: at each seam of a hole; at most half of a region with two seams, and all of one with one. At an end
-            of the source it is `CONTINUED_S`.
+        source: the recording.
+        region: samples ``[start, stop)`` of the source; it may reach beyond its ends.
+        new: covers at least the region. Its sound beside the region, where the source is kept, determines its level.
+        crossfade_s: length of each crossfade between kept parts; at most half of a region with two seams, or all of a
+            region with one. At an end of the source it is `CONTINUED_S`.
 
     Raises:
-        ValueError: the region does not touch the source, ``new`` does not cover it, or is not finite.
+        ValueError: if the region does not touch the source, or ``new`` does not cover it or is not finite.
     """
     waveform = np.atleast_2d(np.asarray(new.waveform, dtype=float))
     end = new.start + round(waveform.shape[1] * source.rate / new.rate)
@@ -115,13 +116,13 @@ def _check(source: Source, region: tuple[int, int], made: tuple[int, int], wavef
     if not (start < stop and start <= source.length and stop >= 0):
         raise ValueError(f"the region of samples {start} to {stop} must touch {source.name}, of 0 to {source.length}")
     if not np.isfinite(waveform).all():
-        raise ValueError("what the model made holds NaN or infinity")
+        raise ValueError("the model's output holds NaN or infinity; try another seed, or dtype float32")
     if not (made[0] - 1 <= start and stop <= made[1] + 1):  # windows of the model's latent frames are rounded
-        raise ValueError(f"what the model made, samples {made[0]} to {made[1]}, does not cover {start} to {stop}")
+        raise ValueError(f"the model's output, samples {made[0]} to {made[1]}, does not cover {start} to {stop}")
 
 
 def _frame(source: Source, region: tuple[int, int], made: tuple[int, int]) -> _Frame:
-    """``source`` around ``region`` and ``made``, the stretches to be joined and that was made."""
+    """The part of ``source`` around ``region`` and around ``made``, the samples that the model made."""
     tail = round(TAIL_S * source.rate)
     begin, end = min(made[0], region[0] - tail), max(made[1], region[1] + tail)
     low, high = max(0, begin), min(source.length, end)
@@ -145,7 +146,7 @@ def _beside(frame: _Frame) -> np.ndarray:
 
 
 def _with_level(waveform: np.ndarray, frame: _Frame, new: New) -> np.ndarray:
-    """``waveform (A', n)``, that of ``new``, with the levels of what is kept beside the region."""
+    """``waveform (A', n)`` of ``new``, with the levels of the kept sound beside the region."""
     at = new.start - frame.begin
     ratio = new.rate / frame.rate
     mean = frame.old[:, at:].mean(axis=0)
@@ -158,15 +159,15 @@ def _with_level(waveform: np.ndarray, frame: _Frame, new: New) -> np.ndarray:
 
 
 def _backwards(work, made: np.ndarray, old: np.ndarray, at: int, *rest) -> np.ndarray:
-    """``work`` with the time running backwards, so that the seam at the end of a region is one at its beginning."""
+    """Apply ``work`` in reversed time, so that the seam at the end of a region is treated like one at its beginning."""
     return work(made[:, ::-1], old[:, ::-1], made.shape[1] - at, *rest)[:, ::-1]
 
 
 def continued(made: np.ndarray, old: np.ndarray, at: int, fade: int) -> np.ndarray:
     """``made (A, m)`` with a crossfade of ``fade`` samples from the predicted ``old (A, m)``, beginning at ``at``.
 
-    The old sound falls steeply and the new one rises as fast, their powers adding up to 1: a listener hears what is
-    predicted for some milliseconds, in which it is right, and no longer.
+    The old sound falls steeply and the new one rises as fast, with a constant sum of powers: the prediction is audible
+    only for some milliseconds, in which it is accurate.
     """
     falls = np.cos(np.pi / 2 * (np.arange(fade) + 0.5) / max(1, fade)) ** STEEPNESS
     inside = slice(at, at + fade)
@@ -178,11 +179,15 @@ def continued(made: np.ndarray, old: np.ndarray, at: int, fade: int) -> np.ndarr
 def with_phases(made: np.ndarray, old: np.ndarray, at: int, spread: tuple[int, int], rate: int) -> np.ndarray:
     """``made (A, m)`` with the phases of ``old (A, m)`` in the crossfade that begins at the sample ``at``.
 
-    Around each peak of the spectrum in the middle of the crossfade the phase is turned by the difference of the two
-    sounds' mean channels there; then the turn goes back to nothing, so that partials cross over without cancelling.
+    Around each peak of the spectrum in the middle of the crossfade, the phase is shifted by the phase difference of the
+    two sounds (means of their channels). The shift then fades out, so that partials do not cancel in the crossfade.
 
     Args:
-        spread: samples of the crossfade, and of all that may be changed.
+        made: the new sound.
+        old: the old sound.
+        at: first sample of the crossfade.
+        spread: length of the crossfade, and of the part that may be changed, in samples.
+        rate: in Hz.
     """
     fade, room = spread
     n = 2 ** round(np.log2(PHASE_FRAME_S * rate))
@@ -220,10 +225,10 @@ def peak_phases(cross: np.ndarray) -> np.ndarray:
 
 
 def attack_in(made: np.ndarray, old: np.ndarray, at: int, past: int, fade_and_rate: tuple[int, int]) -> int:
-    """How many samples after ``at`` a note of ``made (A, m)`` begins, at most those of the crossfade.
+    """Samples from ``at`` to the first attack in ``made (A, m)``, at most the length of the crossfade.
 
-    That is where a block of 4 ms has four times the energy of what the model made in the ``past`` samples before it,
-    and twice that of ``old (A, m)`` in the same block, which has no such note then.
+    An attack is a block of 4 ms with four times the energy of the ``past`` samples before it, and twice the energy of
+    ``old (A, m)`` in the same block.
     """
     fade, rate = fade_and_rate
     block = max(1, round(ATTACK_BLOCK_S * rate))
@@ -240,11 +245,15 @@ def attack_in(made: np.ndarray, old: np.ndarray, at: int, past: int, fade_and_ra
 def crossfaded(made: np.ndarray, old: np.ndarray, at: int, lengths: tuple[int, int], rate: int) -> np.ndarray:
     """``made (A, m)`` with a crossfade from ``old (A, m)`` that begins at the sample ``at``.
 
-    The gains are those of equal power, cosine and sine. Where the sounds agree in part, that would be too loud, and
-    where they oppose each other too soft: so each band then gets the power that sounds without relation would have.
+    The gains have equal power (cosine and sine). Correlated sounds would be too loud and opposed sounds too soft, so
+    each band is then scaled to the power of uncorrelated sounds.
 
     Args:
-        lengths: samples in which the old sound fades out, and in which the new one fades in, which are at most as many.
+        made: the new sound.
+        old: the old sound.
+        at: first sample of the crossfade.
+        lengths: samples of the fade-out of the old sound, and of the fade-in of the new one, at most as many.
+        rate: in Hz.
     """
     fade, rise = lengths
     if not fade:

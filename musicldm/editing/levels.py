@@ -1,10 +1,10 @@
-"""What a model made, brought to the loudness, tone and places of the recording around it.
+"""Matches the output of a model to the loudness, tone and panning of the recording around it.
 
 new sound, kept sound beside it  ->  gains of bands, smooth in frequency and time  ->  new sound as loud
 new channels, kept channels      ->  a gain for each channel                       ->  new sound in as many channels
 
-A model makes the kept sound beside a region too. By how much each band of that differs from the recording is what the
-model and its vocoder change by themselves, and is undone in the region.
+A model also makes the kept sound beside a region. The difference between its bands and those of the recording is an
+error of the model and its vocoder, and is corrected in the region.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from vocoder.mel import mel_filters
 
 BANDS = 20
 FRAME_S, HOP_S = 0.064, 0.016
-HEARD_S = 1.5  # of kept sound beside a region that its level is taken from
-HEARD = 5.0  # natural logarithm: 43 dB below the loudest, what lies lower is not compared
-FEWEST = 0.25  # of the frames that a band is compared in; bands heard in fewer get the gain of all
-MOST_GAIN = 1.15  # natural logarithm, 10 dB to either side
+HEARD_S = 1.5  # seconds of kept sound beside a region that determine its level
+HEARD = 5.0  # natural logarithm: levels more than 43 dB below the loudest are not compared
+FEWEST = 0.25  # least share of frames for comparing a band; other bands get the overall gain
+MOST_GAIN = 1.15  # natural logarithm, 10 dB up or down
 LOOK_AHEAD_S = 0.01  # of the limiter
-WIDE, HIGH = 0.1, 0.01  # shares of the amplitude from which a side, or sound above a model's bands, is told of
+WIDE, HIGH = 0.1, 0.01  # shares of the amplitude from which a side channel, or sound above the bands, is reported
 
 
 def level_frames(rate: int) -> MelConfig:
-    """The spectrogram that levels are compared in."""
+    """Parameters of the spectrogram for comparing levels."""
     return MelConfig(
         sample_rate=rate,
         n_fft=2 ** round(np.log2(FRAME_S * rate)),
@@ -40,9 +40,9 @@ def level_frames(rate: int) -> MelConfig:
 
 
 def band_gains(old: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:
-    """By how much, natural logarithm (F,), each band of ``new (n,)`` is softer than that of ``old (n,)``.
+    """Gains (F,), natural logarithm, that bring each band of ``new (n,)`` to the level of ``old (n,)``.
 
-    The median over the frames in which the band is heard in ``old``; 0 where nothing is heard.
+    The median over the frames in which the band is audible in ``old``; 0 where nothing is audible.
     """
     config = level_frames(rate)
     if len(old) <= config.n_fft // 2 or min(np.abs(old).max(), np.abs(new).max()) < SILENCE:
@@ -78,9 +78,8 @@ def with_gains(new: np.ndarray, gains: np.ndarray, rate: int) -> np.ndarray:
 def levelled(new: np.ndarray, old: np.ndarray, region: tuple[int, int], kept: tuple[int, int], rate: int) -> np.ndarray:
     """``new (A, n)``, mono or stereo, with the levels that ``old (n,)``, the recording's mean channel, has beside it.
 
-    Left of ``region``, a stretch of samples, the gains are those found there, right of it likewise, and they go over
-    into one another in between; where only one side is in ``kept``, the samples that are the recording's, the gains
-    stay as they are there.
+    The gains are measured to the left and to the right of ``region`` (samples), and interpolated in between. If only
+    one side lies in ``kept``, the samples that belong to the recording, its gains are used throughout.
     """
     heard = round(HEARD_S * rate)
     start, stop = region
@@ -99,10 +98,10 @@ def levelled(new: np.ndarray, old: np.ndarray, region: tuple[int, int], kept: tu
 
 
 def placed(new: np.ndarray, old: np.ndarray) -> np.ndarray:
-    """``new (A', n)`` in as many channels as ``old (A, m)``, the kept sound beside it.
+    """``new (A', n)`` with as many channels as ``old (A, m)``, the kept sound beside it.
 
-    Mono sound goes to each channel as loud as that is in ``old``, beside the others, so that the mean of the channels
-    is the mono sound. Stereo stays stereo, and is made mono for any other number of channels.
+    Mono sound is distributed by the relative levels of the channels in ``old``, so that the mean of the channels is the
+    mono sound. Stereo stays stereo, and is mixed to mono first for any other number of channels.
     """
     if len(new) == len(old):
         return new
@@ -123,10 +122,12 @@ def limited(new: np.ndarray, old: np.ndarray, rate: int) -> np.ndarray:
 
 
 def limits(source: Source, region: tuple[int, int], mel: MelConfig) -> str | None:
-    """One line on what ``source`` has around ``region``, in samples, that a model cannot make; None if nothing.
+    """One line about what ``source`` has around ``region`` (samples) and the model cannot make; None if nothing.
 
     Args:
-        mel: the model's spectrogram: its channels, and the highest frequency of its bands.
+        source: the recording.
+        region: first sample, and sample after the last.
+        mel: the model's spectrogram, with its channels and its highest frequency.
     """
     reach = round(2 * HEARD_S * source.rate)
     sides = (max(0, region[0] - reach), max(0, region[0])), (region[1], region[1] + reach)

@@ -1,9 +1,9 @@
-"""New samples in place of old ones: what is outside a patch stays as it was, to the bit.
+"""Patches: new samples in place of old ones; everything outside a patch stays the same to the bit.
 
     `Source`, patches  ->  `apply`          ->  array of the source's kind of samples
     `Source`, patches  ->  `write_patched`  ->  file in the source's container, rate, channels and sample format
 
-Times inside the source count from its first sample; a patch that begins before it makes the result begin earlier.
+Positions count from the source's first sample; a patch with a negative start extends the result to the left.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Piece(NamedTuple):
 
     start: int  # sample of the source
     stop: int
-    patch: Patch | None  # whose samples it has; None for the source's own
+    patch: Patch | None  # the patch with its samples; None for samples of the source
 
 
 def pieces(source: Source, patches: Sequence[Patch]) -> list[Piece]:
-    """The result from its beginning to its end, in turns of kept and new stretches.
+    """The result from beginning to end, as alternating kept and new parts.
 
     Raises:
-        ValueError: patches that overlap, leave a gap at an end of the source, or have other samples than they say.
+        ValueError: if patches overlap, leave a gap at an end of the source, or their samples have a wrong shape.
     """
     result, at = [], 0
     ordered = sorted(patches, key=lambda patch: patch.start)

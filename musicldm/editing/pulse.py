@@ -1,9 +1,9 @@
-"""A pulse for the first noise, which brings music to a tempo that a model does not know.
+"""A pulse in the starting noise, which brings music to a tempo although the model does not know tempi.
 
     tempo -> noise that swells on each beat, and the same noise unchanged -> VAE -> their difference, of unit variance
 
-Added to the first noise at a tenth of its strength, it makes most music come on these beats: a model finds in noise
-what it then makes of it. The stronger it is, the more the music is made of beats alone.
+Added to the starting noise at a tenth of its level, it makes most music follow these beats, since a model develops the
+structure that it finds in the noise. A stronger pulse leaves music that consists of beats only.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 REST = 0.25  # level between the beats, where on a beat it is 1
 DECAY_S = 0.12
 WEAK = 0.8  # level of beats that are not the first of a bar
-LEVEL = 0.1  # root mean square of the noise that swells
-LOWEST_HZ = 40.0  # from which on the noise is pink
-SLOWEST_BPM, FASTEST_BPM = 55.0, 210.0  # of a pulse that is felt as one; others are doubled or halved
+LEVEL = 0.1  # root mean square of the swelling noise
+LOWEST_HZ = 40.0  # lowest frequency of the pink noise
+SLOWEST_BPM, FASTEST_BPM = 55.0, 210.0  # range of a pulse; other tempi are doubled or halved
 
 
 def pulsed_noise(n_samples: int, rate: int, bpm: float, beats_per_bar: int = 4) -> tuple[np.ndarray, np.ndarray]:

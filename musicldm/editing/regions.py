@@ -1,4 +1,4 @@
-"""Regions of a recording that are made new: written, checked, moved to beats.
+"""Regions of a recording that are replaced: parsing, checks, and snapping to beats.
 
 "4:6.5", ":4", "10:"  ->  `parse_region`   ->  seconds
 seconds               ->  `check_regions`  ->  regions inside the recording, or beyond its ends, in order
@@ -16,11 +16,11 @@ import numpy as np
 
 from musicldm.config.values import shown
 
-NEARLY_S = 1e-3  # by which a region may pass the end of a recording, whose length is told in milliseconds
+NEARLY_S = 1e-3  # by which a region may exceed a recording, since lengths are displayed in milliseconds
 
 
 class Region(NamedTuple):
-    """A stretch of time in seconds from the first sample of a recording; below 0 before it.
+    """A time range in seconds from the first sample of a recording; negative before it.
 
     An open end is infinite until `check_regions` replaces it by the end of the recording.
     """
@@ -37,7 +37,7 @@ def parse_region(text: str) -> Region:
     """The region that ``text`` names: ``4:6.5``, ``:4`` from the beginning on, ``10:`` to the end; in seconds.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: if the text has another form.
     """
     start, colon, stop = text.strip().partition(":")
     try:
@@ -53,15 +53,16 @@ def parse_region(text: str) -> Region:
 
 
 def check_regions(regions: Iterable[Sequence[float]], duration_s: float, extend: bool = False) -> list[Region]:
-    """``regions`` in order, open ends replaced; those that touch each other are made one.
+    """``regions`` in order, with open ends replaced; adjacent regions are merged.
 
     Args:
+        regions: pairs of start and stop in seconds.
         duration_s: of the recording.
         extend: whether regions may reach beyond the ends of the recording, which makes it longer.
 
     Raises:
-        ValueError: a region that is no pair of numbers, empty, reversed or outside the recording; two that overlap; all
-            of them together cover the whole recording; or none.
+        ValueError: if there are no regions, one is not a pair of numbers, empty, reversed or outside the recording, two
+            overlap, or together they cover the whole recording.
     """
     found = sorted(_checked(region, duration_s, extend) for region in regions)
     if not found:
@@ -77,7 +78,7 @@ def check_regions(regions: Iterable[Sequence[float]], duration_s: float, extend:
     if merged[0].start_s <= 0 and merged[0].stop_s >= duration_s:
         raise ValueError(
             f"the region {merged[0]} covers all of the {duration_s:.2f} s, so nothing is kept; generate new music, "
-            "or vary the whole of it"
+            "or vary the whole recording"
         )
     return merged
 
@@ -109,14 +110,16 @@ def _checked(region: Sequence[float], duration_s: float, extend: bool) -> Region
 def snap_to_beats(
     regions: Sequence[Region], beats_s: Sequence[float], duration_s: float, within_s: float = 0.06
 ) -> list[Region]:
-    """``regions`` whose borders inside the recording lie at the nearest beat, if one is near enough.
+    """Move the borders of ``regions`` to the nearest beat, if one is near enough.
 
-    Borders move inwards only, by at most ``within_s``, so that nothing is replaced that should stay. Those at the ends
-    of the recording, or beyond, stay where they are, and so does a region that would be empty.
+    Borders move inwards only, by at most ``within_s``, so that nothing else is replaced. Borders at the ends of the
+    recording, or beyond, do not move, nor does a region that would become empty.
 
     Args:
+        regions: in seconds.
         beats_s: times of the beats in seconds, in any order.
         duration_s: of the recording.
+        within_s: largest movement in seconds.
     """
     beats = np.sort(np.asarray(beats_s, dtype=float))
     snapped = []

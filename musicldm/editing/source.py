@@ -1,10 +1,9 @@
-"""Recordings that are edited: opened without decoding them whole, read exactly, and never written to.
+"""Recordings to edit: opened without decoding them completely, read exactly, and never written to.
 
     file or array  ->  `Source`  ->  rate, channels, length, container, subtype; samples (A, n) of any stretch, float64
 
-Every sample format that is kept (integers of up to 32 bits, floats) fits into float64 without rounding, so that what is
-read and written again is the same to the bit. MP3, Ogg, AAC and other formats that lose something when they are
-encoded count as decoded: their samples are float32 from there on.
+All lossless sample formats (integers of up to 32 bits, floats) fit into float64 without rounding, so that samples that
+are read and written again are the same to the bit. Lossy formats such as MP3, Ogg and AAC are decoded to float32.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ PREROLL_S = 1.0  # read before a stretch of a lossy file, whose decoders need so
 
 
 class Source(ABC):
-    """A recording that is edited. Made by `Source.open` or `Source.of`; safe for several threads.
+    """A recording to edit. Made by `Source.open` or `Source.of`; safe for several threads.
 
     Attributes:
         name: of the file, or "audio" for an array.
-        rate: Hz.
-        channels: how many, A.
+        rate: in Hz.
+        channels: number of channels A.
         length: samples of each channel.
-        container: libsndfile's name of the file's (WAV, FLAC, AIFF, W64, RF64, ...); None for an array.
-        subtype: libsndfile's name of the sample format: `EXACT` ones, FLOAT for what was decoded.
-        decoded: whether the file's samples were encoded with losses (MP3, Ogg, AAC, ...).
+        container: libsndfile's name of the container (WAV, FLAC, AIFF, W64, RF64, ...); None for an array.
+        subtype: libsndfile's name of the sample format, one of `EXACT`; FLOAT for decoded files.
+        decoded: whether the file is lossy (MP3, Ogg, AAC, ...).
         dtype: of the array that `apply` gives: int16 and int32 for whole numbers, as soundfile reads them.
         endian: byte order of the file, as libsndfile names it.
         flat: whether it is an array of shape (L,).
         metadata: title, artist and other tags that libsndfile reads.
-        remark: what is wrong with the file, or None.
+        remark: a problem of the file, or None.
     """
 
     name: str = "audio"
@@ -65,8 +64,8 @@ class Source(ABC):
         """The recording in the file ``path``, of which only the header and the last frame are read now.
 
         Raises:
-            OSError: the file is missing, a folder, or may not be read.
-            ValueError: it is no audio, has no samples or more than 8 channels.
+            OSError: if the file is missing, a folder, or may not be read.
+            ValueError: if it is not audio, has no samples or more than 8 channels.
         """
         return FileSource(path)
 
@@ -77,7 +76,7 @@ class Source(ABC):
         Samples are float16, float32 or float64 from -1 to 1, or int16 or int32 at full scale.
 
         Raises:
-            ValueError: another shape or kind of samples, no samples, NaN or infinity, or a rate that is none.
+            ValueError: if the shape, dtype or rate is wrong, there are no samples, or one is not finite.
         """
         return ArraySource(array, rate)
 
@@ -89,7 +88,7 @@ class Source(ABC):
         """Samples ``[start, stop)`` as (A, stop - start) float64, exact, -1 to 1 being full scale.
 
         Raises:
-            ValueError: the stretch lies outside, or holds NaN or infinity.
+            ValueError: if the range lies outside, or a sample is not finite.
         """
         if not 0 <= start <= stop <= self.length:
             raise ValueError(f"{self.name} has samples 0 to {self.length}, not {start} to {stop}")
@@ -105,10 +104,10 @@ class Source(ABC):
         """Of the file's bytes, or of an array's samples."""
 
     def check(self) -> None:
-        """Look at the samples before long work begins: all floating-point ones, others until one is audible.
+        """Check the samples before long work begins: all of floating-point files, others until one is audible.
 
         Raises:
-            ValueError: NaN or infinity, damaged parts, or nothing but silence.
+            ValueError: for NaN or infinity, damaged parts, or silence throughout.
         """
         loud = False
         for block in self.blocks():
@@ -144,7 +143,7 @@ class FileSource(Source):
         import soundfile
 
         if identity(self.path) != self.identity:
-            raise ValueError(f"{self.name} changed since it was opened; begin again")
+            raise ValueError(f"{self.name} changed since it was opened; open it again")
         stop = self.length if stop is None else stop
         with open_audio(self.path) as audio:
             try:
@@ -225,7 +224,7 @@ class ArraySource(Source):
 
 
 def check_finite(name: str, block: np.ndarray, start: int, rate: int) -> None:
-    """ValueError if ``block (A, n)``, which begins at sample ``start``, holds NaN or infinity."""
+    """Raise ValueError if ``block (A, n)``, which begins at sample ``start``, holds NaN or infinity."""
     if not np.isfinite(block).all():
         channel, at = np.argwhere(~np.isfinite(block))[0]
         seconds = (start + at) / rate

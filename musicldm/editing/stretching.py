@@ -1,9 +1,9 @@
-"""Music made longer or shorter at the same pitch, on a line or round a circle.
+"""Time stretching at constant pitch, of ordinary music and of loops.
 
     waveform (L,) or (A, L) -> Signalsmith Stretch (python-stretch) -> (n_samples,) or (A, n_samples)
 
-What lies at the share p of the waveform lies at the share p of the result. A loop is stretched round its circle: its
-end still leads into its start. Other phases make other peaks: what would pass full scale, and did not, is limited.
+Time scales linearly: what was at a share p of the waveform is at the same share of the result. The end of a stretched
+loop still leads into its start. Changed phases give new peaks; those beyond full scale are limited.
 """
 
 import math
@@ -16,10 +16,10 @@ from scipy.signal import resample
 
 from vocoder.match import limit
 
-MOST_FACTOR = 2.0  # how much longer or shorter; far beyond what cannot be heard
+MOST_FACTOR = 2.0  # limit of the change of length
 MARGIN_S = 0.2  # mirrored or repeated at both ends: more than the 0.12 s that Signalsmith's windows reach
-FADE_S = 0.05  # of the crossfade that closes a loop
-LEAST_CENTS = 5.0  # smaller changes of pitch are not heard; a loop is then resampled, which closes it exactly
+FADE_S = 0.05  # length of the crossfade that closes a loop
+LEAST_CENTS = 5.0  # smaller changes of pitch are inaudible; a loop is then resampled, which closes it exactly
 SEED = 0  # of Signalsmith's first phases
 LOOK_AHEAD_S = 0.016  # of the limiter
 Mode = Literal["reflect", "wrap"]
@@ -43,9 +43,9 @@ def stretch(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
 def stretch_loop(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
     """The loop ``waveform`` (L,) or (A, L) with ``n_samples`` instead of L; its end still leads into its start.
 
-    Up to 5 cents (0.3 %) it is resampled as a periodic signal. Beyond, it is stretched at the same pitch; the phases
-    then differ from one turn to the next, and a crossfade of 50 ms joins them where they differ least. Where that is,
-    the content decides: the stretch of a rotated loop is the rotated stretch, up to the rounding of the rotation.
+    For up to 5 cents (0.3 %) it is resampled as a periodic signal. Beyond that, it is stretched at the same pitch; the
+    phases then differ from turn to turn, and a crossfade of 50 ms joins them where they differ least. That place
+    depends on the content only: stretching a rotated loop gives the rotated result, up to rounding.
 
     Raises:
         ValueError: if the waveform is empty or not finite, or would become more than twice as long or short.
@@ -84,8 +84,8 @@ def _checked(waveform: np.ndarray, rate: int, n_samples: int) -> np.ndarray:
 def _stretched(waveform: np.ndarray, rate: int, n_samples: int, speed: float, mode: Mode) -> np.ndarray:
     """The first ``n_samples`` of ``waveform`` (..., L) played ``speed`` times as fast.
 
-    ``mode`` is `numpy.pad`'s: what is heard before its start and after its end. Signalsmith's windows reach beyond
-    both ends, where it would otherwise hear silence, and lose what is near them.
+    ``mode`` of `numpy.pad` gives the sound beyond both ends. Signalsmith's windows reach there; with silence it would
+    lose sound near the ends.
     """
     channels = np.atleast_2d(waveform)
     margin = math.ceil(MARGIN_S * rate)
@@ -100,7 +100,7 @@ def _stretched(waveform: np.ndarray, rate: int, n_samples: int, speed: float, mo
 
 
 def _limited(made: np.ndarray, before: np.ndarray, rate: int, reach: int) -> np.ndarray:
-    """``made`` (..., L), limited if it passes full scale where ``before`` did not; ``reach`` samples round a circle."""
+    """``made`` (..., L), limited if it exceeds full scale and ``before`` did not; circular over ``reach`` samples."""
     if np.abs(made).max() <= 1 or np.abs(before).max() > 1:
         return made
     channels = np.take(np.atleast_2d(made), np.arange(-reach, made.shape[-1] + reach), axis=-1, mode="wrap")
@@ -109,22 +109,22 @@ def _limited(made: np.ndarray, before: np.ndarray, rate: int, reach: int) -> np.
 
 
 def _quietest(loop: np.ndarray, rate: int) -> int:
-    """The sample round which ``loop`` (..., L) is quietest; it turns with the loop."""
+    """The sample around which ``loop`` (..., L) is quietest; it rotates with the loop."""
     energy = np.square(np.atleast_2d(loop).astype(np.float64)).sum(axis=0)  # (L,)
     width = min(round(FADE_S * rate), len(energy))
     return int(_circular_sums(energy, width).argmin())
 
 
 def _circular_sums(values: np.ndarray, width: int) -> np.ndarray:
-    """Sums (L,) of ``width`` neighbours from each place on, round the circle of ``values`` (L,)."""
+    """Circular sums (L,) of ``width`` consecutive ``values`` (L,) from each position."""
     total = np.concatenate([[0.0], np.cumsum(np.concatenate([values, values[:width]]))])
     return total[width : width + len(values)] - total[: len(values)]
 
 
 def _close(two: np.ndarray, period: int, fade: int) -> np.ndarray:
-    """A loop (..., period) of ``two`` (..., 2 * period + fade): two turns of one music that differ in their phases.
+    """A loop (..., period) from ``two`` (..., 2 * period + fade): two turns of the same music with different phases.
 
-    It is joined where the turns differ least, by a crossfade that keeps the power whatever their correlation.
+    They are joined where they differ least, by a crossfade that keeps the power for any correlation.
     """
     channels = np.atleast_2d(two).astype(np.float64)
     first, second = channels[:, : period + fade], channels[:, period : 2 * period + fade]

@@ -1,8 +1,8 @@
-"""The tempo of music: measured, compared with the one asked for, and where a loop's first bar begins.
+"""Tempo: measured, compared with the tempo asked for, and the first downbeat of a loop.
 
     waveform (L,) or (A, L) -> beat tracker -> Tempo -> speed that makes it the tempo asked for, octaves apart
 
-Octaves apart: a tracker that counts 60 BPM hears the pulse of 120 BPM in every other beat, and both are the same music.
+Half and double tempi are equivalent: a tracker may count every second beat of music at 120 BPM, and report 60 BPM.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from augment import track_beats
 from augment.beats import NO_BEATS
 
-LIMIT = 0.08  # how much faster or slower music is made at most: more is heard
-WITHIN = 0.02  # of the tempo asked for: what counts as that tempo
-SLOWEST_BPM, FASTEST_BPM = 20.0, 300.0  # that can be asked for
-CONTEXT_S = 4.0  # of a loop's neighbouring turns that the tracker hears too
+LIMIT = 0.08  # largest relative change of speed; more is audible
+WITHIN = 0.02  # tolerance of the tempo asked for
+SLOWEST_BPM, FASTEST_BPM = 20.0, 300.0  # limits of the tempo asked for
+CONTEXT_S = 4.0  # of a loop's neighbouring turns that the tracker gets too
 EARLIER_S = 0.01  # how far before a beat its attack may begin
-_one_at_a_time = threading.Lock()  # madmom's networks remember
+_one_at_a_time = threading.Lock()  # madmom's networks have a state
 
 
 class Tempo(NamedTuple):
-    """What a beat tracker found; without a beat the tempo and the confidence are 0."""
+    """The result of a beat tracker; without beats, tempo and confidence are 0."""
 
     bpm: float  # as it was counted
     beats_s: np.ndarray  # (N,) ascending, from the first sample
@@ -38,20 +38,23 @@ class Tempo(NamedTuple):
 
 
 def choose_tracker() -> str:
-    """The tracker that measures tempo: madmom where it is installed; else librosa, with a warning."""
+    """The tracker for measuring tempo: madmom if it is installed, otherwise librosa, with a warning."""
     if find_spec("madmom"):
         return "madmom"
-    warnings.warn("madmom is not installed, librosa tracks the beats: `make beats` installs it", stacklevel=3)
+    warnings.warn(
+        "madmom is not installed, librosa tracks the beats, less accurately: `make beats` installs madmom",
+        stacklevel=3,
+    )
     return "librosa"
 
 
 def measure_tempo(waveform: np.ndarray, rate: int, loop: bool = False, tracker: str | None = None) -> Tempo:
-    """The beats of ``waveform`` (L,) or (A, L) at ``rate`` Hz; of a ``loop`` they are heard as it is played over.
+    """Tempo and beats of ``waveform`` (L,) or (A, L) at ``rate`` Hz; a ``loop`` is tracked as if played repeatedly.
 
-    ``tracker`` is one of `augment.track_beats`; by default madmom where it is installed, else librosa with a warning.
+    ``tracker`` is one of `augment.track_beats`; by default madmom if it is installed, otherwise librosa with a warning.
 
     Raises:
-        ValueError, ImportError: those of `augment.track_beats`.
+        ValueError, ImportError: as `augment.track_beats`.
     """
     tracker = tracker or choose_tracker()
     mono = np.asarray(waveform, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Edited recordings as files: the source's container, rate, channels and sample format, in blocks, whole or not at all.
+"""Writes edited recordings in the source's container, rate, channels and sample format, in blocks and atomically.
 
 `Source`, patches, recipe  ->  `output_form`, `write_patched`  ->  file with the source's tags and the recipe inside
 
@@ -50,22 +50,22 @@ BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 
 
 
 class Form(NamedTuple):
-    """How an edited recording is written."""
+    """Format of an edited recording."""
 
-    container: str  # as libsndfile names it
+    container: str  # libsndfile's name
     subtype: str
     suffix: str  # of the file's name, with the dot
-    remarks: tuple[str, ...]  # a line for each thing that is not as in the source
+    remarks: tuple[str, ...]  # one line for each difference from the source
 
 
 def output_form(source: Source, format: str | None = None, subtype: str | None = None) -> Form:
-    """The container and sample format of what is made of ``source``.
+    """Container and sample format for an edited version of ``source``.
 
-    Those of the source, unless ``format`` (wav, flac, aiff, w64, rf64, caf, au) or ``subtype`` (PCM_16, PCM_24, FLOAT,
-    ...) say otherwise; arrays, decoded files and containers that cannot be written become WAV.
+    They are those of the source, unless ``format`` (wav, flac, aiff, w64, rf64, caf, au) or ``subtype`` (PCM_16,
+    PCM_24, FLOAT, ...) is given. Arrays, decoded files and containers that cannot be written become WAV.
 
     Raises:
-        ValueError: an unknown ``format`` or ``subtype``, or one that the container does not have.
+        ValueError: for an unknown ``format`` or ``subtype``, or one that the container does not have.
     """
     import soundfile
 
@@ -75,7 +75,7 @@ def output_form(source: Source, format: str | None = None, subtype: str | None =
         raise ValueError(f"format must be one of {', '.join(name.lower() for name in SUFFIXES)}, got {format!r}")
     if container not in SUFFIXES or (source.decoded and format is None):
         why = "decoded" if source.decoded else f"{source.container}, which is read only"
-        remarks.append(f"{source.name} is {why}: what is made of it is WAV with {source.subtype} samples")
+        remarks.append(f"{source.name} is {why}: the result is WAV with {source.subtype} samples")
         container = "WAV"
     if subtype is not None and (subtype not in EXACT or not soundfile.check_format(container, subtype)):
         has = ", ".join(sorted(name for name in EXACT if soundfile.check_format(container, name)))
@@ -102,18 +102,18 @@ def write_patched(
     recipe: dict[str, Any] | None = None,
     mark: str | None = None,
 ) -> Form:
-    """Write ``source`` with ``patches`` to ``path``, in blocks, as `output_form` says; ``recipe`` in its comment.
+    """Write ``source`` with ``patches`` to ``path`` in the form of `output_form`, with ``recipe`` in the comment.
 
-    ``mark``, of `musicldm.audio.marks`, is written where the container has a place for it, else into a file beside it
-    with the suffix ``.xmp``.
+    ``mark``, one of `musicldm.audio.marks`, is written into the file if the container has a place for it, otherwise
+    into a sidecar with the suffix ``.xmp``.
 
-    Kept samples are the source's to the bit, unless a remark of the result says that they are rounded. A WAV file that
-    would exceed 4 GB becomes RF64.
+    Kept samples are the source's to the bit, unless a remark of the result says that they are rounded. A WAV file of
+    more than 4 GB becomes RF64.
 
     Raises:
-        ValueError: ``path`` is the source itself or has another container's suffix; errors of `Source.read`,
-            `pieces` and `output_form`.
-        OSError: the file cannot be written; nothing is left behind.
+        ValueError: if ``path`` is the source itself or has another container's suffix; also as `Source.read`, `pieces`
+            and `output_form`.
+        OSError: if the file cannot be written; nothing is left behind.
     """
     path = Path(path)
     form = _roomy(output_form(source, format, subtype), source, patches)
@@ -137,7 +137,7 @@ def write_patched(
 
 
 def _roomy(form: Form, source: Source, patches: Sequence[Patch]) -> Form:
-    """``form``, or RF64 in place of WAV for more samples than WAV holds."""
+    """``form``, with RF64 instead of WAV if there are too many samples for WAV."""
     n = sum(piece.stop - piece.start for piece in pieces(source, patches))
     size = n * source.channels * BYTES.get(form.subtype, 4)
     if form.container not in SMALL or size <= MOST_BYTES:
@@ -149,7 +149,7 @@ def _roomy(form: Form, source: Source, patches: Sequence[Patch]) -> Form:
 
 
 class _Watched:
-    """A binary file for libsndfile, which does not hand on what went wrong."""
+    """A binary file for libsndfile that keeps its own errors, which libsndfile does not pass on."""
 
     def __init__(self, file: BinaryIO):
         self.file = file

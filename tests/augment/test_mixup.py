@@ -119,7 +119,7 @@ def test_stereo_is_stretched_and_levelled_as_a_whole():
 
 
 def test_more_stretching_is_refused():
-    with pytest.raises(ValueError, match=r"within 4% of 1, beyond which it is heard, got 1\.05"):
+    with pytest.raises(ValueError, match=r"within 4% of 1, since more is audible, got 1\.05"):
         stretch(noise(1), RATE, 1.05)
     waveform = noise(1)
     assert stretch(waveform, RATE, 1.0) is waveform
