@@ -33,6 +33,7 @@ from benchmarks.results import keep
 
 KINDS = ("tempo", "chords", "melody", "notes", "drums", "along", "text", "quality")
 PHRASES = 25  # of each family
+FEWEST = 4  # cases
 
 
 def measured(kind: str, study: following.Study, options: argparse.Namespace) -> dict:
@@ -60,6 +61,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.pieces < FEWEST:
+        parser.error(f"--pieces must be at least {FEWEST}, for intervals; got {options.pieces}")
     try:
         check_installed()
     except ImportError as error:

@@ -7,24 +7,28 @@ added part, given parts -> agreement of tempo, chords and onsets; that of the tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from benchmarks.control import judges, summary
+from benchmarks.control import judges, scoring, summary
 from benchmarks.control.following import Study
 from benchmarks.control.pieces import SECONDS, Piece
 from benchmarks.control.playing import Wanted, music
 from benchmarks.control.text import heard_family
 from benchmarks.editing.edits import seed_of
 from benchmarks.editing.keep import numbers
+from musicldm.audio import read_audio, write_audio
 from musicldm.evaluate.families import asked_family
 from musicldm.evaluate.probe import FamilyProbe
 from musicldm.scores.contexts import ClipSource, ContextPlan, draw_context
 
 PLAN = ContextPlan(("along",), alone=True)
 LEAST_LEVEL = 1e-3  # root mean square of a part that is heard
+TRIES = 4
+PARTS = ("given", "missing")
 AGREEMENTS = ("tempo", "chords", "onsets")
 
 
@@ -38,25 +42,40 @@ class Case:
     text: str  # that asks for what is missing
 
 
-class Added(NamedTuple):
-    """A part that is judged."""
-
-    name: str
-    waveform: np.ndarray
-
-
 def cases_of(study: Study) -> list[Case]:
-    """The first pieces that have parts to be given, and others to be missed."""
-    cases: list[Case] = []
-    for piece in study.pieces:
+    """The first pieces that have parts to be given, and others to be missed; their sound is kept."""
+    folder, rate, cases = study.work / f"along-{study.rate}", study.rate, []
+    for piece in tqdm(study.pieces, desc="parts to play along with"):
         if len(cases) == study.count:
             break
-        clip = ClipSource(piece.midi, SECONDS, lambda piece=piece: piece.waveform(study.rate), 0.0, piece.row["render"])
-        drawn = draw_context(PLAN, clip, np.random.default_rng(seed_of("along", piece.name)), study.rate)
-        if drawn.target is None or min(level(drawn.audio), level(drawn.target)) < LEAST_LEVEL:
-            continue
-        cases.append(Case(piece, drawn.audio, drawn.target, drawn.text))
+        told = numbers(folder / f"{piece.name}.json", lambda piece=piece: draw(piece, rate, folder))
+        if told["text"] is not None:
+            given, missing = (read_audio(folder / f"{piece.name}-{name}.flac", rate)[0] for name in PARTS)
+            cases.append(Case(piece, given, missing, told["text"]))
     return cases
+
+
+def draw(piece: Piece, rate: int, folder: Path) -> dict:
+    """Write the parts of a piece that are given and that are missing; a text for these, None where there are none.
+
+    Of `TRIES` draws the first is taken whose missing part is of one family that the text names, else the first.
+    """
+    clip = ClipSource(piece.midi, SECONDS, lambda: piece.waveform(rate), 0.0, piece.row["render"])
+    usable = []
+    for i in range(TRIES):
+        drawn = draw_context(PLAN, clip, np.random.default_rng(seed_of("along", piece.name, str(i))), rate)
+        if drawn.target is None:  # of one part alone
+            break
+        if min(level(drawn.audio), level(drawn.target)) >= LEAST_LEVEL:
+            usable.append(drawn)
+        if usable and asked_family(usable[-1].text):
+            break
+    if not usable:
+        return {"text": None}
+    chosen = usable[-1] if asked_family(usable[-1].text) else usable[0]
+    for name, sound in zip(PARTS, (chosen.audio, chosen.target), strict=True):
+        write_audio(folder / f"{piece.name}-{name}.flac", sound, rate)
+    return {"text": chosen.text}
 
 
 def level(waveform: np.ndarray) -> float:
@@ -109,26 +128,20 @@ def played(study: Study, cases: list[Case], context: bool) -> list[np.ndarray]:
 def agreement(given: np.ndarray, part: np.ndarray, rate: int) -> dict[str, float]:
     """Of a part with the parts that are given: tempo, the share of time with the same chord, onset strength.
 
-    The tempo agrees within 4 %, up to octaves; chords are major and minor chords of madmom; onsets agree by the
+    The tempo agrees within 4 %, up to octaves; chords are those of Basic Pitch; onsets agree by the
     correlation of their strengths about the mean.
     """
     import librosa
-    import mir_eval
 
     bpms = [judges.beats(one, rate)["bpm"] for one in (given, part)]
     ratio = bpms[1] / bpms[0] if min(bpms) else 0.0
-    names = [judges.chords(one, rate) for one in (given, part)]
-    reference, estimate = (np.array(one["intervals"]).reshape(-1, 2) for one in names)
-    end = float(reference.max())
-    estimate, labels = mir_eval.util.adjust_intervals(estimate, names[1]["labels"], 0.0, end, "N", "N")
-    merged, a, b = mir_eval.util.merge_labeled_intervals(reference, names[0]["labels"], estimate, labels)
-    same = mir_eval.chord.majmin(a, b)
+    given_chords, part_chords = (judges.chords(one, rate)["basic_pitch"] for one in (given, part))
     strengths = [librosa.onset.onset_strength(y=one.astype(np.float32), sr=rate) for one in (given, part)]
     n = min(map(len, strengths))
     flat = min(float(np.std(one[:n])) for one in strengths) < 1e-6
     return {
         "tempo": float(min(abs(ratio * factor - 1) for factor in (0.5, 1, 2)) <= 0.04),
-        "chords": float(mir_eval.chord.weighted_accuracy(same, mir_eval.util.intervals_to_durations(merged))),
+        "chords": scoring.same_chords(given_chords, part_chords),
         "onsets": 0.0 if flat else float(np.corrcoef(strengths[0][:n], strengths[1][:n])[0, 1]),
     }
 

@@ -19,13 +19,14 @@ from musicldm.scores.sketches import Sketch
 from recipes.mini.phrases import PIECES
 
 SLOWEST, FASTEST = 60.0, 180.0  # BPM
+GOLDEN = (5**0.5 - 1) / 2
 WHISTLE = Timbre(partials=(1.0, 0.15), attack_s=0.03, release_s=0.04, decay_per_s=0.0)
 WHISTLE_RATE = 16_000
 
 
-def tempo_of(i: int, count: int) -> int:
-    """BPM of the i-th of ``count`` cases, evenly spread in octaves."""
-    return round(SLOWEST * (FASTEST / SLOWEST) ** ((i + 0.5) / count))
+def tempo_of(i: int) -> int:
+    """BPM of the i-th case; any number of first cases is spread evenly in octaves."""
+    return round(SLOWEST * (FASTEST / SLOWEST) ** ((0.5 + i * GOLDEN) % 1))
 
 
 def tempo_prompt(i: int, bpm: float) -> str:

@@ -110,7 +110,7 @@ def scored(kind: str, heard: Sequence[dict], truths: Sequence) -> list[dict]:
 
 def tempo(study: Study) -> dict:
     """How often music has the tempo that a click and words ask for, beside the judge on music of known tempo."""
-    bpms = [asking.tempo_of(i, study.count) for i in range(study.count)]
+    bpms = [asking.tempo_of(i) for i in range(study.count)]
     wanted = [Wanted(f"{i:03d}-{bpm}", asking.tempo_prompt(i, bpm)) for i, bpm in enumerate(bpms)]
     asked = [(bpm, np.arange(0, SECONDS, 60 / bpm)) for bpm in bpms]
     timed = [(piece, times) for piece in study.pieces if (times := truth.beats(piece)) is not None][: study.count]

@@ -2,10 +2,11 @@
 
     waveform (L,) at any rate -> beats | chords | notes and strongest pitch | drums, as dictionaries ready for JSON
 
-Beats: madmom's networks (Boeck et al., 2016). Chords: madmom's deep chroma and conditional random field (Korzeniowski
-and Widmer, 2016, https://arxiv.org/abs/1612.05065). Notes: Basic Pitch (Bittner et al., 2022,
-https://arxiv.org/abs/2203.09893), whose network also says which pitch is the strongest at each moment. Drums: rises of
-three bands of the spectrum, since no network for drums can be installed beside the package.
+Beats: madmom's networks (Boeck et al., 2016). Notes: Basic Pitch (Bittner et al., 2022,
+https://arxiv.org/abs/2203.09893), whose network also says which pitch is the strongest at each moment. Chords: triads
+over the pitches of that network, and madmom's deep chroma and conditional random field (Korzeniowski and Widmer, 2016,
+https://arxiv.org/abs/1612.05065). Drums: rises of three bands of the spectrum, since no network for drums can be
+installed beside the package.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ MADMOM_RATE = 44_100
 LOWEST_PITCH = 21  # MIDI, of Basic Pitch's first column
 THRESHOLDS, SHORTEST_S = (0.5, 0.3), 0.1277  # of onsets and notes, and of a note: Basic Pitch's own
 STEP_S = 0.02
+ROOTS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+TRIADS = {"maj": (0, 4, 7), "min": (0, 3, 7)}
+CHORD_SPAN_S, CHORD_SHARPNESS, CHORD_STAYS = 0.5, 12.0, 0.99  # smoothing; of a fit; probability in the next frame
 MELODY = (60, 96)  # MIDI pitches among which the strongest is looked for
 DRUM_RATE, DRUM_FRAME, DRUM_HOP = 16_000, 1024, 80
 DRUM_LAG, DRUM_GAP, DRUM_AROUND = (
@@ -82,7 +86,35 @@ def beats(waveform: np.ndarray, rate: int) -> dict:
 
 
 def chords(waveform: np.ndarray, rate: int) -> dict:
-    """``intervals`` [start_s, end_s] and ``labels`` as mir_eval reads them, major, minor and N."""
+    """Chords by ``basic_pitch`` and by ``madmom``: their ``intervals`` [start_s, end_s] and ``labels``, for mir_eval.
+
+    madmom's are what is usual for recordings; where a vocoder blurs the sound it hears other chords, or none. Basic
+    Pitch's are triads over the pitch classes that its network hears, decoded by Viterbi's algorithm.
+    """
+    return {"basic_pitch": _chords_of_pitches(waveform, rate), "madmom": _chords_of_madmom(waveform, rate)}
+
+
+def _chords_of_pitches(waveform: np.ndarray, rate: int) -> dict:
+    from librosa.sequence import transition_loop, viterbi_discriminative
+
+    heard = _basic_pitch(waveform, rate)["note"].T  # (88, T)
+    frames_per_s = heard.shape[1] / (len(waveform) / rate)
+    classes = np.zeros((12, heard.shape[1]))
+    np.add.at(classes, (np.arange(len(heard)) + LOWEST_PITCH) % 12, heard)
+    classes = uniform_filter1d(classes, round(CHORD_SPAN_S * frames_per_s), axis=1)
+    classes /= np.maximum(np.linalg.norm(classes, axis=0), 1e-9)
+    names = [(root, kind) for kind in TRIADS for root in range(12)]
+    templates = np.array([np.isin(np.arange(12), (np.array(TRIADS[kind]) + root) % 12) for root, kind in names])
+    fits = np.exp(CHORD_SHARPNESS * (templates / 3**0.5) @ classes)
+    path = viterbi_discriminative(fits / fits.sum(axis=0), transition_loop(len(names), CHORD_STAYS))
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(path)) + 1, [len(path)]])
+    return {
+        "intervals": (np.stack([edges[:-1], edges[1:]], axis=1) / frames_per_s).round(4).tolist(),
+        "labels": [f"{ROOTS[names[path[edge]][0]]}:{names[path[edge]][1]}" for edge in edges[:-1]],
+    }
+
+
+def _chords_of_madmom(waveform: np.ndarray, rate: int) -> dict:
     with madmom_compatibility():
         from madmom.audio.signal import Signal
 

@@ -35,16 +35,23 @@ def tempo(heard: dict, bpm: float, beats_s: np.ndarray) -> dict[str, float]:
 
 
 def chords(heard: dict, true: Chords) -> dict[str, float]:
-    """Chord symbol recall: the share of the time in which the major or minor chord is the true one."""
+    """Chord symbol recall by either judge: the share of the time in which the major or minor chord is the true one."""
+    reference = {"intervals": np.clip(true.intervals, 0, SECONDS), "labels": true.labels}
+    names = {"recall": "basic_pitch", "recall_by_madmom": "madmom"}
+    return {name: same_chords(reference, heard[judge]) for name, judge in names.items()}
+
+
+def same_chords(reference: dict, estimate: dict) -> float:
+    """Share of the time in which two sequences of ``intervals`` and ``labels`` have the same major or minor chord."""
     import mir_eval
 
-    reference = np.clip(true.intervals, 0, SECONDS)
-    estimate, labels = mir_eval.util.adjust_intervals(
-        np.array(heard["intervals"]).reshape(-1, 2), heard["labels"], 0.0, float(reference.max()), "N", "N"
+    spans = np.array(reference["intervals"]).reshape(-1, 2)
+    found, labels = mir_eval.util.adjust_intervals(
+        np.array(estimate["intervals"]).reshape(-1, 2), estimate["labels"], spans.min(), spans.max(), "N", "N"
     )
-    merged, said, found = mir_eval.util.merge_labeled_intervals(reference, true.labels, estimate, labels)
-    hits = mir_eval.chord.majmin(said, found)
-    return {"recall": float(mir_eval.chord.weighted_accuracy(hits, mir_eval.util.intervals_to_durations(merged)))}
+    merged, a, b = mir_eval.util.merge_labeled_intervals(spans, reference["labels"], found, labels)
+    hits = mir_eval.chord.majmin(a, b)
+    return float(mir_eval.chord.weighted_accuracy(hits, mir_eval.util.intervals_to_durations(merged)))
 
 
 def melody(heard: dict, pitches: np.ndarray) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,11 @@ MOST_LOST = 0.05  # of the share of phrases whose family is heard
 
 
 def make_probe(index: Path, scores: Path, work: Path) -> FamilyProbe:
-    """The probe of `recipes.mini.following`, of solo renderings of pieces that are used for nothing else."""
+    """The probe of `recipes.mini.following`, taught on one clip of each solo rendering instead of two."""
     with index.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["source"] not in LEFT_OUT]
     wanted = [scores / row["path"] for row in rows if folder_of(row["piece_id"]) == "probe"]
-    render_scores(wanted, work / "probe", FOLDERS["probe"], index=index)
+    render_scores(wanted, work / "probe", replace(FOLDERS["probe"], max_clips=1), index=index)
     return FamilyProbe.train(work / "probe", cache=work / "probe-features")
 
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.control.judges import MELODY, STEP_S
+from benchmarks.control.judges import MELODY, ROOTS, STEP_S, TRIADS
 from benchmarks.control.pieces import SECONDS, Piece
 from musicldm.scores.beats import beat_grid
 from musicldm.scores.general_midi import DRUM_CHANNEL
 from musicldm.scores.reading import parts, select
 
-ROOTS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
-TRIADS = {"maj": (0, 4, 7), "min": (0, 3, 7)}
 CLEAR = 0.75  # share of what sounds that belongs to its chord, where that is true beyond doubt
 CLEAR_SHARE = 0.6  # of the bars, in a clip that is asked for
 BASS = 0.1  # what the lowest note counts beside that: of Am7 and C the one whose root it is

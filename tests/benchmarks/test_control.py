@@ -82,9 +82,8 @@ def test_sketches_are_of_what_is_asked(piece):
     assert len(melody.notes) == pytest.approx(len(true[true["start_s"] < SECONDS]), abs=2)
     assert set(asking.drums(piece).notes["channel"]) == {9}
     assert asking.tracks(piece, drums=False) == [1, 2]
-    bpms = [asking.tempo_of(i, 10) for i in range(10)]
-    assert bpms == sorted(bpms)
-    assert 60 < bpms[0] < bpms[-1] < 180
+    bpms = np.log2([asking.tempo_of(i) for i in range(40)])
+    assert np.diff([np.log2(60), *np.sort(bpms), np.log2(180)]).max() < 0.1  # no gap of more than 7 %
 
 
 @needs_judges
@@ -97,9 +96,10 @@ def test_scores_are_one_for_what_is_true_and_fall_with_faults(piece):
     assert scoring.notes({"onsets_s": [], "pitches": []}, true)["f1_50_ms"] == 0
     chords = truth.chords(piece)
     named = {"intervals": chords.intervals.tolist(), "labels": list(chords.labels)}
-    assert scoring.chords(named, chords)["recall"] == pytest.approx(1.0)
     wrong = named | {"labels": [*chords.labels[:2], *("D:maj",) * 4]}
-    assert scoring.chords(wrong, chords)["recall"] == pytest.approx(4 / SECONDS, abs=0.01)
+    recalls = scoring.chords({"basic_pitch": named, "madmom": wrong}, chords)
+    assert recalls["recall"] == pytest.approx(1.0)
+    assert recalls["recall_by_madmom"] == pytest.approx(4 / SECONDS, abs=0.01)
     pitches = truth.melody(piece)[1]
     octave_up = {"strongest": (pitches + 12 * (pitches > 0)).tolist()}
     assert scoring.melody(octave_up, pitches)["chroma_accuracy"] == 1
@@ -116,7 +116,8 @@ def test_scores_are_one_for_what_is_true_and_fall_with_faults(piece):
 @needs_judges
 def test_judges_hear_what_is_played(piece):
     band, tune = (Sketch.from_midi(piece.midi, parts).render(RATE, timbre=STRUCK) for parts in ([1, 2], [2]))
-    assert scoring.chords(judges.chords(band, RATE), truth.chords(piece))["recall"] > 0.7
+    recalls = scoring.chords(judges.chords(band, RATE), truth.chords(piece))
+    assert min(recalls["recall"], recalls["recall_by_madmom"]) > 0.7
     assert scoring.melody(judges.notes(band, RATE), truth.melody(piece)[1])["chroma_accuracy"] > 0.7
     true = truth.notes(piece)
     assert scoring.notes(judges.notes(tune, RATE), true[true[:, 1] >= 72])["f1_50_ms"] > 0.6
