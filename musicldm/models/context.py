@@ -21,9 +21,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from musicldm.config.values import shown
+from musicldm.scores.sketches import SKETCH_KINDS
 
-KINDS = ("notes", "melody", "chords", "bass", "drums", "click", "along", "hole")
-SKETCH_KINDS = KINDS[:6]  # plain tones, bursts and clicks instead of real sound
+KINDS = (*SKETCH_KINDS, "along", "hole")
 HOLE = "hole"  # the music itself, of which parts are missing
 
 ENTRY = "context"  # of the UNet's configuration
