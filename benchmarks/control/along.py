@@ -6,21 +6,24 @@ added part, given parts -> agreement of tempo, chords and onsets; that of the tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.control import judges, scoring, summary
+from benchmarks.control import scoring, summary
 from benchmarks.control.following import Study
+from benchmarks.control.hearing import hear
 from benchmarks.control.pieces import SECONDS, Piece
 from benchmarks.control.playing import Wanted, music
 from benchmarks.control.text import heard_family
 from benchmarks.editing.edits import seed_of
 from benchmarks.editing.keep import numbers
-from musicldm.audio import read_audio, write_audio
+from musicldm.audio import write_audio
 from musicldm.evaluate.families import asked_family
 from musicldm.evaluate.probe import FamilyProbe
 from musicldm.scores.contexts import ClipSource, ContextPlan, draw_context
@@ -34,11 +37,11 @@ AGREEMENTS = ("tempo", "chords", "onsets")
 
 @dataclass(frozen=True)
 class Case:
-    """Parts of a piece, at the model's rate (L,)."""
+    """Parts of a piece, as files at the model's rate."""
 
     piece: Piece
-    given: np.ndarray
-    missing: np.ndarray
+    given: Path
+    missing: Path
     text: str  # that asks for what is missing
 
 
@@ -50,8 +53,7 @@ def cases_of(study: Study) -> list[Case]:
             break
         told = numbers(folder / f"{piece.name}.json", lambda piece=piece: draw(piece, rate, folder))
         if told["text"] is not None:
-            given, missing = (read_audio(folder / f"{piece.name}-{name}.flac", rate)[0] for name in PARTS)
-            cases.append(Case(piece, given, missing, told["text"]))
+            cases.append(Case(piece, *(folder / f"{piece.name}-{name}.flac" for name in PARTS), told["text"]))
     return cases
 
 
@@ -82,67 +84,74 @@ def level(waveform: np.ndarray) -> float:
     return float(np.sqrt(np.square(waveform, dtype=np.float64).mean()))
 
 
-def measured(study: Study, probe: FamilyProbe | None) -> dict:
+def measured(study: Study, probe: FamilyProbe) -> dict:
     """Agreement of added parts with what is given, by column; family as asked where the text names one."""
     cases, rate = cases_of(study), study.rate
-    back = study.player.round_trip(((f"{c.piece.name}-missing", c.missing) for c in cases), "along")
-    true = [music(file, rate) for file in back]
-    columns = {
-        "true_partner": true,
-        "random_partner": [true[(i + 1) % len(true)] for i in range(len(true))],
-        "text": played(study, cases, context=False),
-    }
+    missing = ((f"{case.piece.name}-missing", music(case.missing, rate)) for case in cases)
+    true = study.player.round_trip(missing, "along")
+    columns = {"true_partner": true, "random_partner": true[1:] + true[:1], "text": played(study, cases, context=False)}
     if study.player.takes_context:
         columns["context"] = played(study, cases, context=True)
+    given = heard([case.given for case in cases], rate)
     rows = {
-        column: [
-            numbers(
-                study.player.folder / f"along-{column}" / f"{case.piece.name}.agreement.json",
-                lambda case=case, part=part: agreement(case.given, part, rate),
-            )
-            for case, part in zip(cases, parts, strict=True)
-        ]
-        for column, parts in columns.items()
+        column: [agreement(*pair) for pair in zip(given, heard(files, rate), strict=True)]
+        for column, files in columns.items()
     }
-    if probe is not None:
-        for column, parts in columns.items():
-            for row, case, part in zip(rows[column], cases, parts, strict=True):
-                if (family := asked_family(case.text, probe.classes)) and column != "random_partner":
-                    row["family_as_asked"] = float(heard_family(probe, part, rate) == family)
+    families = [asked_family(case.text, probe.classes) for case in cases]
+    for column, files in columns.items():
+        for row, family, file in zip(rows[column], families, files, strict=True):
+            if family == "drums":
+                del row["chords"]
+            if family and column != "random_partner":
+                row["family_as_asked"] = float(heard_family(probe, music(file, rate), rate) == family)
     told = {"cases": len(cases), "measures": summary.of_columns(rows)}
     if "context" in rows:
         told["nearer_to_the_true_partner"] = nearer(told["measures"])
     return told
 
 
-def played(study: Study, cases: list[Case], context: bool) -> list[np.ndarray]:
+def played(study: Study, cases: list[Case], context: bool) -> list[Path]:
     """What the model plays for the texts, along with what is given or not."""
     wanted = [
-        Wanted(case.piece.name, case.text, {"along": torch.from_numpy(case.given)} if context else None)
+        Wanted(
+            case.piece.name,
+            case.text,
+            {"along": torch.from_numpy(music(case.given, study.rate))} if context else None,
+        )
         for case in cases
     ]
-    files = study.player.play(wanted, "along-context" if context else "along-text", study.guidance)
-    return [music(file, study.rate) for file in files]
+    return study.player.play(wanted, "along-context" if context else "along-text", study.guidance)
 
 
-def agreement(given: np.ndarray, part: np.ndarray, rate: int) -> dict[str, float]:
-    """Of a part with the parts that are given: tempo, the share of time with the same chord, onset strength.
+class Heard(NamedTuple):
+    """What is compared of a part."""
 
-    The tempo agrees within 4 %, up to octaves; chords are those of Basic Pitch; onsets agree by the
-    correlation of their strengths about the mean.
-    """
+    bpm: float
+    chords: dict
+    onsets: np.ndarray  # their strength, (T,)
+
+
+def heard(files: Sequence[Path], rate: int) -> list[Heard]:
+    """Of each of ``files``."""
     import librosa
 
-    bpms = [judges.beats(one, rate)["bpm"] for one in (given, part)]
-    ratio = bpms[1] / bpms[0] if min(bpms) else 0.0
-    given_chords, part_chords = (judges.chords(one, rate)["basic_pitch"] for one in (given, part))
-    strengths = [librosa.onset.onset_strength(y=one.astype(np.float32), sr=rate) for one in (given, part)]
-    n = min(map(len, strengths))
-    flat = min(float(np.std(one[:n])) for one in strengths) < 1e-6
+    beats, chords = hear("beats", files, rate), hear("chords", files, rate)
+    onsets = [librosa.onset.onset_strength(y=music(file, rate), sr=rate) for file in files]
+    return [
+        Heard(one["bpm"], names["basic_pitch"], strength)
+        for one, names, strength in zip(beats, chords, onsets, strict=True)
+    ]
+
+
+def agreement(given: Heard, part: Heard) -> dict[str, float]:
+    """Whether tempos agree within 4 %, up to octaves; share of time with the same chord; correlation of the onsets."""
+    ratio = part.bpm / given.bpm if given.bpm else 0.0
+    n = min(len(given.onsets), len(part.onsets))
+    flat = min(float(np.std(one.onsets[:n])) for one in (given, part)) < 1e-6
     return {
         "tempo": float(min(abs(ratio * factor - 1) for factor in (0.5, 1, 2)) <= 0.04),
-        "chords": scoring.same_chords(given_chords, part_chords),
-        "onsets": 0.0 if flat else float(np.corrcoef(strengths[0][:n], strengths[1][:n])[0, 1]),
+        "chords": scoring.same_chords(given.chords, part.chords),
+        "onsets": 0.0 if flat else float(np.corrcoef(given.onsets[:n], part.onsets[:n])[0, 1]),
     }
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.control import asking, following, judges, scoring, summary, text, truth
+from benchmarks.control import along, asking, following, judges, scoring, summary, text, truth
 from benchmarks.control.pieces import SECONDS, Piece
 from benchmarks.control.playing import Player, Wanted, music
 from musicldm.audio import write_audio
@@ -199,3 +199,23 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch):
     with pytest.raises(ImportError, match=r"no_such_judge.*pip install no-such-judge") as told:
         judges.check_installed()
     assert "\n" not in str(told.value)
+
+
+@needs_judges
+def test_a_part_agrees_with_itself_and_not_with_another():
+    bars = [[start, start + 2.0] for start in range(0, 10, 2)]
+    onsets = np.random.default_rng(0).uniform(size=(2, 300))
+    part = along.Heard(100.0, {"intervals": bars, "labels": CHORDS[:5]}, onsets[0])
+    other = along.Heard(87.0, {"intervals": bars, "labels": ["D:maj"] * 5}, onsets[1])
+    assert along.agreement(part, part._replace(bpm=200.0)) == pytest.approx({"tempo": 1, "chords": 1, "onsets": 1})
+    apart = along.agreement(part, other)
+    assert (apart["tempo"], apart["chords"]) == (0, 0)
+    assert abs(apart["onsets"]) < 0.2
+    assert along.agreement(part, part._replace(bpm=0.0, onsets=np.zeros(300)))["onsets"] == 0
+
+
+def test_what_is_added_is_nearer_to_the_true_partner_or_is_not():
+    columns = {"true_partner": 0.8, "random_partner": 0.2, "context": 0.6}
+    measures = {name: {column: {"value": v} for column, v in columns.items()} for name in along.AGREEMENTS}
+    measures["onsets"]["context"] = {"value": 0.3}
+    assert along.nearer(measures) == {"tempo": True, "chords": True, "onsets": False}
