@@ -65,7 +65,7 @@ class Playing(NamedTuple):
     start_s: float  # of the cut in that stretch
 
 
-class Kept:
+class ArrayCache:
     """A cache of arrays by key; the least recently used ones are dropped above ``most_bytes``."""
 
     def __init__(self, most_bytes: int = KEEP_BYTES):
@@ -145,7 +145,7 @@ class BeatSynchronousMixup(torch.utils.data.Dataset):
         )
         self.index_of = {path: i for i, path in enumerate(self.paths)}
         self.texts = {clip.path: clip.texts for clip in clips}
-        self.kept = Kept(keep_bytes)
+        self.kept = ArrayCache(keep_bytes)
 
     def __len__(self) -> int:
         return len(self.clips) * self.settings.per_clip

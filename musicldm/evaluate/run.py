@@ -25,7 +25,7 @@ from musicldm.evaluate.families import ZeroShotFamilies
 from musicldm.evaluate.probe import FamilyProbe
 from musicldm.evaluate.report import guidance_words, markdown, page
 from musicldm.evaluate.similarity import paired_similarity
-from musicldm.evaluate.summary import Evidence, Judged, few_clips, summarize
+from musicldm.evaluate.summary import Classification, Evidence, few_clips, summarize
 from musicldm.generate.recipe import Request, Settings
 from musicldm.generate.session import Session
 from musicldm.models.clap import embed_text
@@ -95,7 +95,7 @@ class EvaluationConfig:
         }
 
 
-class Opened(NamedTuple):
+class Inputs(NamedTuple):
     """Inputs of an evaluation, opened and checked before any music is made."""
 
     embedder: ClapEmbedder  # of the model
@@ -106,7 +106,7 @@ class Opened(NamedTuple):
     index: NoveltyIndex | None
 
 
-class Heard(NamedTuple):
+class EmbeddedClips(NamedTuple):
     """The N clips that are not silent, with embeddings and classifications."""
 
     clips: list[Clip]
@@ -114,7 +114,7 @@ class Heard(NamedTuple):
     log_mel: np.ndarray  # (N, E)
     sounds: np.ndarray  # mask of these clips among all clips
     reference: tuple[np.ndarray, np.ndarray] | None  # (M, D) and (M, E)
-    judged: dict[str, Judged]
+    classified: dict[str, Classification]
 
 
 def run_evaluation(session: Session, out: Path, config: EvaluationConfig) -> dict:
@@ -127,45 +127,45 @@ def run_evaluation(session: Session, out: Path, config: EvaluationConfig) -> dic
             evaluation.
         OSError: if a file cannot be read or written or is of other origin, or another process works in ``out``.
     """
-    opened, settings = open_all(session, config), config.plan(session)
+    inputs, settings = open_all(session, config), config.plan(session)
     with sole_writer(out, "evaluate"):
         begin(out, settings)
-        return measure_and_report(session, opened, settings, out, config)
+        return measure_and_report(session, inputs, settings, out, config)
 
 
-def measure_and_report(session: Session, opened: Opened, settings: dict, out: Path, config: EvaluationConfig) -> dict:
+def measure_and_report(session: Session, inputs: Inputs, settings: dict, out: Path, config: EvaluationConfig) -> dict:
     """The part of `run_evaluation` that works in the folder ``out``, once it is reserved."""
-    clips = opened.clips
+    clips = inputs.clips
     if clips is None:
         clips = generate_clips(session, config.requests(), out, config.batch_size)
-    heard = hear(clips, opened, config)
+    embedded = embed_all(clips, inputs, config)
     tracked = config.judges.tempo and find_spec("madmom") is not None
-    measured = measure_clips(heard.clips, out, tracked)
-    verdicts = None if opened.index is None else check_clips(heard.clips, opened.index, opened.embedder)
-    texts = [clip.prompt for clip in heard.clips]
+    measured = measure_clips(embedded.clips, out, tracked)
+    verdicts = None if inputs.index is None else check_clips(embedded.clips, inputs.index, inputs.embedder)
+    texts = [clip.prompt for clip in embedded.clips]
     evidence = Evidence(
-        heard.clap,
-        heard.log_mel,
+        embedded.clap,
+        embedded.log_mel,
         texts,
         measured,
-        text_similarity=similarity_to_prompts(texts, heard.clap, opened),
-        reference=heard.reference,
+        text_similarity=similarity_to_prompts(texts, embedded.clap, inputs),
+        reference=embedded.reference,
         verdicts=verdicts,
-        base_rate=None if opened.index is None else opened.index.about["base_rate"],
-        judged=heard.judged,
+        base_rate=None if inputs.index is None else inputs.index.about["base_rate"],
+        classified=embedded.classified,
     )
     metrics, single = summarize(evidence)
     made = {
         "title": f"Evaluation of {session.model if config.audio is None else config.audio}",
-        "about": _about(len(heard.clips), settings),
+        "about": _about(len(embedded.clips), settings),
         "settings": settings,
-        "sources": sources_of(opened, heard, config.judges),
+        "sources": sources_of(inputs, embedded, config.judges),
         "metrics": metrics,
-        "notes": notes_on(heard, config.judges, tracked),
+        "notes": notes_on(embedded, config.judges, tracked),
         "base_rate": evidence.base_rate,
         "prompts": texts,
         "single": single,
-        "clips": _rows(heard.clips, out, measured, single, verdicts),
+        "clips": _rows(embedded.clips, out, measured, single, verdicts),
     }
     write_whole(out / "metrics.json", (json.dumps(made, indent=1) + "\n").encode())
     write_whole(out / "report.md", markdown(made).encode())
@@ -173,7 +173,7 @@ def measure_and_report(session: Session, opened: Opened, settings: dict, out: Pa
     return made
 
 
-def open_all(session: Session, config: EvaluationConfig) -> Opened:
+def open_all(session: Session, config: EvaluationConfig) -> Inputs:
     """Open and check all inputs of the evaluation; raises the errors of `run_evaluation`."""
     judges, pipeline = config.judges, session.pipeline(config.settings)
     embedder = ClapEmbedder(pipeline.text_encoder, pipeline.feature_extractor, pipeline.sampling_rate)
@@ -190,69 +190,71 @@ def open_all(session: Session, config: EvaluationConfig) -> Opened:
         raise ValueError(f"distances need four clips or more on either side, got {n_clips} and {len(reference)}")
     if index is not None:
         check_lengths(clips, config.settings.seconds)
-    return Opened(embedder, pipeline.tokenizer, pipeline.sampling_rate, clips, reference, index)
+    return Inputs(embedder, pipeline.tokenizer, pipeline.sampling_rate, clips, reference, index)
 
 
-def hear(clips: list[Clip], opened: Opened, config: EvaluationConfig) -> Heard:
+def embed_all(clips: list[Clip], inputs: Inputs, config: EvaluationConfig) -> EmbeddedClips:
     """Embed all clips and the reference, and classify instrument families."""
-    cache, rate, log_mel = config.judges.cache, opened.rate, LogMelEmbedder()
+    cache, rate, log_mel = config.judges.cache, inputs.rate, LogMelEmbedder()
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
-    in_clap, sounds = embed_clips(clips, opened.embedder, rate)
+    in_clap, sounds = embed_clips(clips, inputs.embedder, rate)
     pairs = config.pairs
     if pairs is not None:
         pairs = [pair for pair, yes in zip(pairs, sounds, strict=True) if yes]
     clips = [clip for clip, yes in zip(clips, sounds, strict=True) if yes]
     in_log_mel = embed_clips(clips, log_mel, rate)[0]
     real = None
-    if opened.reference is not None:
-        real = tuple(embed_clips(opened.reference, each, rate, cache)[0] for each in (opened.embedder, log_mel))
-    judged = judge_families(opened, clips, in_clap, pairs, config.judges)
-    return Heard(clips, in_clap, in_log_mel, sounds, real, judged)
+    if inputs.reference is not None:
+        real = tuple(embed_clips(inputs.reference, each, rate, cache)[0] for each in (inputs.embedder, log_mel))
+    classified = classify_families(inputs, clips, in_clap, pairs, config.judges)
+    return EmbeddedClips(clips, in_clap, in_log_mel, sounds, real, classified)
 
 
-def judge_families(
-    opened: Opened, clips: list[Clip], in_clap: np.ndarray, pairs: list[Clip] | None, judges: Judges
-) -> dict[str, Judged]:
+def classify_families(
+    inputs: Inputs, clips: list[Clip], in_clap: np.ndarray, pairs: list[Clip] | None, judges: Judges
+) -> dict[str, Classification]:
     """Instrument families of clips and pairs, by CLAP (``zero_shot``) and by the probe (``probe``)."""
-    judged = {}
+    classified = {}
 
     def of_pairs(judge) -> tuple:
-        return (None, None) if pairs is None else embed_clips(pairs, judge, opened.rate, judges.cache)
+        return (None, None) if pairs is None else embed_clips(pairs, judge, inputs.rate, judges.cache)
 
     if judges.probe is not None:
         judge = FamilyProbe.train(judges.probe, cache=judges.cache)
-        ours = embed_clips(clips, judge, opened.rate)[0]
-        judged["probe"] = Judged(judge.classes, ours, *of_pairs(judge), judge.name)
-    if opened.tokenizer is not None:
-        judge = ZeroShotFamilies(opened.embedder, opened.tokenizer, *(one.classes for one in judged.values()))
-        judged["zero_shot"] = Judged(judge.classes, judge.of_embeddings(in_clap), *of_pairs(judge), judge.name)
-    return judged
+        ours = embed_clips(clips, judge, inputs.rate)[0]
+        classified["probe"] = Classification(judge.classes, ours, *of_pairs(judge), judge.name)
+    if inputs.tokenizer is not None:
+        judge = ZeroShotFamilies(inputs.embedder, inputs.tokenizer, *(one.classes for one in classified.values()))
+        classified["zero_shot"] = Classification(
+            judge.classes, judge.of_embeddings(in_clap), *of_pairs(judge), judge.name
+        )
+    return classified
 
 
-def similarity_to_prompts(texts: list[str | None], in_clap: np.ndarray, opened: Opened) -> np.ndarray | None:
+def similarity_to_prompts(texts: list[str | None], in_clap: np.ndarray, inputs: Inputs) -> np.ndarray | None:
     """Cosine (N,) of each clip and its prompt; None if a prompt or the tokenizer is missing."""
-    if not all(texts) or opened.tokenizer is None:
+    if not all(texts) or inputs.tokenizer is None:
         return None
     with torch.no_grad():
-        wanted = embed_text(opened.embedder.clap, opened.tokenizer, texts).float().cpu().numpy()
+        wanted = embed_text(inputs.embedder.clap, inputs.tokenizer, texts).float().cpu().numpy()
     return paired_similarity(wanted, in_clap)
 
 
-def notes_on(heard: Heard, judges: Judges, tracked: bool) -> list[str]:
+def notes_on(embedded: EmbeddedClips, judges: Judges, tracked: bool) -> list[str]:
     """Notes for the report: limits of the measures."""
-    n_reference = None if heard.reference is None else len(heard.reference[0])
-    widths = {"CLAP": heard.clap.shape[1], "log-mel statistics": heard.log_mel.shape[1]}
-    notes = few_clips(len(heard.clips), n_reference, widths)
-    if heard.judged:
-        kind, one = next(iter(heard.judged.items()))
+    n_reference = None if embedded.reference is None else len(embedded.reference[0])
+    widths = {"CLAP": embedded.clap.shape[1], "log-mel statistics": embedded.log_mel.shape[1]}
+    notes = few_clips(len(embedded.clips), n_reference, widths)
+    if embedded.classified:
+        kind, one = next(iter(embedded.classified.items()))
         judge = f"a probe trained on {judges.probe.name}" if kind == "probe" else "the model's own CLAP (zero-shot)"
         notes.append(
             f"Inception score and KL divergence use {len(one.classes)} instrument families, classified by {judge}."
         )
-    if not heard.sounds.all():
-        notes.append(f"{np.sum(~heard.sounds)} of {len(heard.sounds)} clips are silent and are left out.")
-    texts = [clip.prompt for clip in heard.clips]
+    if not embedded.sounds.all():
+        notes.append(f"{np.sum(~embedded.sounds)} of {len(embedded.sounds)} clips are silent and are left out.")
+    texts = [clip.prompt for clip in embedded.clips]
     if any(texts) and not all(texts):
         notes.append(f"{texts.count(None)} of {len(texts)} clips have no caption, so CLAP similarity is left out.")
     if not tracked:
@@ -262,21 +264,21 @@ def notes_on(heard: Heard, judges: Judges, tracked: bool) -> list[str]:
     return notes
 
 
-def sources_of(opened: Opened, heard: Heard, judges: Judges) -> dict[str, str | None]:
+def sources_of(inputs: Inputs, embedded: EmbeddedClips, judges: Judges) -> dict[str, str | None]:
     """Identifiers of what the measures depend on besides the music; `musicldm.evaluate.compare` compares them."""
-    sources = {"CLAP": opened.embedder.name, "reference": None, "index": None, "classifier": None, "probe": None}
-    if opened.reference is not None:
-        files = [[clip.path.name, clip.path.stat().st_size] for clip in opened.reference]
+    sources = {"CLAP": inputs.embedder.name, "reference": None, "index": None, "classifier": None, "probe": None}
+    if inputs.reference is not None:
+        files = [[clip.path.name, clip.path.stat().st_size] for clip in inputs.reference]
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
         sources["reference"] = f"{judges.reference.name}-{digest}"
-        marks = [content_mark(clip.path) for clip in opened.reference]
+        marks = [content_mark(clip.path) for clip in inputs.reference]
         sources["reference_content"] = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:12]
-    if opened.index is not None:
-        sources["index"] = opened.index.fingerprint
-    if heard.judged:
-        sources["classifier"] = next(iter(heard.judged.values())).name
-    if "probe" in heard.judged:
-        sources["probe"] = heard.judged["probe"].name
+    if inputs.index is not None:
+        sources["index"] = inputs.index.fingerprint
+    if embedded.classified:
+        sources["classifier"] = next(iter(embedded.classified.values())).name
+    if "probe" in embedded.classified:
+        sources["probe"] = embedded.classified["probe"].name
     return sources
 
 

@@ -71,7 +71,7 @@ MEANING = {
 }
 
 
-class Judged(NamedTuple):
+class Classification(NamedTuple):
     """Output of a classifier for clips, and for the recordings that their prompts describe."""
 
     classes: tuple[str, ...]
@@ -94,7 +94,7 @@ class Evidence:
     verdicts: Sequence[dict] | None = None  # of the novelty check of each clip
     base_rate: dict | None = None  # of the index
     # Families by the ``probe`` and by CLAP (``zero_shot``); the first is used for inception score and KL divergence.
-    judged: dict[str, Judged] | None = None
+    classified: dict[str, Classification] | None = None
 
 
 def summarize(evidence: Evidence) -> tuple[dict[str, dict], dict[str, list]]:
@@ -114,10 +114,10 @@ def summarize(evidence: Evidence) -> tuple[dict[str, dict], dict[str, list]]:
     if evidence.reference is not None:
         found |= _distances(clap, evidence.log_mel, *evidence.reference)
     found |= _adherence(evidence.prompts, evidence.measured)
-    for kind, one in (evidence.judged or {}).items():
+    for kind, one in (evidence.classified or {}).items():
         found |= _family(kind, one, evidence.prompts)
-    if evidence.judged:
-        found |= _classified(next(iter(evidence.judged.values())))
+    if evidence.classified:
+        found |= _classified(next(iter(evidence.classified.values())))
     metrics = {
         name: found[name]._asdict() | {"meaning": meaning, "more_is_better": more_is_better}
         for name, (meaning, more_is_better) in MEANING.items()
@@ -141,10 +141,12 @@ def _single(evidence: Evidence) -> dict[str, np.ndarray]:
     return single
 
 
-def _family(kind: str, judged: Judged, prompts: Sequence[str | None]) -> dict[str, Estimate]:
+def _family(kind: str, classified: Classification, prompts: Sequence[str | None]) -> dict[str, Estimate]:
     """How often the family asked for is the most probable one."""
-    wanted = [asked_family(prompt, judged.classes) for prompt in prompts]
-    right = [judged.classes[row.argmax()] == name for row, name in zip(judged.clips, wanted, strict=True) if name]
+    wanted = [asked_family(prompt, classified.classes) for prompt in prompts]
+    right = [
+        classified.classes[row.argmax()] == name for row, name in zip(classified.clips, wanted, strict=True) if name
+    ]
     return {f"family_{kind}": share(np.array(right))} if len(right) >= 2 else {}
 
 
@@ -172,13 +174,13 @@ def _distances(clap: np.ndarray, log_mel: np.ndarray, real_clap: np.ndarray, rea
     return found
 
 
-def _classified(judged: Judged) -> dict[str, Estimate]:
+def _classified(classified: Classification) -> dict[str, Estimate]:
     found = {}
-    if len(judged.clips) >= 4:
-        found["inception_score"] = half_samples(inception_score, judged.clips, draws=HALVES)
-    if judged.pairs is not None and len(judged.pairs) >= 2:
+    if len(classified.clips) >= 4:
+        found["inception_score"] = half_samples(inception_score, classified.clips, draws=HALVES)
+    if classified.pairs is not None and len(classified.pairs) >= 2:
         found["paired_kl_divergence"] = bootstrap(
-            np.mean, paired_kl_divergence(judged.pairs, judged.clips[judged.paired])
+            np.mean, paired_kl_divergence(classified.pairs, classified.clips[classified.paired])
         )
     return found
 

@@ -26,7 +26,7 @@ from musicldm.generate.preparing import made_anew
 from musicldm.generate.recipe import Request, as_lists, compose
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty import CopyError
-from musicldm.novelty.guard import ROUNDS, Drawn, choose, refusal
+from musicldm.novelty.guard import ROUNDS, CheckedDraw, choose, refusal
 from musicldm.pipelines.audio_to_audio import MusicLDMAudioToAudioPipeline
 from musicldm.pipelines.inpaint import MusicLDMInpaintPipeline
 from musicldm.pipelines.long_form import MusicLDMLongFormPipeline, Section
@@ -116,13 +116,13 @@ def guarded(wanted: Edit | Request, name: str, rate: int, draw: Draw, judge: Jud
         CopyError: (a ValueError) if all that was drawn is too near the training set, and that is to be avoided.
     """
     candidates: list[Candidate] = []
-    drawn: list[Drawn] = []
+    drawn: list[CheckedDraw] = []
     again = wanted.novelty != "report"
     for k in range(ROUNDS if again else 1):
         more = draw(replace(wanted, seed=wanted.seed + k * wanted.candidates))
         candidates += more
         judged = more if again else more[:1]
-        drawn += [Drawn(np.empty(0), one.score, _found(one, rate, judge)) for one in judged]
+        drawn += [CheckedDraw(np.empty(0), one.score, _found(one, rate, judge)) for one in judged]
         if any(one.new for one in drawn):
             break
     if wanted.novelty == "avoid" and not any(one.new for one in drawn):

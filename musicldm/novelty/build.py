@@ -36,7 +36,7 @@ PLAN, READY = "plan.json", "index"  # in the working folder: settings of the run
 TOLD = ("title", "composer", "licence", "source", "score")  # of metadata.jsonl
 
 
-class Told(NamedTuple):
+class RecordingInfo(NamedTuple):
     """What the index stores about a recording."""
 
     about: dict  # file, title, licence, ..., offset_s: position of the recording in its piece
@@ -91,7 +91,7 @@ def build_index(
         kept, embeddings, frames, found = _gather(parts, windows)
         if not kept:
             raise ValueError(f"all {len(clips)} clips of {data} are silent; give recordings with sound")
-        table = _table(kept, tell_recordings(collection))
+        table = _table(kept, recording_infos(collection))
         if len(set(table["piece"].tolist())) < 2:
             raise ValueError(
                 f"all recordings of {data} are of one piece; a base rate needs two pieces or more: check piece_id"
@@ -112,7 +112,7 @@ def build_index(
     return NoveltyIndex(out)
 
 
-def tell_recordings(collection: Collection) -> dict[Path, Told]:
+def recording_infos(collection: Collection) -> dict[Path, RecordingInfo]:
     """What the metadata say about each recording, by path."""
     told, part_s = {}, {}
     for row in collection.rows if collection.in_shards else ():
@@ -124,11 +124,11 @@ def tell_recordings(collection: Collection) -> dict[Path, Told]:
             about = {"file": name, "offset_s": row["part"] * part_s[name]}
             if licence := licence_of(row):
                 about["licence"] = licence
-            told[row["path"]] = Told(about, row["group"])
+            told[row["path"]] = RecordingInfo(about, row["group"])
         else:
             about = {"file": name} | {key: row[key] for key in TOLD if row.get(key)}
             about["offset_s"] = offset_of(row)
-            told[row["path"]] = Told(about, str(row.get("piece_id") or row.get("score") or name))
+            told[row["path"]] = RecordingInfo(about, str(row.get("piece_id") or row.get("score") or name))
     return told
 
 
@@ -327,7 +327,7 @@ def _clear(work: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _table(clips: list[Clip], told: dict[Path, Told]) -> dict:
+def _table(clips: list[Clip], told: dict[Path, RecordingInfo]) -> dict:
     """Columns over clips (recording, piece, start_s), and the recordings."""
     paths = list(dict.fromkeys(clip.path for clip in clips))
     number = {path: i for i, path in enumerate(paths)}

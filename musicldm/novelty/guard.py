@@ -38,7 +38,7 @@ STRENGTH = 0.5  # of steering in the second draw; measured in benchmarks/NOTES_n
 PER_PROMPT = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds")
 
 
-class Drawn(NamedTuple):
+class CheckedDraw(NamedTuple):
     """A candidate and the result of its check."""
 
     waveform: np.ndarray  # (L,)
@@ -156,12 +156,12 @@ class CopyGuard:
 
     def _draw(
         self, mode: str, max_similarity: float | None, wanted: int, arguments: dict
-    ) -> tuple[list[list[Drawn]], list[int], MusicLDMPipelineOutput]:
+    ) -> tuple[list[list[CheckedDraw]], list[int], MusicLDMPipelineOutput]:
         """The draws of each prompt, the prompts with fewer than ``wanted`` new ones, and the last output."""
         n = arguments["num_waveforms_per_prompt"]
         n_prompts = check_texts(*(arguments[name] for name in PER_PROMPT))
         noise = make_generators(arguments["seed"], arguments["generator"], n_prompts * n)
-        drawn: list[list[Drawn]] = [[] for _ in range(n_prompts)]
+        drawn: list[list[CheckedDraw]] = [[] for _ in range(n_prompts)]
         waiting = list(range(n_prompts))
         rejected: list[list[torch.Tensor]] = [[] for _ in range(n_prompts)]  # latents (C, T, F)
         strengths = [self.strength] * n_prompts
@@ -182,7 +182,7 @@ class CopyGuard:
                 found = self.judge(waveform, output.sampling_rate, max_similarity)
                 score = None if output.scores is None else float(output.scores[row // n, row % n])
                 found |= {"steering": strong[row], "hum": strong[row] > 0 and _left_a_hum(found, drawn[prompt])}
-                drawn[prompt].append(Drawn(waveform, score, found))
+                drawn[prompt].append(CheckedDraw(waveform, score, found))
                 if found["too_close"] and mode != "report":
                     rejected[prompt].append(self.pipeline.encode_audio(waveform[None], output.sampling_rate)[0])
             for prompt in waiting:
@@ -239,16 +239,16 @@ def _rows(value, rows: list[int]):
     return value[rows] if isinstance(value, torch.Tensor) else value
 
 
-def _left_a_hum(found: dict, before: list[Drawn]) -> bool:
+def _left_a_hum(found: dict, before: list[CheckedDraw]) -> bool:
     """Whether a draw that was steered away from the draws ``before`` is a hum."""
     unsteered = [one.found["movement_db"] for one in before if one.found["too_close"] and not one.found["steering"]]
     return not found["too_close"] and is_hum(found["movement_db"], unsteered)
 
 
-def choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
+def choose(candidates: list[CheckedDraw], wanted: int, mode: str) -> list[CheckedDraw]:
     """The ``wanted`` best candidates: accepted ones first, then hums with most movement, then the least similar."""
 
-    def best(drawn: Drawn) -> float:
+    def best(drawn: CheckedDraw) -> float:
         return 0.0 if drawn.score is None else -drawn.score
 
     if mode == "report":
@@ -259,12 +259,12 @@ def choose(candidates: list[Drawn], wanted: int, mode: str) -> list[Drawn]:
     return (new + hums + sorted(close, key=closeness))[:wanted]
 
 
-def closeness(drawn: Drawn) -> tuple[bool, float]:
+def closeness(drawn: CheckedDraw) -> tuple[bool, float]:
     """Sort key of draws that are too similar to the training set, the least similar first."""
     return drawn.found["verdict"] == "copy", drawn.found["similarity"]
 
 
-def refusal(names: list[str], drawn: list[list[Drawn]]) -> str:
+def refusal(names: list[str], drawn: list[list[CheckedDraw]]) -> str:
     """Error message for prompts, by name, with too few accepted draws."""
     parts = []
     for name, candidates in zip(names, drawn, strict=True):

@@ -12,7 +12,7 @@ from augment.pairing import Recording
 from musicldm.data.analysis import ANALYSIS_FILE, Analysed, analyse_collection, unmeasured
 from musicldm.data.collection import load_clips
 from musicldm.data.items import Item
-from musicldm.data.mixup import BeatSynchronousMixup, Kept, MixupSettings
+from musicldm.data.mixup import ArrayCache, BeatSynchronousMixup, MixupSettings
 from tests.helpers.rhythm import drum_track, needs_madmom
 
 RATE, CLIP_S = 8000, 4.0
@@ -205,7 +205,7 @@ def test_what_is_wrong_is_refused(collection):
 
 
 def test_what_is_kept_is_bounded():
-    kept, made = Kept(most_bytes=1000), []
+    kept, made = ArrayCache(most_bytes=1000), []
 
     def make(key):
         made.append(key)

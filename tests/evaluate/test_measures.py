@@ -39,7 +39,7 @@ from musicldm.evaluate.intervals import (
     unpaired_difference,
 )
 from musicldm.evaluate.probe import FamilyProbe
-from musicldm.evaluate.summary import Evidence, Judged, summarize
+from musicldm.evaluate.summary import Classification, Evidence, summarize
 from musicldm.models.clap import embed_text
 from musicldm.models.clap_embedder import ClapEmbedder
 from tests.helpers.melodies import RATE, tones
@@ -272,10 +272,10 @@ def test_summary_has_the_classifiers_measures_and_extrapolates_with_enough_clips
     n, prompts = 80, ["solo piano", "an organ", "music", "piano and organ"] * 20
     truth = np.eye(2)[np.arange(n) % 2] * 0.98 + 0.01  # piano, organ, piano, ...
     paired = np.arange(n) < 60  # of the others no recording sounds
-    judged = {"probe": Judged(("piano", "organ"), truth, truth[:60], paired)}
-    judged["zero_shot"] = Judged(("piano", "organ"), truth[:, ::-1])
+    classified = {"probe": Classification(("piano", "organ"), truth, truth[:60], paired)}
+    classified["zero_shot"] = Classification(("piano", "organ"), truth[:, ::-1])
     clap = rng.normal(size=(n, 6))
-    options = {"reference": (rng.normal(size=(n, 6)), rng.normal(size=(n, 30))), "judged": judged}
+    options = {"reference": (rng.normal(size=(n, 6)), rng.normal(size=(n, 30))), "classified": classified}
     metrics, _ = summarize(
         Evidence(clap, rng.normal(size=(n, 30)), prompts, [{"percussive_share": 0.0}] * n, **options)
     )

@@ -20,7 +20,7 @@ from musicldm.generate.reconstruct import reconstruct
 from musicldm.models.clap import clap_feature_extractor
 from musicldm.models.clap_embedder import ClapEmbedder
 from musicldm.novelty.alignment import best_match, pitch_frames
-from musicldm.novelty.build import build_index, tell_recordings
+from musicldm.novelty.build import build_index, recording_infos
 from musicldm.novelty.check import check, record
 from musicldm.novelty.index import NoveltyIndex, make_faiss
 from tests.helpers.melodies import CLIP_S, RATE, melody, same_index
@@ -275,7 +275,7 @@ def test_command(data, model, tmp_path, capsys):
 def test_offsets_of_a_table_are_numbers(tmp_path):
     write_audio(tmp_path / "a.wav", melody(0), RATE)
     (tmp_path / "metadata.csv").write_text("file_name,text,start_s\na.wav,a melody,12.5\n")
-    assert tell_recordings(Collection(tmp_path))[tmp_path / "a.wav"].about["offset_s"] == 12.5
+    assert recording_infos(Collection(tmp_path))[tmp_path / "a.wav"].about["offset_s"] == 12.5
     (tmp_path / "metadata.csv").write_text("file_name,text,start_s\na.wav,a melody,late\n")
     with pytest.raises(ValueError, match=r"start_s of a\.wav must be seconds, got 'late'"):
-        tell_recordings(Collection(tmp_path))
+        recording_infos(Collection(tmp_path))
