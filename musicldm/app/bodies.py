@@ -78,7 +78,7 @@ async def _keep(field: str, file, uploads: Uploads, state: State) -> None:
     """Add the ``file`` of a form's ``field`` to ``uploads``."""
     name = FILES.get(field)
     if name is None:
-        raise ValueError(f"there is no file {field!r}; send a recording as 'audio'")
+        raise ValueError(f"there is no file {field!r}; the names of files are audio, midi, melody and along")
     if name in uploads:
         raise ValueError(f"there are two files for {name!r}; send one")
     called = Path(file.filename or "recording").name

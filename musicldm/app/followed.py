@@ -5,6 +5,7 @@ fields, uploads -> files that are safe to read -> Sketch, and the recording that
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import soundfile
@@ -13,6 +14,7 @@ from musicldm.app.bodies import Uploads
 from musicldm.app.schemas import Body, Generation
 from musicldm.app.state import State
 from musicldm.app.uploads import decode
+from musicldm.generate.edit import Edit, file_sha256, resolved_retake
 from musicldm.scores.sketches import Sketch
 
 MOST_MELODY_S = 600.0  # of a melody, whose pitch takes about as long to find as to hum
@@ -44,6 +46,30 @@ def sketch_of(wanted: Body, uploads: Uploads, state: State) -> Sketch | None:
             path.unlink(missing_ok=True)
 
 
+def retake_of(edit: Edit, client: str, state: State) -> Edit:
+    """A retake as the recipe of its source says, of files that are ``client``'s own.
+
+    Raises:
+        OSError: if the source cannot be read.
+        ValueError: if the recipe names other files, or a recording that is not here.
+    """
+    edit = resolved_retake(edit)
+    for name in ("lora", "concept", "index"):
+        if getattr(edit, name):
+            raise ValueError(
+                f"the recipe of this piece names a file ({name}), which the server does not open; make the retake with "
+                "`musicldm edit retake`"
+            )
+    called, sha256 = edit.music.get("along"), edit.music.get("along_sha256")
+    if called is None:
+        return edit
+    if (path := state.recordings.find(client, sha256)) is not None:
+        sha256 = None  # that of the client's file; this one holds the same samples
+    elif (path := state.library.file_named(client, called)) is None or file_sha256(path) != sha256:
+        raise ValueError(f"the recording that this piece was made along with, {called!r}, is not here; make it anew")
+    return replace(edit, music=edit.music | {"along": str(path), "along_sha256": sha256})
+
+
 def recording_of(wanted: Generation, uploads: Uploads, client: str, state: State) -> Path | None:
     """The recording that ``wanted`` is made along with: an earlier result, or the upload, decoded.
 
@@ -55,4 +81,4 @@ def recording_of(wanted: Generation, uploads: Uploads, client: str, state: State
         return None if wanted.along is None else state.file(wanted.along, client)
     if wanted.along is not None:
         raise ValueError("give either the id of a result as along, or a file, not both")
-    return decode(upload.path, state.options).path
+    return state.recordings.keep(upload, client)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,11 +13,11 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from musicldm.app.bodies import Uploads, read_body, remove
-from musicldm.app.followed import recording_of, sketch_of
+from musicldm.app.followed import recording_of, retake_of, sketch_of
 from musicldm.app.jobs import FINISHED, Job
 from musicldm.app.schemas import TASKS, Editing, Generation, JobState
 from musicldm.app.state import State, client_of_request
-from musicldm.app.uploads import decode
+from musicldm.audio import read_recipe
 
 EVENTS_EVERY_S = 0.1
 ALIVE_EVERY_S = 15.0  # a comment in a stream of events, so that proxies keep it
@@ -46,8 +48,17 @@ def submit_generation(state: State, client: str, fields: dict[str, Any], uploads
     except BaseException:
         remove(uploads)
         if along is not None and "along" in uploads:
-            along.unlink(missing_ok=True)
+            state.recordings.remove(along)
         raise
+
+
+def model_of(wanted: Editing, path: Path, state: State) -> str:
+    """The model of an edit of ``path``: of a retake that names none, that of the recipe, if it is listed."""
+    if wanted.kind == "retake" and wanted.model is None:
+        with suppress(ValueError):  # without a recipe, of which more is said later
+            if (own := read_recipe(path).get("model")) in state.sessions.names:
+                return own
+    return state.sessions.named(wanted.model)
 
 
 def submit_edit(state: State, client: str, fields: dict[str, Any], uploads: Uploads) -> Job:
@@ -59,18 +70,24 @@ def submit_edit(state: State, client: str, fields: dict[str, Any], uploads: Uplo
             raise ValueError("an edit has the recording itself to go along with; leave along out")
         kind = TASKS.get(fields.pop("task_type", None))
         wanted = Editing.model_validate(({"kind": kind} if kind else {}) | fields)
-        model = state.sessions.named(wanted.model)
+        state.sessions.named(wanted.model)
         if (wanted.source is None) == (upload is None):
             raise ValueError("give either the id of a result as source, or a file as audio")
         sketch = sketch_of(wanted, uploads, state)
-        path = state.file(wanted.source, client) if upload is None else decode(upload.path, state.options).path
-        edits = wanted.edits(str(path), sketch)
-        state.sessions.check_edits(model, edits)
+        path = state.file(wanted.source, client) if upload is None else state.recordings.keep(upload, client)
+        model = model_of(wanted, path, state)
+        try:
+            edits = wanted.edits(str(path), sketch)
+            edits = [retake_of(edit, client, state) for edit in edits] if wanted.kind == "retake" else edits
+            state.sessions.check_edits(model, edits)
+        except ValueError as error:
+            called = path.name if upload is None else upload.name
+            raise ValueError(str(error).replace(str(path), called)) from error
         return state.jobs.submit(client, wanted.kind, model, edits, wanted.source)
     except BaseException:
         remove(uploads)
         if upload is not None and path is not None:
-            path.unlink(missing_ok=True)
+            state.recordings.remove(path)
         raise
 
 

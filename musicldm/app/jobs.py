@@ -19,11 +19,13 @@ from pathlib import Path
 
 from musicldm.app.library import Library, StoredJob, result_id
 from musicldm.app.options import Options
+from musicldm.app.recordings import Recordings
 from musicldm.app.schemas import JobState
 from musicldm.app.sessions import Sessions
-from musicldm.generate import Cancelled, Progress, Session
+from musicldm.generate import Cancelled, Piece, Progress, Session
 from musicldm.generate.calls import batches
 from musicldm.generate.edit import Edit
+from musicldm.generate.pieces import EditedPiece
 from musicldm.generate.recipe import Request
 from musicldm.generate.tempo import TempoError
 from musicldm.novelty import CopyError
@@ -67,8 +69,9 @@ class Job:
 class Jobs:
     """The queue of a server; every method may be called from any thread."""
 
-    def __init__(self, options: Options, library: Library, sessions: Sessions):
-        self.options, self.library, self.sessions = options, library, sessions
+    def __init__(self, options: Options, library: Library, sessions: Sessions, recordings: Recordings):
+        self.options, self.library, self.sessions, self.recordings = options, library, sessions, recordings
+        self.drawing = threading.Lock()  # held while results are there whose pictures are not yet
         self._changed = threading.Condition()
         self._waiting: deque[str] = deque()
         self._jobs: dict[str, Job] = {}
@@ -79,6 +82,7 @@ class Jobs:
 
     def start(self) -> None:
         """Take up what an earlier server left, and begin to work."""
+        self.recordings.tidy()
         for stored in self.library.unfinished():
             self._jobs[stored.id] = Job(stored)
             self._waiting.append(stored.id)
@@ -163,9 +167,10 @@ class Jobs:
                 return self.library.job(identity, client) is not None
             if job.status not in FINISHED:
                 job.cancelled.set()
-                if identity in self._waiting:
-                    self._waiting.remove(identity)
                 self._end(job, "cancelled")
+                if identity in self._waiting:  # one that runs may still read its recordings
+                    self._waiting.remove(identity)
+                    self._release(job)
             return True
 
     @property
@@ -180,6 +185,12 @@ class Jobs:
             job.status, job.error = status, error
             self._keep_status(job)
             self._changed.notify_all()
+
+    def _release(self, job: Job) -> None:
+        try:
+            self.recordings.release(job.stored)
+        except (OSError, sqlite3.Error) as problem:  # the next start tries again
+            log.warning("the recordings of job %s could not be removed: %s", job.stored.id, problem)
 
     def _keep_status(self, job: Job) -> None:
         try:
@@ -210,6 +221,9 @@ class Jobs:
                 message = str(error) or type(error).__name__
                 for one in group:
                     self._end(one, "failed", message if is_told else f"{type(error).__name__}: {message}")
+            for one in group:
+                if one.status in FINISHED:
+                    self._release(one)
 
     def _next(self) -> Job | None:
         """The next job, now running; None when the server ends."""
@@ -247,6 +261,7 @@ class Jobs:
     def _do(self, group: list[Job], session: Session) -> None:
         """Make and keep the music of jobs that go together."""
         owners = [(job, place) for job in group for place in range(len(job.stored.requests))]
+        places, undrawn = deque(owners), []
         requests = [request for job in group for request in job.requests]
         began = time.monotonic()
 
@@ -261,23 +276,48 @@ class Jobs:
 
         pieces, problem = session.run_many(requests, progress, cancel), None
         try:
-            for (job, place), piece in zip(owners, pieces, strict=False):
+            for piece in pieces:
+                job, place = next_owner(places, piece.recipe)
+                if isinstance(piece, EditedPiece):  # which may hold a long recording
+                    draw(undrawn)
                 if not job.cancelled.is_set():
-                    self._keep(job.stored, place, piece)
+                    undrawn.append((piece, self._keep(job.stored, place, piece)))
                     job.made.append(result_id(job.stored.id, place))
         except (CopyError, TempoError) as error:  # some are not as they were asked for; the others are there
             problem = str(error)
-        for job in group:
-            missing = len(job.made) < len(job.stored.requests)
-            self._end(job, "done" if job.made else "failed", problem if missing else None)
+        with self.drawing:  # pictures take longer than files: the music can be heard before
+            for job in group:
+                missing = len(job.made) < len(job.stored.requests)
+                self._end(job, "done" if job.made else "failed", problem if missing else None)
+            draw(undrawn)
 
-    def _keep(self, stored: StoredJob, place: int, piece) -> None:
-        suffix = getattr(piece, "suffix", ".wav")
-        path: Path = self.library.reserve(stored, place, piece, suffix)
+    def _keep(self, stored: StoredJob, place: int, piece: Piece) -> Path:
+        """The file of a result, written."""
+        piece.recipe.update(self.recordings.names(stored.requests[place]))
+        path = self.library.reserve(stored, place, piece, ".wav")
         piece.save(path)
-        piece.figure(path.with_suffix(".png"))
         self.library.complete(stored, place)
         self.seconds_made += piece.waveform.shape[-1] / piece.sampling_rate
+        return path
+
+
+def draw(undrawn: list[tuple[Piece, Path]]) -> None:
+    """Draw the pictures of pieces beside their files, and take them off the list."""
+    while undrawn:
+        piece, path = undrawn.pop(0)
+        piece.figure(path.with_suffix(".png"))
+
+
+def next_owner(places: deque[tuple[Job, int]], recipe: dict) -> tuple[Job, int]:
+    """The job, and the place in it, of a piece with this ``recipe``; places before it, which were refused, are dropped.
+
+    Pieces come in the order of ``places``, but those that the copy guard refuses, or no tempo, do not come at all.
+    """
+    while True:
+        job, place = places.popleft()
+        wanted = job.stored.requests[place]
+        if wanted["seed"] == recipe["seed"] and wanted["prompt"] in (None, recipe["prompt"]):
+            return job, place
 
 
 def as_request(kind: str, values: dict) -> Request | Edit:

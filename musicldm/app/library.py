@@ -184,6 +184,18 @@ class Library:
         rows = self._rows("SELECT * FROM results WHERE id = ? AND client = ? AND complete", (identity, client))
         return _shown(rows[0]) if rows and (self.out / rows[0]["file"]).is_file() else None
 
+    def is_along(self, client: str, sha256: str) -> bool:
+        """Whether a complete result of ``client``, deleted or not, was made along with a file of this hash."""
+        pattern = f'%"along_sha256": "{sha256}"%'
+        rows = self._rows("SELECT file FROM results WHERE client = ? AND complete AND recipe LIKE ?", (client, pattern))
+        return any((self.out / row["file"]).is_file() for row in rows)
+
+    def file_named(self, client: str, name: str) -> Path | None:
+        """The file of that name, if it is a complete result of ``client``; None if there is none."""
+        rows = self._rows("SELECT file FROM results WHERE client = ? AND complete AND file = ?", (client, name))
+        path = self.out / rows[0]["file"] if rows else None
+        return path if path is not None and path.is_file() else None
+
     def search(self, client: str, words: str = "", starred: bool = False, limit: int = 200) -> list[dict]:
         """Complete results of ``client`` that were not deleted, newest first, with all ``words`` in name or prompt.
 

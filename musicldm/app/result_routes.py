@@ -9,12 +9,14 @@ from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from musicldm.app.beats import Rhythm, rhythm
+from musicldm.app.beats import LONGEST_S, Rhythm, rhythm
 from musicldm.app.bodies import read_body, remove
 from musicldm.app.formats import FORMATS, MEDIA_TYPES, converted
 from musicldm.app.schemas import Change, Result
 from musicldm.app.state import State, client_of_request
 from musicldm.app.uploads import decode
+from musicldm.audio import read_audio
+from musicldm.audio.figures import save_figure
 
 
 def add_result_routes(app: FastAPI, state: State) -> None:
@@ -89,10 +91,16 @@ def add_file_routes(app: FastAPI, state: State) -> None:
     @app.get("/v1/results/{identity}/figure", response_class=FileResponse)
     def figure(identity: str, request: Request) -> FileResponse:
         """A picture of waveform and spectrogram."""
-        path = state.file(identity, client_of_request(request)).with_suffix(".png")
-        if not path.is_file():
-            raise HTTPException(404, "this result has no picture")
-        return FileResponse(path, media_type="image/png")
+        about = state.result(identity, client_of_request(request))
+        path = state.library.out / about["file"]
+        picture = path.with_suffix(".png")
+        with state.jobs.drawing:  # pictures of new results are drawn after they can be heard
+            if not picture.is_file() and about["seconds"] <= LONGEST_S:
+                waveform, rate = read_audio(path)
+                save_figure(picture, waveform, rate, title=about["prompt"] or about["name"])
+        if not picture.is_file():
+            raise HTTPException(404, f"this result has no picture; those of up to {LONGEST_S:g} s have one")
+        return FileResponse(picture, media_type="image/png")
 
     @app.get("/v1/results/{identity}/midi", response_class=FileResponse)
     def score(identity: str, request: Request) -> FileResponse:

@@ -9,7 +9,7 @@ import psutil
 
 from musicldm.app.options import Options
 from musicldm.app.schemas import Model
-from musicldm.generate.edit import Edit
+from musicldm.generate.edit import Edit, request_of
 from musicldm.generate.recipe import Request, Settings
 from musicldm.generate.session import Session
 from musicldm.novelty import index_of
@@ -67,13 +67,22 @@ class Sessions:
             gc.collect()
 
     def check(self, name: str, requests: list[Request]) -> None:
-        """ValueError if ``requests`` need more memory than there is, whatever else runs, or the model cannot follow."""
-        self.get(name).memory(requests)
+        """ValueError if ``requests`` need more memory than there is, or something that the model does not have."""
+        session = self.get(name)
+        session.memory(requests)
+        for request in requests:
+            if request.novelty is not None and index_of(session.pipeline(request)) is None:
+                raise ValueError(
+                    f"{name} has no index of its training set to compare with; leave novelty out, or choose a model "
+                    "with one"
+                )
 
     def check_edits(self, name: str, edits: list[Edit]) -> None:
-        """ValueError if the model cannot follow what ``edits`` ask for."""
+        """ValueError if the model cannot follow what ``edits`` ask for, or make music that is made again."""
         if any(edit.context is not None for edit in edits):
             self.get(name).checked(edits)
+        if again := [request_of(edit) for edit in edits if edit.kind == "retake"]:
+            self.get(name).memory(again)
 
     def about(self, name: str) -> Model:
         """What is known of a listed model.

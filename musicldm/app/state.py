@@ -11,6 +11,7 @@ from musicldm.app.jobs import Jobs
 from musicldm.app.library import STATE, Library
 from musicldm.app.metrics import Metrics
 from musicldm.app.options import Options
+from musicldm.app.recordings import Recordings
 from musicldm.app.schemas import JobState
 from musicldm.app.sessions import Sessions
 
@@ -22,8 +23,9 @@ class State:
         self.options = options
         self.library = Library(options.out)
         self.sessions = Sessions(options)
-        self.jobs = Jobs(options, self.library, self.sessions)
         self.uploads = options.out / STATE / "uploads"
+        self.recordings = Recordings(self.uploads, self.library, options)
+        self.jobs = Jobs(options, self.library, self.sessions, self.recordings)
         self.metrics = Metrics(self.jobs, self.library)
 
     def job(self, identity: str, client: str) -> JobState:

@@ -7,6 +7,7 @@ Decoders are written in C, and a file may be made to break them: the server itse
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from musicldm.app.options import Options
+from musicldm.audio.marks import CHANGED, EDITED, NEW, read_mark
 from musicldm.audio.output import full_disk_named
 
 MEMORY = 4 * 2**30  # bytes of address space that decoding may take beyond what the child has when it starts
@@ -28,6 +30,7 @@ class Upload(NamedTuple):
 
     path: Path
     name: str  # as the client calls it
+    sha256: str
 
 
 class Decoded(NamedTuple):
@@ -49,7 +52,7 @@ async def receive(blocks: AsyncIterator[bytes], name: str, folder: Path, most: i
         OSError: if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, size = folder / f"{secrets.token_hex(8)}.upload", 0
+    path, size, hashed = folder / f"{secrets.token_hex(8)}.upload", 0, hashlib.sha256()
     try:
         with full_disk_named(folder), path.open("xb") as file:
             async for block in blocks:
@@ -58,15 +61,18 @@ async def receive(blocks: AsyncIterator[bytes], name: str, folder: Path, most: i
                     raise TooLarge(
                         f"the upload is larger than the {most / 2**20:g} MiB that are taken; send a part of it"
                     )
+                hashed.update(block)
                 file.write(block)
     except BaseException:  # a client that goes away, too
         path.unlink(missing_ok=True)
         raise
-    return Upload(path, name)
+    return Upload(path, name, hashed.hexdigest())
 
 
 def decode(path: Path, options: Options) -> Decoded:
     """A WAV file, beside ``path``, of the same samples, rate and channels, and the recipe; ``path`` is removed.
+
+    The file carries the recipe and the mark of AI-made media, if the upload does.
 
     Raises:
         ValueError: if it is no audio, too long, or decoding ends in a crash or takes too long.
@@ -107,8 +113,9 @@ def _decode(path: Path, decoded: Path, most_s: float, connection: Connection) ->
                 raise ValueError(
                     f"it lasts {source.length / source.rate:.0f} s, and {most_s:g} s are taken; cut it first"
                 )
-            write_patched(decoded, source, [], format="wav")
-        connection.send((None, _recipe(path)))
+            recipe, mark = _recipe(path), read_mark(path)
+            write_patched(decoded, source, [], "wav", None, recipe, mark if mark in (NEW, CHANGED, EDITED) else None)
+        connection.send((None, recipe))
     except (OSError, ValueError, MemoryError) as error:
         connection.send((str(error).replace(f"{path}", "it").replace("\n", " ") or "it needs too much memory", None))
 

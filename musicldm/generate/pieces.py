@@ -138,7 +138,7 @@ class EditedPiece(Piece):
         made = _stretch(self._made, self._patches, first_s - before_s, last_s - before_s)
         save_edit(
             path,
-            Shown(f"before: {Path(self.original.name).name}", old.waveform, old.starts_s + before_s),
+            Shown(f"before: {self.recipe['source']}", old.waveform, old.starts_s + before_s),
             Shown(f"after: {self.recipe['kind']}", made.waveform, made.starts_s + before_s),
             rate,
             Marks(marked, [seam for seam in self.recipe["seams_s"] if first_s <= seam <= last_s]),

@@ -1,15 +1,18 @@
 """A server that is killed, whose disk is full, or whose clients go away: nothing is lost, and it goes on."""
 
+import itertools
 import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from musicldm.app import Client
 from tests.app.helpers import QUICK, ended, made, process, samples, wav
+from tests.app.test_refusals import ROWS, ask
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +75,31 @@ def test_a_connection_that_breaks_in_the_middle_of_an_upload(tmp_path, tiny_fold
         assert made(client)["status"] == "done"
         with Client(str(client.base_url)) as other:
             assert other.results()
+
+
+def test_a_thousand_small_and_a_hundred_broken_requests_leave_it_serving(options, run):
+    broken = itertools.islice(itertools.cycle(row for row in ROWS if "SOURCE" not in "".join(map(str, row))), 100)
+    small = ["/v1/jobs", "/v1/results", "/v1/defaults", "/health", "/metrics"]
+    with run(options()) as server:
+        jobs = []
+
+        def ask_little(number: int) -> int:
+            if number % 10:
+                return server.get(small[number % len(small)]).status_code
+            answer = server.post("/v1/generations", json=QUICK | {"seed": number})
+            if answer.status_code == 202:
+                jobs.append(answer.json())
+            return answer.status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            wrong = [pool.submit(ask, server, *row[:3], "") for row in broken]
+            answers = list(pool.map(ask_little, range(1000)))
+        assert set(answers) <= {200, 202, 429}  # 429: of one client more than 20 jobs wait
+        assert len(jobs) >= 20
+        assert {one.result().status_code for one in wrong} <= {400, 404, 422}
+        assert {ended(server, job)["status"] for job in jobs} == {"done"}
+        assert made(server)["status"] == "done"
+        assert list(server.app.state.server.uploads.glob("*")) == []
 
 
 def test_a_full_disk_fails_the_job_and_not_the_server(server, monkeypatch):

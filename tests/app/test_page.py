@@ -10,6 +10,7 @@ import soundfile
 from playwright.sync_api import sync_playwright
 
 from tests.app.helpers import process, wav
+from tests.helpers.scores import write_score
 
 pytestmark = pytest.mark.slow
 CHROMIUM = os.environ.get("MUSICLDM_CHROMIUM")  # a program; set but missing fails
@@ -255,14 +256,14 @@ def test_chords_and_a_recording_are_followed(browser, tmp_path, context_folder):
         page.goto(str(client.base_url))
         page.wait_for_selector("body[data-ready=yes]", timeout=WAIT_MS)
         page.click("#follow summary")
-        page.fill("[name=chords]", "Am F")
-        page.set_input_files("[name=along]", tmp_path / "song.wav")
+        page.fill("#follow [name=chords]", "Am F")
+        page.set_input_files("#follow [name=along]", tmp_path / "song.wav")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         made = client.get(f"/v1/results/{make(page, 'a trio')}").json()
         assert made["recipe"]["context_kinds"] == ["chords", "along"]
         assert made["seconds"] == 4  # the score says how long
         assert client.get(page.get_attribute("#score", "href")).content[:4] == b"MThd"
-        page.click("#follow-nothing")
+        page.click("#follow .clear")
         plain = client.get(f"/v1/results/{make(page, 'a duo')}").json()
         assert "context_kinds" not in plain["recipe"]
         assert plain["seconds"] == 2
@@ -270,6 +271,41 @@ def test_chords_and_a_recording_are_followed(browser, tmp_path, context_folder):
         page.close()
 
 
+def test_a_selected_stretch_follows_chords_and_a_midi_file(browser, tmp_path, context_folder):
+    from axe_playwright_python.sync_playwright import Axe
+
+    write_score(tmp_path / "tune.mid", [(0.0, 1.0, 60, 0), (1.0, 1.0, 64, 0)])
+    with process(tmp_path / "music", context_folder) as (_, client):
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto(str(client.base_url))
+        page.wait_for_selector("body[data-ready=yes]", timeout=WAIT_MS)
+        make(page, "a trio")
+        page.click("#edit-follow summary")
+        page.fill("#edit-follow [name=chords]", "Am")
+        page.fill("#edit-follow [name=chords_bpm]", "240")
+        page.set_input_files("#edit-follow [name=midi]", tmp_path / "tune.mid")
+        assert not page.is_visible("#edit-follow [name=along]")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        found = Axe().run(page).response["violations"]
+        assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+        page.uncheck("#snap")
+        page.fill("#edit-form [name=from]", "0.5")  # without a mouse
+        page.fill("#edit-form [name=to]", "1.5")
+        page.press("#edit-form [name=to]", "Tab")
+        until(page, "document.getElementById('selection').textContent.startsWith('Selected 0:00.50 to 0:01.50')")
+        replaced = client.get(f"/v1/results/{edited(page, 'text=Replace selection')}").json()
+        assert replaced["recipe"]["regions_s"] == [[0.5, 1.5]]
+        assert replaced["recipe"]["context_kinds"] == ["notes", "chords"]
+        assert client.get(page.get_attribute("#score", "href")).content[:4] == b"MThd"
+        page.click("#edit-follow .clear")
+        plain = client.get(f"/v1/results/{edited(page, 'text=Vary all')}").json()
+        assert "context_kinds" not in plain["recipe"]
+        page.close()
+
+
 def test_a_model_that_follows_nothing_does_not_offer_it(page):
     assert page.is_visible("#make-form")
     assert not page.is_visible("#follow")
+    make(page, "nothing to follow")
+    assert page.is_visible("#edit-form")
+    assert not page.is_visible("#edit-follow")

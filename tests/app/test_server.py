@@ -160,6 +160,10 @@ def test_a_recording_is_kept_and_one_of_our_own_brings_its_recipe(server, out):
     again = server.post("/v1/recordings", files={"audio": ("x.wav", own)}).json()
     assert again["recipe"] == server.get(f"/v1/results/{original['id']}/recipe").json()
     assert again["kind"] == "generate"
+    assert read_recipe(out / again["file"]) == again["recipe"]
+    assert read_mark(out / again["file"]) == NEW
+    retaken = server.post("/v1/edits", json={"kind": "retake", "source": again["id"], "seed": 4})
+    assert ended(server, retaken.json())["status"] == "done"
 
 
 def test_beats_are_measured(server):

@@ -24,14 +24,15 @@ const sent = (method, body) => ({
 
 export const models = () => ask("/v1/models");
 export const defaults = () => ask("/v1/defaults");
-// `files` has those of midi, melody and along that are given.
-export function generate(fields, files = {}) {
-  if (!Object.keys(files).length) return ask("/v1/generations", sent("POST", fields));
+// Posts `fields` as JSON, or as a form with the `files` midi, melody and along as far as they are given.
+function post(path, fields, files) {
+  if (!Object.keys(files).length) return ask(path, sent("POST", fields));
   const form = new FormData();
   for (const [name, value] of Object.entries({ ...fields, ...files })) form.append(name, value);
-  return ask("/v1/generations", { method: "POST", body: form });
+  return ask(path, { method: "POST", body: form });
 }
-export const edit = (fields) => ask("/v1/edits", sent("POST", fields));
+export const generate = (fields, files = {}) => post("/v1/generations", fields, files);
+export const edit = (fields, files = {}) => post("/v1/edits", fields, files);
 export const jobs = () => ask("/v1/jobs");
 export const job = (id) => ask(`/v1/jobs/${id}`);
 export const cancel = (id) => ask(`/v1/jobs/${id}`, { method: "DELETE" });

@@ -44,7 +44,11 @@ function dropping() {
 async function begin() {
   await Promise.all([
     keep.start((id) => work.open(id).catch((error) => toast(error.message))),
-    make.start(async (made) => { await keep.refresh(); if (made.length) await work.open(made[0]); }),
+    make.start(async (made) => {
+      await keep.refresh();
+      if (made.length) await work.open(made[0]);
+      if ($("work").getBoundingClientRect().top > innerHeight) toast("The music is ready, further down.");
+    }, work.useModel),
   ]);
   const id = location.hash.slice(1);
   if (id) work.open(id).catch(() => {});

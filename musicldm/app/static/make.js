@@ -1,7 +1,8 @@
 // The form for new music, and the queue of what is being made.
 
 import * as api from "./api.js";
-import { $, clock, remembered, remember, text } from "./page.js";
+import * as follow from "./follow.js";
+import { $, clock, remembered, remember, text, toast } from "./page.js";
 
 const EXAMPLES = [
   "slow solo piano, calm and sad", "a fast rock band with drums and electric guitar", "a string quartet plays a waltz",
@@ -10,11 +11,14 @@ const EXAMPLES = [
 let models = [];
 let usual = {};
 let onMade = () => {};
+let onModel = () => {};
 
-export async function start(madeOne) {
-  onMade = madeOne;
+// Calls `madeOne` with the results of each job, and `modelChosen` with what is known of the chosen model.
+export async function start(madeOne, modelChosen) {
+  [onMade, onModel] = [madeOne, modelChosen];
   [models, usual] = await Promise.all([api.models(), api.defaults()]);
   const form = $("make-form");
+  follow.build($("follow"), "The music is as long as they are. The tempo above is that of the chords.", ["chords_bpm"], shown);
   fill(form.elements.model, models.map((one) => one.name));
   fill(form.elements.scheduler, usual.schedulers);
   form.elements.scheduler.value = usual.scheduler;
@@ -33,10 +37,6 @@ export async function start(madeOne) {
   }
   form.elements.model.onchange = chosenModel;
   form.addEventListener("input", shown);
-  $("follow-nothing").onclick = () => {
-    for (const name of ["chords", "midi", "melody", "along"]) form.elements[name].value = "";
-    shown();
-  };
   form.addEventListener("submit", (event) => { event.preventDefault(); make(); });
   $("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) make();
@@ -56,23 +56,23 @@ function chosenModel() {
   $("novelty-field").hidden = !model.novelty;
   $("loop-row").hidden = !can("loop");
   form.bpm.closest("label").hidden = !can("bpm");
-  $("follow").hidden = !model.context_kinds.some((kind) => kind !== "hole");
-  for (const field of $("follow").querySelectorAll("[data-kind]")) {
-    field.hidden = !model.context_kinds.includes(field.dataset.kind);
-  }
+  follow.offer($("follow"), model.context_kinds);
+  onModel(model);
   if (!remembered("make")) form.seconds.value = model.seconds;
 }
 
 function shown() {
   const form = $("make-form").elements;
-  $("length-shown").value = followed().any ? "as what it follows" : `${Number(form.seconds.value)} s`;
-  $("bars-field").hidden = !(form.loop.checked && form.bpm.value) || Boolean(followed().chords);
+  const { any, fields: { chords } } = follow.given($("follow"));
+  $("length-shown").value = any ? "as what it follows" : `${Number(form.seconds.value)} s`;
+  form.seconds.disabled = any;
+  $("bars-field").hidden = !(form.loop.checked && form.bpm.value) || Boolean(chords);
   const kept = {};
   for (const field of form) if (field.name && field.name !== "seed" && field.type !== "file") kept[field.name] = field.type === "checkbox" ? field.checked : field.value;
   remember("make", kept);
 }
 
-function number(field, label) {
+export function number(field, label) {
   if (field.value.trim() === "" && !field.validity.badInput) return null;
   const value = Number(field.value);
   const least = Number(field.min || -Infinity), most = Number(field.max || Infinity);
@@ -83,31 +83,18 @@ function number(field, label) {
   return value;
 }
 
-// What is to be followed, of the kinds that the model takes; empty without any.
-function followed() {
-  const form = $("make-form").elements, offered = (field) => !$("follow").hidden && !field.closest("label").hidden;
-  const given = {}, files = {};
-  if (offered(form.chords) && form.chords.value.trim()) {
-    given.chords = form.chords.value;
-    if (form.rhythm.value) given.rhythm = form.rhythm.value;
-    if (form.meter.value) given.meter = form.meter.value;
-  }
-  for (const name of ["midi", "melody", "along"]) if (offered(form[name]) && form[name].files[0]) files[name] = form[name].files[0];
-  return { chords: given.chords, given, files, any: Boolean(given.chords || Object.keys(files).length) };
-}
-
 function fields() {
-  const form = $("make-form").elements, { given, any } = followed();
+  const form = $("make-form").elements, { fields: given, any } = follow.given($("follow"));
   const loop = form.loop.checked, bpm = number(form.bpm, "Tempo");
   const bars = loop && bpm && !any ? number(form.bars, "Bars") : null;
   const asked = {
     prompt: form.prompt.value, model: form.model.value, loop, bpm, bars, ...given,
-    context_guidance_scale: any ? number(form.closely, "Follow it") : null,
+    context_guidance_scale: any ? number(form.closely, "Strength") : null,
     audio_length_in_s: bars || any ? null : Number(form.seconds.value),  // what is followed says how long
     num_waveforms_per_prompt: number(form.count, "How many") ?? 1, seed: number(form.seed, "Seed"),
     num_inference_steps: number(form.steps, "Steps") ?? usual.num_inference_steps,
-    guidance_scale: number(form.guidance, "Follow the words") ?? usual.guidance_scale,
-    negative_prompt: form.negative.value, candidates: number(form.candidates, "Best of") ?? 1,
+    guidance_scale: number(form.guidance, "Follow the description") ?? usual.guidance_scale,
+    negative_prompt: form.negative.value, candidates: number(form.candidates, "Keep the best of") ?? 1,
     scheduler: form.scheduler.value, novelty: $("novelty-field").hidden ? null : form.novelty.value || null,
   };
   return Object.fromEntries(Object.entries(asked).filter(([, value]) => value !== null && value !== false));
@@ -120,7 +107,7 @@ async function make() {
       $("prompt").focus();
       throw new Error("Describe the music first, as in “calm piano with strings”.");
     }
-    watch(await api.generate(fields(), followed().files), $("prompt").value);
+    watch(await api.generate(fields(), follow.given($("follow")).files), $("prompt").value);
   } catch (error) {
     $("make-error").textContent = error.message;
   }
@@ -140,6 +127,7 @@ export function use(recipe) {
   chosenModel();
   form.seconds.value = recipe.seconds;
   shown();
+  if (recipe.context_kinds?.length) toast("What it follows is not filled in: choose the chords, notes or recording again.");
   $("make").scrollIntoView({ behavior: "smooth" });
   $("prompt").focus();
 }

@@ -5,6 +5,7 @@ import Regions from "./vendor/regions.esm.js";
 import Spectrogram from "./vendor/spectrogram.esm.js";
 import Timeline from "./vendor/timeline.esm.js";
 import * as api from "./api.js";
+import * as follow from "./follow.js";
 import * as make from "./make.js";
 import * as keep from "./keep.js";
 import { $, clock, text, toast } from "./page.js";
@@ -14,6 +15,7 @@ const versions = new Map(); // id -> what is loaded of it
 let shownId = null; // of the version that is heard
 let selection = null; // {start, end} in seconds
 let undoDelete = null;
+let model = null; // that edits are made with
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -28,8 +30,16 @@ export function start() {
   $("again").onclick = () => make.use(versions.get(shownId).about.recipe);
   $("edit-form").elements.amount.oninput = (event) => { $("amount-shown").value = `${event.target.value} %`; };
   for (const button of $("edit-form").querySelectorAll("[data-kind]")) button.onclick = () => change(button.dataset.kind);
+  for (const name of ["from", "to"]) $("edit-form").elements[name].onchange = selectTyped;
+  follow.build($("edit-follow"), "They begin where the new part begins.", ["along"]);
   $("edit-form").onsubmit = (event) => event.preventDefault();
   document.addEventListener("keydown", keys);
+}
+
+// Edits are made with the model of the form for new music.
+export function useModel(chosen) {
+  model = chosen.name;
+  follow.offer($("edit-follow"), chosen.context_kinds);
 }
 
 function failed(error) { $("edit-error").textContent = error.message; }
@@ -141,6 +151,7 @@ function facts(version) {
   if (version.about.id !== shownId) return;
   const { about, beats } = version, recipe = about.recipe;
   const parts = [`${clock(about.seconds)} · ${about.sampling_rate / 1000} kHz ${about.channels === 1 ? "mono" : "stereo"}`];
+  $("edit-form").elements.chords_bpm.placeholder = (beats?.tempo_bpm || 120).toFixed(1);
   if (beats?.tempo_bpm) parts.push(`${beats.tempo_bpm.toFixed(1)} BPM${recipe.bpm ? ` (asked ${recipe.bpm})` : ""}`);
   if (recipe.seed !== undefined) parts.push(`seed ${recipe.seed}`);
   if (recipe.model) parts.push(recipe.model);
@@ -206,12 +217,22 @@ function select(version, region) {
   const start = snapped(version, region.start), end = snapped(version, region.end);
   if (end > start && (Math.abs(start - region.start) > 1e-4 || Math.abs(end - region.end) > 1e-4)) region.setOptions({ start, end });
   selection = { start: region.start, end: region.end };
+  $("edit-form").elements.from.value = selection.start.toFixed(2);
+  $("edit-form").elements.to.value = selection.end.toFixed(2);
   version.media.loop = false;
   $("selection").textContent = `Selected ${clock(selection.start, 2)} to ${clock(selection.end, 2)}, ${(selection.end - selection.start).toFixed(2)} s.`;
 }
 
+// Selects what was typed, as by dragging.
+function selectTyped() {
+  const { from, to } = $("edit-form").elements, version = versions.get(shownId);
+  const start = Math.max(0, Number(from.value)), end = Math.min(version.about.seconds, Number(to.value));
+  if (from.value && to.value && end > start) version.regions.addRegion({ start, end, color: css("--select") });
+}
+
 function clearSelection() {
   selection = null;
+  $("edit-form").elements.from.value = $("edit-form").elements.to.value = "";
   for (const version of versions.values()) version.regions.clearRegions();
   const version = versions.get(shownId);
   if (version) version.media.loop = $("repeat").checked;
@@ -233,7 +254,14 @@ async function change(kind) {
       if (!(fields.before_s > 0 || fields.after_s > 0)) throw new Error("Say how many seconds to add before or after.");
     }
     if (kind === "vary" || kind === "retake") fields.amount = Number(form.amount.value) / 100;
-    make.watch(await api.edit(fields), `${KINDS[kind]}: ${$("piece-name").value}`);
+    const { fields: followed, files, any } = follow.given($("edit-follow"));
+    if (kind !== "retake") {
+      fields.model = model; // a retake is made with the model of its source
+      Object.assign(fields, followed);
+      if (any) fields.context_guidance_scale = make.number(form.closely, "Strength") ?? 1;
+      if (followed.chords) fields.bpm = make.number(form.chords_bpm, "Their tempo") ?? (versions.get(shownId).beats?.tempo_bpm || 120);
+    }
+    make.watch(await api.edit(fields, kind === "retake" ? {} : files), `${KINDS[kind]}: ${$("piece-name").value}`);
   } catch (error) {
     failed(error);
   }
