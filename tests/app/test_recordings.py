@@ -117,7 +117,7 @@ def test_recipes_of_uploads_open_no_files(with_contexts, run, tmp_path):
         cases = [
             ("is not here", private),
             ("is not here", private | {"along_sha256": hashlib.sha256(SONG).hexdigest()}),
-            ("(lora)", {"lora": [[str(tmp_path), 1.0]]}),
+            ("(lora)", {"lora": [str(tmp_path)]}),
         ]
         for message, changes in cases:
             write_audio(tmp_path / "made.wav", np.zeros(4000, np.float32) + 0.1, 8000, recipe | changes, MADE)
