@@ -30,7 +30,7 @@ DOCUMENTS = sorted(
 PROGRAMS = ("pip", "apt", "apt-get", "git", "export", "accelerate", "ray", "source", "curl")  # of others
 SERVER = "http://127.0.0.1:7860"  # of the examples: `server` runs one for them
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-MADE = re.compile(r'"(RUN/final|CONCEPT/final|INDEX)"')  # what a reader has made before: `made` makes it here
+MADE = re.compile(r'"(RUN/final|CONCEPT/final|CONTEXT/final|INDEX)"')  # what a reader has made before, as `made` does
 
 
 def blocks(language: str) -> list:
@@ -48,8 +48,13 @@ def blocks(language: str) -> list:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with an adapter, a concept and an index, each of eight short recordings and the bundled model."""
+    """A folder with an adapter, a concept and an index, each of eight short recordings and the bundled model.
+
+    And a model that takes contexts, of which it has learned nothing.
+    """
+    from musicldm import MusicLDMPipeline
     from musicldm.models import ClapEmbedder
+    from musicldm.models.context import add_context
     from musicldm.models.loading import bundled_models
     from musicldm.novelty import build_index
     from musicldm.train import run
@@ -73,6 +78,9 @@ def made(tmp_path_factory) -> Path:
     )
     run("concept", "mini", folder / "data", folder / "CONCEPT", overrides=["name=<mine>", *short])
     build_index(folder / "data", folder / "INDEX", ClapEmbedder.from_model(bundled_models()["mini"]))
+    pipeline = MusicLDMPipeline.from_pretrained("mini")
+    add_context(pipeline.unet)
+    pipeline.save_pretrained(folder / "CONTEXT" / "final")
     return folder
 
 

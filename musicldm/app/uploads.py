@@ -89,8 +89,9 @@ def decode(path: Path, options: Options) -> Decoded:
     except EOFError:
         problem, recipe = "decoding it ended in a crash", None
     finally:
-        child.kill()
-        child.join()
+        if child.pid is not None:  # it has been started
+            child.kill()
+            child.join()
         ours.close()
         path.unlink(missing_ok=True)
     if problem is not None:
