@@ -133,7 +133,7 @@ def test_a_cluster_survives_a_file_that_kills_its_reader(cluster, folder, tmp_pa
 
 @needs_ray
 def test_no_cluster_is_one_error(folder, tmp_path, capsys):
-    for address, told in (("here", "HOST:PORT, or auto, got 'here'"), ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1")):
+    for address, told in (("here", "HOST:PORT or auto, got 'here'"), ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1")):
         assert main(["prepare", str(folder), "--out", str(tmp_path / "out"), "--ray", address]) == 2
         *account, error = capsys.readouterr().err.splitlines()
         assert len(account) == 1  # what the folder holds
