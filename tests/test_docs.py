@@ -17,6 +17,7 @@ import pytest
 from musicldm.audio import write_audio
 from musicldm.cli import parse
 from musicldm.config import STAGES, find_config, load_config
+from musicldm.scores import Sketch
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -29,6 +30,7 @@ DOCUMENTS = sorted(
 )
 PROGRAMS = ("pip", "apt", "apt-get", "git", "export", "accelerate", "ray", "source", "curl")  # of others
 SERVER = "http://127.0.0.1:7860"  # of the examples: `server` runs one for them
+TAKE = 0.3 * np.sin(np.arange(8 * 16_000) / 9)  # a recording, at 16 kHz
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MADE = re.compile(r'"(RUN/final|CONCEPT/final|CONTEXT/final|INDEX)"')  # what a reader has made before, as `made` does
 
@@ -85,10 +87,11 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> str:
-    """The address of a server with the bundled model."""
+def server(tmp_path_factory, made) -> str:
+    """The address of a server with a model that takes contexts."""
     folder = tmp_path_factory.mktemp("server")
     command = [sys.executable, "-m", "musicldm", "app", "--port", "0", "--no-browser", "--out", folder / "music"]
+    command += ["--model", made / "CONTEXT" / "final"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([*map(str, command)], stderr=log, cwd=folder)
     try:
@@ -140,6 +143,7 @@ def test_python_examples_run(block, tmp_path, monkeypatch, request):
     block = re.sub(r"num_inference_steps=\d+", "num_inference_steps=1", block)
     if SERVER in block:
         block = block.replace(SERVER, request.getfixturevalue("server"))
+        write_audio(tmp_path / "hummed.wav", TAKE, 16_000)
     names = {"waveform": np.sin(np.arange(40_000) / 5).astype(np.float32), "sample_rate": 8_000}
     exec(compile(block, "example", "exec"), names)
 
@@ -150,18 +154,25 @@ def test_python_examples_run(block, tmp_path, monkeypatch, request):
 def test_requests_with_curl_are_answered(block, server, tmp_path):
     from musicldm.app import Client
 
-    write_audio(tmp_path / "take.wav", 0.3 * np.sin(np.arange(8 * 16_000) / 9), 16_000)
+    for name in ("take.wav", "guitar.wav"):
+        write_audio(tmp_path / name, TAKE, 16_000)
+    in_two_tracks = Sketch.from_chords("C F", bpm=160) + Sketch.click(160, bars=2)
+    in_two_tracks.to_midi(tmp_path / "theme.mid")
     with Client(server) as client:
-        job = client.wait(client.generate("calm piano", audio_length_in_s=2.56)["id"])
+        job = client.wait(client.generate("calm piano", chords="C F", bpm=160)["id"])
     script = re.sub(r"\bID\b", job["id"], block.replace(SERVER, server)).replace(
         "curl -s", "curl -s --fail-with-body -w '\n'"
     )
     done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     answers = [json.loads(line) for line in done.stdout.splitlines() if line]
-    assert [answer["status"] for answer in answers][1] == "done"
+    asked = [command[0] == "curl" and "-o" not in command for command in commands(block)]
+    assert len(answers) == sum(asked)
     assert all(answer["id"] for answer in answers)
-    assert (tmp_path / "piano.flac").read_bytes()[:4] == b"fLaC"
+    assert "failed" not in [answer["status"] for answer in answers]
+    for name, head in (("piano.flac", b"fLaC"), ("played.mid", b"MThd")):
+        assert (name in block) == (tmp_path / name).exists()
+        assert name not in block or (tmp_path / name).read_bytes()[:4] == head
 
 
 def targets(path: Path) -> list[str]:
@@ -217,4 +228,4 @@ def test_every_document_was_found():
         block.id for block in blocks("text") if re.search(r"^(\S*import|curl|musicldm) ", block.values[0], re.M)
     ]
     assert len(blocks("sh")) >= 4
-    assert sum(bool(MADE.search(block.values[0])) for block in blocks("python")) == 3
+    assert sum(bool(MADE.search(block.values[0])) for block in blocks("python")) == 4

@@ -130,7 +130,7 @@ def test_make_then_change_a_part_extend_vary_and_retake(page, served):
     varied = edited(page, "text=Vary all")
     assert not np.array_equal(audio(served, varied), original)
     page.click("#versions button >> nth=0")
-    retake = edited(page, "text=Retake")
+    retake = edited(page, "button:text-is('Retake')")
     assert served[1].get(f"/v1/results/{retake}").json()["kind"] == "retake"
 
 

@@ -72,7 +72,7 @@ BAD = {
     "empty.wav": "is empty",
     "eight.wav": "8 channels",
     "loop.wav": "symbolic links",
-    "nan.wav": "no number at 0.5",
+    "nan.wav": "not finite at 0.5",
     "nothing.wav": "0.00 s of sound",
     "slow.wav": "rate of 1000 Hz",
     "text.mp3": "cannot be decoded",

@@ -146,8 +146,8 @@ def test_an_evaluation_becomes_part_of_the_card(trained, tmp_path, capsys):
         assert main(write) == 0
     after = (model / CARD).read_text(encoding="utf-8")
     assert after.count("## Evaluation") == 1
-    assert "| SIM_AA@90: share of clips with a training clip nearer than 0.90 |" in after
-    assert "| SIM_AA@95: share of clips with a training clip nearer than 0.95 |" in after
+    assert "| SIM_AA@90: share of clips with a cosine above 0.90 to a training clip |" in after
+    assert "| SIM_AA@95: share of clips with a cosine above 0.95 to a training clip |" in after
     assert "2 clips of revision" in after
     assert str(tmp_path) not in after
     assert after.replace(after[after.index("## Evaluation") : after.index("## Licence")], "") == before
@@ -156,8 +156,8 @@ def test_an_evaluation_becomes_part_of_the_card(trained, tmp_path, capsys):
     made = json.loads(metrics.read_text())
     capsys.readouterr()
     for changes, of, message in (
-        ({}, "mini", "is none"),
-        ({"audio": "recordings"}, model, "judges recordings"),
+        ({}, "mini", "is not one"),
+        ({"audio": "recordings"}, model, "is an evaluation of recordings"),
         ({"adapters": []}, model, "with adapters"),
         ({"revision": "0" * 12}, model, "is of a model of revision 000000000000"),
     ):

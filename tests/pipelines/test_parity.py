@@ -60,6 +60,10 @@ def test_arguments_are_those_of_diffusers_and_more():
         "correct",
         "loop",
         "windows",
+        "context",
+        "context_kind",
+        "context_guidance_scale",
+        "context_sampling_rate",
     ]
     constructors = [inspect.signature(cls).parameters for cls in (MusicLDMPipeline, diffusers.MusicLDMPipeline)]
     assert list(constructors[0]) == list(constructors[1])
